@@ -1,0 +1,118 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+ARGS ?=
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+MODEL := .models/smollm2-135m-instruct
+
+# A step is done when its stamp exists. The stamp's name carries a checksum of what the step installs,
+# not a date: switching branches back and forth installs again only what differs.
+sum = $(shell cksum $(1) | cut -d ' ' -f 1)
+VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
+CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
+DEV := .venv/.stamps/dev-$(call sum,< requirements/dev.lock)
+PROJECT := .venv/.stamps/project-$(call sum,< pyproject.toml)
+CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
+
+# $(call done,NAME): replace the stamps of older versions of a step by the present one.
+done = rm -f .venv/.stamps/$(1)-*; mkdir -p .venv/.stamps; touch $@
+
+# $(call install,LOCK): pip writes RECORD last, so a package without one was cut off half-way, and pip
+# would take it for installed.
+define install
+for info in .venv/lib/python*/site-packages/*.dist-info; do \
+	if [ -d "$$info" ] && [ ! -e "$$info/RECORD" ]; then rm -rf "$$info"; fi; \
+done; \
+$(PIP) install --no-deps -r $(1)
+endef
+
+.PHONY: help setup runtime model serve test lint types format bench clean
+
+help:  ## list the targets
+	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  ARGS=… is passed on to serve, test and bench; PYTHON=… names the Python (3.11 or 3.12)"
+
+setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
+	@echo "ready: make serve, make test"
+
+serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000
+	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)
+
+test: setup lint types  ## set up, then lint, type check and run the whole test suite
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(DEV)  ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(DEV) runtime  ## check types (mypy, strict)
+	@$(BIN)/mypy
+
+format: $(DEV)  ## mend style and formatting
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: setup  ## measure throughput with guidance against plain rows
+	@$(BIN)/python bench/lockstep.py $(ARGS)
+
+clean:  ## remove what make made: environment, model, caches
+	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find divserve kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+runtime: $(PROJECT)
+model: $(CONVERTED)
+
+$(VENV):
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+		echo "divserve needs Python 3.11 or 3.12, and $(PYTHON) is" \
+			"$$("$(PYTHON)" --version 2>&1 || echo missing). Name another: make PYTHON=python3.12 …" >&2; \
+		exit 1; \
+	}
+	@if ! grep -qsF '$(CURDIR)/.venv/bin' $(BIN)/pip || ! $(BIN)/pip --version > /dev/null 2>&1; then \
+		echo "→ creating .venv"; \
+		rm -rf .venv; \
+		"$(PYTHON)" -m venv .venv; \
+	fi
+	@$(call done,venv)
+
+$(CPU): $(VENV)
+	@echo "→ installing $$(grep -c == requirements/cpu.lock) packages (3.5 GB; two to four minutes)"
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+		$(PIP) install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep ^torch== requirements/cpu.lock)"; \
+	fi
+	@$(call install,requirements/cpu.lock)
+	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
+		$(PIP) uninstall -y torch; \
+		echo "The torch that pip found does not load here: a CUDA build, most likely. Add PyTorch's" \
+			"index of CPU wheels to pip's configuration, or name it: make TORCH_INDEX=<url> …" >&2; \
+		exit 1; \
+	}
+	@$(call done,cpu)
+
+$(DEV): $(VENV)
+	@echo "→ installing $$(grep -c == requirements/dev.lock) development tools (ten seconds)"
+	@$(call install,requirements/dev.lock)
+	@$(call done,dev)
+
+$(PROJECT): $(CPU)
+	@echo "→ installing divserve itself"
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(call done,project)
+
+# The folder may have been deleted behind the stamp's back.
+$(CONVERTED): $(PROJECT) $(if $(wildcard $(MODEL)/divserve.json),,FORCE)
+	@$(BIN)/divserve prepare-model --out $(MODEL)
+	@$(call done,model)
+
+.PHONY: FORCE
+FORCE:

@@ -1,0 +1,131 @@
+"""Errors as OpenAI JSON: the one place that turns an exception of ours into a response.
+
+    {"error": {"message": str, "type": str, "param": str | null, "code": str}}
+
+`ApiError` carries its own status; a body that does not validate is a 400 (never FastAPI's 422) whose
+``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors that vLLM raises
+itself keep vLLM's body, which has the same shape with the HTTP status as its ``code``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from divserve.decoding import METHODS
+from divserve.engine.openai import clean_loc_for_param
+from divserve.errors import ApiError, InvalidRequest
+
+__all__ = ["ErrorBody", "error_body", "error_response", "install", "invalid_body"]
+
+CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "guide_missing": "missing_required_parameter",
+    "union_tag_not_found": "missing_required_parameter",
+}
+"""OpenAI's code of a pydantic error type; all others are ``invalid_value``."""
+
+SUFFIXES = {
+    "guide_missing": "guide",
+    "union_tag_invalid": "method",
+    "union_tag_not_found": "method",
+}
+"""Errors that pydantic reports at the object although they concern one field of it."""
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error response (for /openapi.json)."""
+
+    error: Error
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The OpenAI error object of `error`."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The HTTP response of `error`."""
+    return JSONResponse(error_body(error), status_code=error.status)
+
+
+def invalid_body(errors: Sequence[Any]) -> InvalidRequest:
+    """The 400 for a body that did not validate.
+
+    Args:
+        errors: pydantic's error dicts; vLLM also raises plain strings (wrong content type).
+    """
+    if not errors:
+        return InvalidRequest("The body is not valid.")
+    first, others = errors[0], len(errors) - 1
+    if not isinstance(first, Mapping):
+        return InvalidRequest(str(first), code="unsupported_content_type")
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return InvalidRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
+    param = _param(first)
+    message = f"{param}: {_message(first)}" if param else _message(first)
+    if others:
+        message += f" (and {others} more)"
+    return InvalidRequest(message, param=param, code=CODES.get(first["type"]))
+
+
+def _param(error: Mapping[str, Any]) -> str | None:
+    """The path of the field in the body, without "body" and the tag of the method union."""
+    loc = list(error["loc"])
+    if loc[:1] == ["body"]:
+        del loc[0]
+    if loc[:1] == ["decoding"] and len(loc) > 1 and loc[1] in METHODS:
+        del loc[1]
+    if suffix := SUFFIXES.get(error["type"]):
+        loc.append(suffix)
+    if error["type"] == "guide_empty":
+        loc.append(error["ctx"]["name"])
+    return clean_loc_for_param(tuple(loc)) or None
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    known = ", ".join(METHODS)
+    match error["type"]:
+        case "union_tag_invalid":
+            return f"unknown method {error['ctx']['tag']!r}; the methods are {known}"
+        case "union_tag_not_found":
+            return f"names no method; the methods are {known}"
+        case "extra_forbidden":
+            return "unknown field"
+    return str(error["msg"])
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers on `app`, in place of vLLM's for bodies that do not validate."""
+
+    async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(invalid_body(error.errors()))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_body)

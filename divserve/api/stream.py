@@ -1,0 +1,130 @@
+"""Server-sent events: adding the account to the chunks, and errors before the 200.
+
+vLLM pulls a result only after it has sent the chunks of the last one, so what was recorded since
+belongs to the chunks that come next. Tokens that a parser holds back send no chunk; their entries
+wait for the next chunk of their choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Send
+
+from divserve.api.report import ChoiceReport, GuidedOutput
+
+__all__ = ["PrimedResponse", "StreamReport", "is_error"]
+
+ERROR_EVENT = 'data: {"error"'
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Keep proxies from collecting the events of a stream."""
+
+
+def is_error(event: str) -> bool:
+    """Whether `event` carries an error object."""
+    return event.startswith(ERROR_EVENT)
+
+
+class StreamReport:
+    """Accounts of all choices of one stream.
+
+    Args:
+        new: makes the account of a choice from the index of its prompt.
+        choices: number of choices per prompt.
+        trace: whether the entries of every token are sent.
+    """
+
+    def __init__(self, new: Callable[[int], ChoiceReport], choices: int, trace: bool) -> None:
+        self._new = new
+        self._choices = choices
+        self._trace = trace
+        self._reports: dict[int, ChoiceReport] = {}
+        self._due = False
+
+    def record(self, prompt: int, outputs: Iterable[GuidedOutput]) -> None:
+        """Takes in what the engine yielded for the prompt of this index."""
+        for output in outputs:
+            index = prompt * self._choices + output.index
+            if index not in self._reports:
+                self._reports[index] = self._new(prompt)
+            self._reports[index].add(output)
+            self._due |= self._trace or output.finish_reason is not None
+
+    def add_to(self, event: str) -> str:
+        """The event, with the entries or the summary of its choices if any are due."""
+        if not self._due or not event.startswith("data: {"):
+            return event
+        chunk = json.loads(event[len("data: ") :])
+        for choice in chunk.get("choices", ()):
+            if account := self._account(choice):
+                choice["decoding"] = account
+        self._due = any(report.pending for report in self._reports.values())
+        return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+    def _account(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        report = self._reports.get(choice["index"])
+        if report is None:
+            return None
+        if choice.get("finish_reason") is not None:
+            return report.summary()
+        return {"trace": report.take_trace()} if report.pending else None
+
+
+class PrimedResponse(StreamingResponse):
+    """A stream whose headers wait for its first event.
+
+    vLLM's engine client validates when the first result is asked for; in a stream that is after the
+    200. Here an error that comes first is an HTTP error. From the second event on the loop is
+    Starlette's own, so that a token costs nothing more.
+    """
+
+    @classmethod
+    def of(cls, response: StreamingResponse) -> PrimedResponse:
+        """The same stream as `response`."""
+        background: BackgroundTask | None = response.background
+        return cls(
+            response.body_iterator,
+            headers=HEADERS,
+            media_type=response.media_type,
+            background=background,
+        )
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends the stream, or the error in its first event."""
+        events = aiter(self.body_iterator)
+        first = await anext(events, "")
+        if isinstance(first, str) and is_error(first):
+            await _send_error(first, send)
+            return
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send(_body(first, self.charset))
+        async for event in events:
+            await send(_body(event, self.charset))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _body(event: Any, charset: str) -> dict[str, Any]:
+    body = event.encode(charset) if isinstance(event, str) else event
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _send_error(event: str, send: Send) -> None:
+    body = json.loads(event[len("data: ") :])
+    await JSONResponse(body, status_code=_status(body["error"]))({"type": "http"}, _receive, send)
+
+
+def _status(error: dict[str, Any]) -> int:
+    """vLLM's errors carry their status as the code; ours carry a type of OpenAI's."""
+    code = error.get("code")
+    if isinstance(code, int):
+        return code
+    return 400 if error.get("type") == "invalid_request_error" else 500
+
+
+async def _receive() -> Any:
+    raise RuntimeError("a response reads nothing")

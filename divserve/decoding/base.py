@@ -1,0 +1,110 @@
+"""What every method shares: the guide, the trace switch, and how it describes itself."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from divserve.decoding.row import Row
+
+__all__ = ["Guide", "Method"]
+
+NaturalGuide = Literal["last_token"]
+
+
+class Guide(BaseModel):
+    """What the second stream sees. Give exactly one of the three fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    without: str | list[str] | None = Field(
+        default=None,
+        description="Text that occurs verbatim in the messages or the prompt; the guide is the same "
+        "request with it removed wherever it occurs.",
+    )
+    messages: list[dict[str, Any]] | None = Field(
+        default=None, description="The guide's messages in full (chat only)."
+    )
+    prompt: str | list[int] | None = Field(
+        default=None, description="The guide's prompt in full: text or token ids (completions only)."
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Guide:
+        given = [name for name in ("without", "messages", "prompt") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "guide_choice",
+                "give exactly one of 'without', 'messages' and 'prompt' (given: {given})",
+                {"given": ", ".join(given) or "none"},
+            )
+        if len(getattr(self, given[0])) == 0 or "" in self.texts():
+            raise PydanticCustomError("guide_empty", "'{name}' is empty", {"name": given[0]})
+        return self
+
+    def texts(self) -> list[str]:
+        """The texts of ``without`` as a list; empty when another field was given."""
+        if self.without is None:
+            return []
+        return [self.without] if isinstance(self.without, str) else self.without
+
+
+class Method(BaseModel):
+    """A decoding method: its parameters, its paper, and the kernel row it stands for.
+
+    A new method is one subclass in a file of its own, one line in ``divserve.decoding.METHODS`` and
+    its tests.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    """One sentence: what it does for the user."""
+    formula: ClassVar[str]
+    paper: ClassVar[str]
+    url: ClassVar[str]
+    needs: ClassVar[str] = "a guide prompt"
+    natural_guide: ClassVar[NaturalGuide | None] = None
+    """The guide used when the request gives none; None: the request must give one."""
+    reports: ClassVar[tuple[str, ...]]
+    """Names of the figures that `report` returns for every token."""
+
+    guide: Guide | None = Field(default=None, description="What the second stream sees.")
+    trace: bool = Field(default=False, description="Return the statistics of every token.")
+
+    @model_validator(mode="after")
+    def _guide_present(self) -> Method:
+        if self.guide is None and self.natural_guide is None:
+            raise PydanticCustomError(
+                "guide_missing",
+                "needs a guide: give 'guide' with one of 'without', 'messages' and 'prompt'",
+            )
+        return self
+
+    @abstractmethod
+    def row(self, temperature: float) -> Row:
+        """The kernel row of these parameters.
+
+        Args:
+            temperature: the request's sampling temperature; 0 means greedy.
+        """
+
+    @abstractmethod
+    def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
+        """The figures of one token under the names of `reports` (entropy and divergences in nats).
+
+        Args:
+            statistics: the engine's statistics row by the names of ``STATISTICS``.
+            temperature: as in `row`.
+        """
+
+    @classmethod
+    def parameters(cls) -> dict[str, Any]:
+        """The method's own parameters and their defaults, without guide and trace."""
+        shared = set(Method.model_fields) | {"method"}
+        return {k: f.default for k, f in cls.model_fields.items() if k not in shared}

@@ -1,0 +1,46 @@
+"""KL-guided temperature: sample coolly where the document matters, freely where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from divserve.decoding.base import Method
+from divserve.decoding.row import Row
+
+__all__ = ["KlTemperature"]
+
+MIN_TEMPERATURE = 1e-4
+
+
+class KlTemperature(Method):
+    """T_t = max(T · 2^(−KL(p_with‖p_without) / sigma), 1e-4) (Chang et al. 2023, §3).
+
+    Only the primary's logits are sampled from, so the order of the tokens never changes and greedy
+    requests (temperature 0) answer as without it. ``sigma`` is the KL in nats at which the
+    temperature halves; 0 switches the method off, as in the authors' code.
+    """
+
+    title = "KL-guided temperature"
+    summary = "Diverse where the document says nothing, near-greedy where it decides the token."
+    formula = "T = T0·2^(−KL(p1‖p2)/sigma)"
+    paper = "Chang et al., 2023, arXiv:2306.01286"
+    url = "https://arxiv.org/abs/2306.01286"
+    reports = ("entropy", "kl", "jsd", "temperature")
+
+    method: Literal["kl_temperature"]
+    sigma: float = Field(
+        default=1.0, ge=0, le=1000, description="KL (nats) that halves the temperature; 0 is plain."
+    )
+
+    def row(self, temperature: float) -> Row:
+        rate = 1.0 / self.sigma if self.sigma > 0 else 0.0
+        floor = min(1.0, MIN_TEMPERATURE / temperature) if temperature > 0 else MIN_TEMPERATURE
+        return Row(kl_rate=rate, min_factor=floor)
+
+    def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
+        s = statistics
+        used = s["factor"] * temperature
+        return {"entropy": s["entropy"], "kl": s["kl"], "jsd": s["jsd"], "temperature": used}

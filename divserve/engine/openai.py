@@ -1,0 +1,66 @@
+"""vLLM's OpenAI front end, as far as the API stands on it: the only door between the two.
+
+| name | file of vLLM 0.32.0, under ``vllm/`` | what we rely on |
+|---|---|---|
+| `build_app` | entrypoints/launchers/app.py | routers, middleware and exception handlers of the server |
+| `init_app_state` | entrypoints/launchers/api_server/app_state.py | puts ``openai_serving_chat`` and ``openai_serving_completion`` on ``app.state`` |
+| `ChatCompletionRequest` | entrypoints/openai/chat_completion/protocol.py | extra fields are allowed; ``to_sampling_params`` is called once per prompt, in order |
+| `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
+| `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
+| `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
+| `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
+| `ErrorResponse` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
+| `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
+| `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
+| `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
+| `has_non_text_content` | renderers/chat_utils.py | finds images, audio … in messages |
+| `ChatCompletionMessageParam` | renderers/chat_utils.py | the type of one message |
+| `load_aware_call`, `validate_json_request`, `with_cancellation` | entrypoints/serve/utils/api_utils.py | what vLLM puts around its routes |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import inspect
+
+from vllm.entrypoints.generate.base.serving import decode_token_ids, format_token_id_placeholder
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
+
+__all__ = [
+    "ChatCompletionMessageParam",
+    "ChatCompletionRequest",
+    "CompletionRequest",
+    "ErrorResponse",
+    "OpenAIServingChat",
+    "OpenAIServingCompletion",
+    "VLLMValidationError",
+    "answer_chat",
+    "answer_completion",
+    "build_app",
+    "clean_loc_for_param",
+    "decode_token_ids",
+    "format_token_id_placeholder",
+    "has_non_text_content",
+    "init_app_state",
+    "load_aware_call",
+    "validate_json_request",
+    "with_cancellation",
+]
+
+answer_chat = inspect.unwrap(create_chat_completion)
+answer_completion = inspect.unwrap(create_completion)

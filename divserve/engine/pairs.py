@@ -1,0 +1,95 @@
+"""Worker side: which pairs are alive, and where their rows are in the batch of this step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from divserve.decoding import STATISTICS, Row
+from divserve.engine.group import PAIR_KEY
+from divserve_kernels import PARAMETERS, Rows, guide
+from divserve_kernels import STATISTICS as KERNEL_STATISTICS
+
+__all__ = ["PairTable", "Plan"]
+
+assert Row._fields == PARAMETERS and STATISTICS == KERNEL_STATISTICS
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done to the logits and tokens of one step."""
+
+    primaries: tuple[str, ...]
+    rows: Rows
+
+    def guide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Guides the primary rows of the raw logits ``[R, V]``.
+
+        Returns:
+            The logits in float32 ``[R, V]`` (the same tensor if they were float32) and the
+            statistics ``[G, len(STATISTICS)] float32``, both on the device, unsynchronised.
+        """
+        logits = logits.to(torch.float32)
+        return logits, guide(logits, self.rows)
+
+    def copy_tokens(self, sampled: Tensor) -> None:
+        """Gives every guide row its primary's token: ``sampled`` is ``[R, 1]``, changed in place."""
+        sampled.index_copy_(0, self.rows.guide, sampled.index_select(0, self.rows.primary))
+
+
+class PairTable:
+    """Pairs by guide id, fed by the scheduler's outputs; plans are cached per batch layout."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pairs: dict[str, tuple[str, Sequence[float]]] = {}
+        self._layout: list[str] = []
+        self._samples: np.ndarray = np.zeros(0, dtype=bool)
+        self._plan: Plan | None = None
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def observe(self, scheduler_output: SchedulerOutput) -> None:
+        """Takes up new pairs and drops finished ones. Call once a step, before `plan`."""
+        for request_id in scheduler_output.finished_req_ids:
+            if self._pairs.pop(request_id, None) is not None:
+                self._layout = []
+        for new in scheduler_output.scheduled_new_reqs:
+            params = new.sampling_params
+            pair = (params.extra_args or {}).get(PAIR_KEY) if params is not None else None
+            if pair is not None:
+                self._pairs[new.req_id] = (pair["primary"], pair["row"])
+                self._layout = []
+
+    def plan(self, req_ids: list[str], samples: np.ndarray) -> Plan | None:
+        """The plan of this step, or None when no pair samples.
+
+        Args:
+            req_ids: request id of each batch row.
+            samples: ``[R] bool``: which rows take a token in this step. A pair with only one such
+                row is left out; the scheduler then stops its request.
+        """
+        if req_ids != self._layout or not np.array_equal(samples, self._samples):
+            self._plan = self._build(req_ids, samples)
+            self._layout, self._samples = list(req_ids), samples.copy()
+        return self._plan
+
+    def _build(self, req_ids: list[str], samples: np.ndarray) -> Plan | None:
+        row_of = {request_id: i for i, request_id in enumerate(req_ids)}
+        found = []
+        for guide_id, (primary_id, parameters) in self._pairs.items():
+            primary, second = row_of.get(primary_id), row_of.get(guide_id)
+            if primary is None or second is None or not (samples[primary] and samples[second]):
+                continue
+            found.append((primary_id, primary, second, parameters))
+        if not found:
+            return None
+        ids, primary_rows, guide_rows, parameters_of = zip(*found, strict=True)
+        rows = Rows.pack(primary_rows, guide_rows, parameters_of, self._device)
+        return Plan(primaries=ids, rows=rows)

@@ -1,0 +1,80 @@
+"""Hook into model runner V1 (``vllm/v1/worker/gpu_model_runner.py``; CPU and, on request, GPU).
+
+Order of a step: forward → raw logits → **guide** → grammar mask → allowed ids, bias, penalties,
+temperature, top-k/p, sampling → **guide row takes the primary's token** → bookkeeping, next inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.outputs import SamplerOutput
+
+from divserve.engine.output import Report, attach
+from divserve.engine.pairs import PairTable, Plan
+
+__all__ = ["install"]
+
+
+class GuidedRunner:
+    """Mixed into the runner's own class by `install`."""
+
+    divserve_pairs: PairTable
+    divserve_plan: Plan | None = None
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        self.divserve_pairs.observe(scheduler_output)
+        return super()._update_states(scheduler_output)  # type: ignore[misc]
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        """Guides the raw logits before anything else of vLLM's sees them."""
+        state: Any = self.execute_model_state  # type: ignore[attr-defined]
+        if state is None or state.logits is None:
+            return super().sample_tokens(grammar_output)  # type: ignore[misc]
+        report = self._guide(state) if len(self.divserve_pairs) else None
+        hidden = self._hide_idle_generators()
+        try:
+            output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        finally:
+            self.input_batch.generators.update(hidden)  # type: ignore[attr-defined]
+            self.divserve_plan = None
+        return output if report is None else attach(output, report)
+
+    def _guide(self, state: Any) -> Report | None:
+        batch = self.input_batch  # type: ignore[attr-defined]
+        num_rows = len(batch.req_ids)
+        samples = ~self.discard_request_mask.np[:num_rows]  # type: ignore[attr-defined]
+        plan = self.divserve_pairs.plan(batch.req_ids, samples)
+        if plan is None:
+            return None
+        logits, statistics = plan.guide(state.logits)
+        self.execute_model_state = state._replace(logits=logits)
+        self.divserve_plan = plan
+        return Report.start(plan.primaries, statistics)
+
+    def _hide_idle_generators(self) -> dict[int, Any]:
+        """Takes away the generators of rows whose sample is thrown away (unfinished prefills).
+
+        vLLM would rewind them with ``set_offset``, which CPU generators do not have: the engine
+        would die on any chunked prefill of a seeded request. Unused, they need no rewinding.
+        """
+        generators: dict[int, Any] = self.input_batch.generators  # type: ignore[attr-defined]
+        if not generators:
+            return {}
+        idle = self.discard_request_mask.np  # type: ignore[attr-defined]
+        return {row: generators.pop(row) for row in list(generators) if idle[row]}
+
+    def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
+        output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
+        if self.divserve_plan is not None:
+            self.divserve_plan.copy_tokens(output.sampled_token_ids)
+        return output
+
+
+def install(runner: Any) -> None:
+    """Re-classes a V1 runner so that it guides paired rows."""
+    cls = type(runner)
+    runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
+    runner.divserve_pairs = PairTable(runner.device)

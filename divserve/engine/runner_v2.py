@@ -1,0 +1,70 @@
+"""Hook into model runner V2 (``vllm/v1/worker/gpu/model_runner.py``; vLLM's default on NVIDIA).
+
+`sample` computes the logits, masks them by the grammar and samples; both ends of it are wrapped:
+``compute_logits`` guides the raw logits, and the guide row's token is replaced before the runner
+broadcasts, copies to the host and writes its per-slot token history.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+
+from divserve.engine.output import Report, attach
+from divserve.engine.pairs import PairTable, Plan
+
+__all__ = ["install"]
+
+
+class GuidedRunnerV2:
+    """Mixed into the runner's own class by `install`."""
+
+    divserve_pairs: PairTable
+    divserve_report: Report | None = None
+
+    def add_requests(self, scheduler_output: SchedulerOutput) -> None:
+        """Called once a step; preempted requests come back here as new ones."""
+        self.divserve_pairs.observe(scheduler_output)
+        super().add_requests(scheduler_output)  # type: ignore[misc]
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        """Attaches the report of the step to its output."""
+        output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        report, self.divserve_report = self.divserve_report, None
+        return output if report is None or output is None else attach(output, report)
+
+    def sample(self, hidden_states: Tensor, input_batch: Any, grammar_output: Any) -> Any:
+        """Samples with guided logits; the guide rows get their primaries' tokens."""
+        plan = self._plan(input_batch) if len(self.divserve_pairs) else None
+        if plan is None:
+            return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
+        model: Any = self.model  # type: ignore[attr-defined]
+        compute_logits = model.compute_logits
+
+        def guided_logits(*args: Any, **kwargs: Any) -> Tensor:
+            logits, statistics = plan.guide(compute_logits(*args, **kwargs))
+            self.divserve_report = Report.start(plan.primaries, statistics)
+            return logits
+
+        model.compute_logits = guided_logits
+        try:
+            sampled = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
+        finally:
+            del model.compute_logits
+        plan.copy_tokens(sampled[0].sampled_token_ids)
+        return sampled
+
+    def _plan(self, input_batch: Any) -> Plan | None:
+        num_rows = len(input_batch.req_ids)
+        lengths = input_batch.seq_lens_cpu_upper_bound.numpy()[:num_rows]
+        samples = lengths >= input_batch.prefill_len_np[:num_rows]
+        return self.divserve_pairs.plan(input_batch.req_ids, samples)
+
+
+def install(runner: Any) -> None:
+    """Re-classes a V2 runner so that it guides paired rows."""
+    cls = type(runner)
+    runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunnerV2, cls), {})
+    runner.divserve_pairs = PairTable(runner.device)

@@ -1,0 +1,249 @@
+"""The lock-step scheduler: a guided token is sampled only in a step that holds its whole group.
+
+Each step: groups whose members all have just their sampling token left are *released*; they move to
+the front of the running list, members side by side, so that neither the token budget nor a
+preemption can come between them. All other members are *held* one token back. One-token members
+*join* in the step of their group's first sample. What the workers report of each guided token
+travels to the front end with the token; a token without a report ends its request with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from divserve.engine.group import WIRE_KEY, Group
+from divserve.engine.output import guidance_of
+from divserve.engine.preflight import PreflightMixin
+
+__all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
+
+LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
+
+
+class LockstepMixin(PreflightMixin):
+    """Release, join, report and end of groups."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ended: dict[int, Group] = {}
+        """Groups that lost a member and are to be settled, by identity."""
+        self._updating = False
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """One step. Without groups it is vLLM's own."""
+        if not self._groups:
+            return super().schedule(throttle_prefills)
+        self._blocked.clear()
+        self._evict_extra_partials()
+        joining = self._find_joins()
+        self._release(joining)
+        preempted = self._preflight(joining)
+        if preempted and joining:
+            for member in joining:
+                self._hold(self._groups[member.request_id])
+            joining = []
+        return self._schedule_step(throttle_prefills, joining, preempted)
+
+    def _schedule_step(
+        self, throttle_prefills: bool, joining: list[Request], preempted: bool
+    ) -> SchedulerOutput:
+        pause, line = self._pause_state, self.waiting
+        if preempted and pause == PauseState.UNPAUSED:
+            # As in vLLM: a step that preempted admits nobody.
+            self._pause_state = PauseState.PAUSED_NEW
+        if joining:
+            self._line_up(joining)
+        try:
+            return super().schedule(throttle_prefills)
+        finally:
+            self._pause_state = pause
+            self._joining = set()
+            if self.waiting is not line:
+                for request in self.waiting:
+                    line.add_request(request)
+                self.waiting = line
+
+    def _line_up(self, joining: list[Request]) -> None:
+        """Puts joining members at the head of the line and keeps a token for each of them."""
+        self.waiting.remove_requests(joining)
+        if self.policy == SchedulingPolicy.PRIORITY:
+            # A priority queue has no head to put them at: for this step they are the whole line.
+            self.waiting = create_request_queue(SchedulingPolicy.FCFS)
+        for member in reversed(joining):
+            self.waiting.prepend_request(member)
+        self._joining = {m.request_id for m in joining}
+        self._budget = self.max_num_scheduled_tokens - len(joining)
+
+    def _evict_extra_partials(self) -> None:
+        """Keeps the oldest partly admitted group; two of them could wait for each other for ever."""
+        partial: dict[int, Group] = {}
+        for request in self.running:
+            group = self._groups.get(request.request_id)
+            if group is not None and group.lacks_prefill():
+                partial[id(group)] = group
+        oldest_first = sorted(partial.values(), key=lambda g: self._eviction_key(g.members))
+        for group in oldest_first[1:]:
+            self._preempt_unit(group.members)
+        self._partial = oldest_first[0] if oldest_first else None
+
+    def _find_joins(self) -> list[Request]:
+        """One-token members whose groups can sample in this step, as far as slots reach."""
+        if self._pause_state != PauseState.UNPAUSED or self.kv_holding_waiting:
+            return []
+        slots = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
+        joining: list[Request] = []
+        for group in self._one_token.values():
+            members = group.joinable()
+            if members and len(joining) + len(members) <= slots:
+                joining.extend(members)
+        return joining
+
+    def _release(self, joining: list[Request]) -> None:
+        """Decides who samples in this step and puts them first, members side by side."""
+        groups = {id(g): g for m in joining if (g := self._groups[m.request_id])}
+        for request in self.running:
+            group = self._groups.get(request.request_id)
+            if group is not None and group.primary is request and group.armed():
+                groups[id(group)] = group
+        self._released = {m.request_id for g in groups.values() for m in g.members}
+        first = [m for g in groups.values() for m in g.members if m.status == RequestStatus.RUNNING]
+        if self.running[: len(first)] != first:
+            rest = [r for r in self.running if r.request_id not in self._released]
+            self.running = first + rest
+
+    def _hold(self, group: Group) -> None:
+        self._released.difference_update(m.request_id for m in group.members)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
+        reports = guidance_of(model_runner_output)
+        if self._groups:
+            self._stop_unguided(scheduler_output, model_runner_output, reports)
+        if self._failed:
+            self.grammar_compile_error_reqs.update(self._failed)
+        self._updating = True
+        try:
+            outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+                scheduler_output, model_runner_output
+            )
+        finally:
+            self._updating = False
+        if self._groups or self._failed:
+            for step in outputs.values():
+                step.outputs = [o for o in step.outputs if self._annotate(o, reports)]
+        self._settle(outputs)
+        return outputs
+
+    def _stop_unguided(
+        self,
+        scheduler_output: SchedulerOutput,
+        runner_output: ModelRunnerOutput,
+        reports: dict[str, tuple[float, ...]],
+    ) -> None:
+        """Takes back tokens of members that were sampled without a report; their requests fail."""
+        tokens = runner_output.sampled_token_ids
+        if not tokens:
+            return
+        for request_id in scheduler_output.num_scheduled_tokens:
+            group = self._groups.get(request_id)
+            if group is None or group.primary.request_id in reports:
+                continue
+            row = runner_output.req_id_to_index[request_id]
+            if tokens[row]:
+                tokens[row] = []
+                self._failed[group.primary.request_id] = LOST
+
+    def _annotate(self, output: EngineCoreOutput, reports: dict[str, tuple[float, ...]]) -> bool:
+        """Adds statistics or the reason of a failure; False for a guide row's output."""
+        group = self._groups.get(output.request_id)
+        if group is not None and group.guide.request_id == output.request_id:
+            return False
+        report: dict[str, Any] = {}
+        if group is not None and output.new_token_ids:
+            report["row"] = reports[output.request_id]
+        if (why := self._failed.pop(output.request_id, None)) is not None:
+            report["error"] = why
+        if report:
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: report}
+        return True
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        group = self._groups.get(request.request_id)
+        if group is not None:
+            self._ended[id(group)] = group
+        freed = super()._free_request(request, *args, **kwargs)
+        if group is not None and request is group.guide and self.finished_req_ids_dict is not None:
+            # The front end has never heard of the guide.
+            self.finished_req_ids_dict[request.client_index].discard(request.request_id)
+        return freed
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Ends requests from outside; a group ends as a whole and only its primary is reported."""
+        if isinstance(request_ids, str):
+            request_ids = [request_ids]
+        wanted = list(self.requests if request_ids is None else request_ids)
+        finished: list[Request] = super().finish_requests(wanted, finished_status)
+        for request_id in wanted:
+            if not self._updating:
+                self._failed.pop(request_id, None)
+        guides = {id(g.guide) for g in self._ended.values()}
+        if not self._updating:
+            self._settle(None)
+        return [r for r in finished if id(r) not in guides]
+
+    def _settle(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
+        """Ends what is left of every group that lost a member."""
+        while self._ended:
+            _, group = self._ended.popitem()
+            if not group.guide.is_finished():
+                super().finish_requests(group.guide.request_id, RequestStatus.FINISHED_ABORTED)
+            if not group.primary.is_finished():
+                self._end_primary(group, outputs)
+            for member in group.members:
+                self._groups.pop(member.request_id, None)
+                self._released.discard(member.request_id)
+            self._one_token.pop(group.primary.request_id, None)
+            self._ended.pop(id(group), None)
+            if self._partial is group:
+                self._partial = None
+
+    def _end_primary(self, group: Group, outputs: dict[int, EngineCoreOutputs] | None) -> None:
+        """The guide ended first: at its length limit the answer is complete, else it has failed."""
+        primary = group.primary
+        capped = group.guide.status == RequestStatus.FINISHED_LENGTH_CAPPED
+        status = RequestStatus.FINISHED_LENGTH_CAPPED if capped else RequestStatus.FINISHED_ERROR
+        super().finish_requests(primary.request_id, status)
+        if outputs is None:
+            return
+        output = EngineCoreOutput(
+            request_id=primary.request_id,
+            new_token_ids=[],
+            finish_reason=primary.get_finished_reason(),
+            events=primary.take_events(),
+            trace_headers=primary.trace_headers,
+            kv_transfer_params=None if capped else {WIRE_KEY: {"error": LOST}},
+        )
+        step = outputs.setdefault(primary.client_index, EngineCoreOutputs())
+        step.outputs.append(output)
+
+
+class LockstepScheduler(LockstepMixin, Scheduler):  # type: ignore[misc]
+    """For synchronous scheduling."""
+
+
+class AsyncLockstepScheduler(LockstepMixin, AsyncScheduler):  # type: ignore[misc]
+    """For asynchronous scheduling (one step scheduled while the last still runs)."""

@@ -1,0 +1,51 @@
+"""The exceptions of divserve, one tree.
+
+DivserveError
+├── StartupError          the server cannot start as asked: one line on stderr, exit code 2
+└── ApiError              becomes OpenAI error JSON in ``divserve.api.errors``
+    ├── InvalidRequest    400: the client can mend it; ``param`` names the field
+    └── DecodingFailed    500: the method could not be applied; no plain token was sent instead
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+
+__all__ = ["ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "StartupError"]
+
+
+class DivserveError(Exception):
+    """Root of every exception that divserve raises on purpose."""
+
+
+class StartupError(DivserveError):
+    """The server cannot start with these arguments, versions or hardware."""
+
+
+class ApiError(DivserveError):
+    """An error that the client sees as OpenAI error JSON."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+
+class InvalidRequest(ApiError):
+    """The request cannot be served as it stands; the message says what to change."""
+
+    status = HTTPStatus.BAD_REQUEST
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class DecodingFailed(ApiError):
+    """A token could not be decoded with the method asked for, so the request ends here."""
+
+    default_code = "decoding_failed"

@@ -1,0 +1,103 @@
+"""An engine in this process, with its scheduler within reach of the tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from divserve.decoding import METHODS, Spec
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+os.environ.update(ENVIRONMENT)
+
+
+def order(method: str, guide: list[int], temperature: float = 0.0, **fields: Any) -> dict[str, Any]:
+    """``SamplingParams.extra_args`` of a guided request."""
+    placeholder = {"guide": {"prompt": guide}}
+    parsed = METHODS[method].model_validate({"method": method, **placeholder, **fields})
+    return {"divserve": Spec(parsed.row(temperature), guide).to_wire()}
+
+
+class Engine:
+    """A vLLM ``LLM`` in this process with (or without) the lock-step scheduler."""
+
+    def __init__(self, model: Path, *, lockstep: bool = True, **options: Any) -> None:
+        from vllm import LLM
+
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 1024,
+            "max_num_batched_tokens": 64,
+            "max_num_seqs": 16,
+            "block_size": 32,
+            "disable_log_stats": True,
+            "skip_tokenizer_init": not (model / "tokenizer.json").exists(),
+        }
+        if blocks := options.pop("blocks", None):
+            settings["num_gpu_blocks_override"] = blocks
+        self.asynchronous = options.pop("asynchronous", False)
+        if self.asynchronous:
+            from tests.support.async_cpu import allow_async_scheduling
+
+            allow_async_scheduling()
+            settings["async_scheduling"] = True
+        if lockstep:
+            from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
+            from divserve.engine.worker import GuidedCPUWorker
+
+            scheduler = AsyncLockstepScheduler if self.asynchronous else LockstepScheduler
+            settings["scheduler_cls"] = scheduler
+            settings["worker_cls"] = f"{GuidedCPUWorker.__module__}.{GuidedCPUWorker.__qualname__}"
+        self.llm = LLM(model=str(model), **settings | options)
+        self.core = self.llm.llm_engine
+        self.scheduler: Any = self.core.engine_core.engine_core.scheduler
+        self.total_blocks = self.free_blocks()
+
+    def generate(self, cases: list[tuple[list[int], Any]], **options: Any) -> list[Any]:
+        """Runs ``(prompt token ids, SamplingParams)`` together; vLLM's outputs in order."""
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt, _ in cases],
+            [params for _, params in cases],
+            use_tqdm=False,
+            **options,
+        )
+        return list(outputs)
+
+    def free_blocks(self) -> int:
+        """KV blocks in the free list."""
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def leftovers(self) -> dict[str, int]:
+        """Everything that must be 0 when nothing runs."""
+        for _ in range(3):
+            if self.core.has_unfinished_requests():
+                self.core.step()
+        s = self.scheduler
+        return {
+            "running": len(s.running),
+            "waiting": len(s.waiting),
+            "requests": len(s.requests),
+            "groups": len(getattr(s, "_groups", ())),
+            "one_token": len(getattr(s, "_one_token", ())),
+            "failed": len(getattr(s, "_failed", ())),
+            "blocks": self.total_blocks - self.free_blocks(),
+        }
+
+    def close(self) -> None:
+        """Releases the engine's memory."""
+        self.core.engine_core.shutdown()
+
+
+def random_prompt(rng: random.Random, length: int, vocab: int) -> list[int]:
+    """Token ids away from the special ones."""
+    return [rng.randrange(5, vocab - 2) for _ in range(length)]
