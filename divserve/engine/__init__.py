@@ -1,0 +1,25 @@
+"""Everything that touches vLLM 0.32.0; no other package of divserve imports it.
+
+Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.checks`):
+
+| seam | what we do there | file |
+|---|---|---|
+| ``Scheduler.add_request`` | make the guide row of a request | admission.py |
+| ``Scheduler._handle_blocked_waiting_request`` | admit both members or none | admission.py |
+| ``Scheduler._get_local_prefix_cache_hit`` | leave a token before the held one | admission.py |
+| ``Scheduler._reserve_prefill_lookahead`` | hold members one token back | admission.py |
+| ``Scheduler.schedule``, ``_pause_state`` | release, join, preempt whole groups first | scheduler.py |
+| ``KVCacheCoordinator.get_num_blocks_to_allocate`` | need of the coming step | preflight.py |
+| ``Scheduler._preempt_request`` | preempt all members together | preflight.py |
+| ``Scheduler.update_from_output``, ``grammar_compile_error_reqs`` | report, fail | scheduler.py |
+| ``Scheduler._free_request``, ``finish_requests`` | end members together | scheduler.py |
+| ``EngineCoreOutput.kv_transfer_params`` | statistics to the front end | scheduler.py, ledger.py |
+| ``ModelRunnerOutput`` (open attributes) | statistics to the scheduler | output.py |
+| ``GPUModelRunner.sample_tokens``, ``_sample`` (V1) | guide logits, copy token | runner.py |
+| ``GPUModelRunner.sample`` (V2) | guide logits, copy token | runner_v2.py |
+| ``Worker.init_device``, ``CPUWorker.init_device`` | install the runner hook | worker.py |
+| ``OutputProcessor.add_request``, ``process_outputs`` | collect statistics | ledger.py |
+| ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
+| ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
+| OpenAI requests, serving classes, routers | re-exported for divserve.api | openai.py |
+"""

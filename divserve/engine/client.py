@@ -1,0 +1,147 @@
+"""The engine client that the OpenAI layer talks to: vLLM's own, plus the account of every token.
+
+Plain requests get vLLM's generator itself and pay nothing per token. A guided request's outputs
+carry, in ``CompletionOutput.guidance``, one statistics row per token; a token without a row ends the
+request with an error, so a token decoded plainly can never reach a client of a guided request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from http import HTTPStatus
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import GracefulHTTPError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.math_utils import cdiv
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from divserve.engine.group import WIRE_KEY
+from divserve.engine.ledger import Account, Ledger
+from divserve.errors import DecodingFailed, InvalidRequest
+
+__all__ = ["GuidedClient"]
+
+LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
+
+
+class GuidedClient(EngineClient):  # type: ignore[misc]
+    """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
+
+    def __init__(self, inner: AsyncLLM) -> None:
+        self.inner = inner
+        self.ledger = Ledger(inner.output_processor)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def max_guide_tokens(self) -> int:
+        """Longest guide prompt (tokens) that leaves room for one token of answer."""
+        config = self.inner.vllm_config
+        context = int(config.model_config.max_model_len) - 1
+        return min(context, self._cache_tokens() - 2)
+
+    def _cache_tokens(self) -> int:
+        """Tokens that the whole KV cache holds."""
+        cache = self.inner.vllm_config.cache_config
+        return int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
+
+    def check_pair(self, prompt_tokens: int, guide_tokens: int) -> None:
+        """Raises `InvalidRequest` when prompt and guide can never be in the KV cache together."""
+        block = int(self.inner.vllm_config.cache_config.block_size)
+        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, guide_tokens))
+        if need > self._cache_tokens():
+            raise InvalidRequest(
+                f"the prompt ({prompt_tokens} tokens) and its guide ({guide_tokens} tokens) do not "
+                f"fit in the KV cache together ({self._cache_tokens()} tokens): shorten them, or "
+                "start the server with a larger KV cache",
+                param="decoding.guide",
+                code="context_length_exceeded",
+            )
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's ``generate``; outputs of guided requests carry ``guidance``.
+
+        Raises (while iterating):
+            InvalidRequest: the pair can never fit in the KV cache.
+            DecodingFailed: a token was sampled without its guide.
+        """
+        if WIRE_KEY not in (sampling_params.extra_args or {}):
+            plain: AsyncGenerator[RequestOutput, None] = self.inner.generate(
+                prompt, sampling_params, request_id, **options
+            )
+            return plain
+        return self._guided(prompt, sampling_params, request_id, options)
+
+    async def _guided(
+        self, prompt: Any, params: SamplingParams, request_id: str, options: dict[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        if params.output_kind == RequestOutputKind.CUMULATIVE:
+            raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
+        guide_tokens = len(params.extra_args[WIRE_KEY]["guide"])
+        self.check_pair(len(prompt["prompt_token_ids"]), guide_tokens)
+        account = self.ledger.open(params.extra_args)
+        inner = self.inner.generate(prompt, params, request_id, **options)
+        try:
+            async for output in inner:
+                _account_for(output, account)
+                yield output
+        finally:
+            # Closing vLLM's generator aborts what is still running, guide row included.
+            await inner.aclose()
+            self.ledger.close(account)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.
+
+        vLLM alone would leave them waiting for an engine that is gone, and the server with them.
+        """
+        self.inner.shutdown(timeout=timeout)
+        gone = GracefulHTTPError("the server is shutting down", HTTPStatus.SERVICE_UNAVAILABLE)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.inner.output_processor.propagate_error, gone)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _account_for(output: RequestOutput, account: Account) -> None:
+    """Puts its statistics rows beside the tokens of each choice, or raises `DecodingFailed`."""
+    if account.error is not None:
+        raise DecodingFailed(account.error, param="decoding", code="lockstep_lost")
+    for choice in output.outputs:
+        rows = account.take(choice.index, len(choice.token_ids))
+        if len(rows) != len(choice.token_ids):
+            raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
+        choice.guidance = rows
+
+
+def _delegate(name: str) -> Any:
+    """A member of `GuidedClient` that hands an abstract member of the protocol to the inner client."""
+    member = inspect.getattr_static(EngineClient, name)
+    if isinstance(member, property):
+        return property(lambda self: getattr(self.inner, name))
+
+    def call(self: GuidedClient, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.inner, name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call
+
+
+def _delegate_protocol(cls: type[GuidedClient]) -> None:
+    own: dict[str, Callable[..., Any]] = dict(vars(cls))
+    for name in vars(EngineClient):
+        if not name.startswith("_") and name not in own:
+            setattr(cls, name, _delegate(name))
+    for name in getattr(EngineClient, "__annotations__", {}):
+        setattr(cls, name, property(lambda self, name=name: getattr(self.inner, name)))
+    cls.__abstractmethods__ = frozenset()
+
+
+_delegate_protocol(GuidedClient)

