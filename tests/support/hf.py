@@ -89,8 +89,9 @@ class Reference:
             best = guided.topk(2).values
             answer.margins.append(float(best[0] - best[1]))
             if guide is not None:
-                answer.divergences.append((kl(*(z.double() for z in logits)),
-                                           jsd(*(z.double() for z in logits))))
+                answer.divergences.append(
+                    (kl(*(z.double() for z in logits)), jsd(*(z.double() for z in logits)))
+                )
             token = int(guided.argmax())
             answer.tokens.append(token)
             if token == eos:

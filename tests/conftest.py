@@ -1,0 +1,45 @@
+"""Models shared by the whole run."""
+
+from __future__ import annotations
+
+import os
+
+# Tiny models gain nothing from a second thread and lose much when the machine is busy; set before
+# torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import models
+from tests.support.hf import Reference
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a vocabulary of 512 and no tokenizer."""
+    return models.make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with SmolLM2's vocabulary and tokenizer."""
+    return models.make_tiny(tmp_path_factory.mktemp("tiny49k"), vocab_size=49152)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as ``make setup`` prepares it."""
+    from divserve.models import prepare
+
+    if not (models.SMOLLM2 / "config.json").exists():
+        prepare(models.SMOLLM2)
+    return models.SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny: Path) -> Iterator[Reference]:
+    """Hugging Face float32 of the tiny model."""
+    yield Reference(tiny)

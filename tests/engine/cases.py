@@ -1,0 +1,85 @@
+"""Mixed batches of guided and plain requests, with what the reference answers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.engine import Engine, order, random_prompt
+from tests.support.hf import Answer, Reference
+from tests.support.models import TINY_VOCAB
+
+METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature")
+NEAR_TIE = 1e-3
+"""Below this gap between the two best logits float32 rounding may pick either token."""
+
+
+@dataclass
+class Case:
+    """One request; ``guide`` is None for a plain one."""
+
+    prompt: list[int]
+    guide: list[int] | None
+    method: str
+    max_tokens: int
+    expected: Answer
+
+
+def mixed_cases(
+    reference: Reference, *, guided: int, plain: int, longest: int, seed: int
+) -> list[Case]:
+    """Random requests that hit block borders, one-token prompts and guides longer than primaries."""
+    rng = random.Random(seed)
+    cases = []
+    for i in range(guided + plain):
+        method = METHOD_NAMES[i % len(METHOD_NAMES)] if i < guided else ""
+        prompt = random_prompt(
+            rng, rng.choice([1, 2, 32, 33, 65, rng.randrange(3, longest)]), TINY_VOCAB
+        )
+        length = rng.choice([1, 1, 2, 32, 33, rng.randrange(3, longest)])
+        related = prompt[-length:] if rng.random() < 0.5 else random_prompt(rng, length, TINY_VOCAB)
+        guide = related if method else None
+        tokens = rng.randrange(1, 40)
+        expected = reference.greedy(prompt, guide, method, tokens)
+        cases.append(Case(prompt, guide, method, tokens, expected))
+    rng.shuffle(cases)
+    return cases
+
+
+def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
+    """All cases in one call, greedy; the tokens of each."""
+    from vllm import SamplingParams
+
+    outputs = engine.generate(
+        [
+            (
+                case.prompt,
+                SamplingParams(
+                    temperature=0,
+                    max_tokens=case.max_tokens,
+                    ignore_eos=True,
+                    detokenize=False,
+                    extra_args=order(case.method, case.guide) if case.guide else None,
+                ),
+            )
+            for case in cases
+        ],
+        **options,
+    )
+    return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:
+    """Where an answer leaves the reference before the first near-tie of the reference."""
+    found = []
+    for i, (case, tokens) in enumerate(zip(cases, answers, strict=True)):
+        expected = case.expected
+        ties = [k for k, margin in enumerate(expected.margins) if margin < NEAR_TIE]
+        sure = ties[0] if ties else len(expected.tokens)
+        if tokens[:sure] != expected.tokens[:sure] or len(tokens) != len(expected.tokens):
+            sizes = (len(case.prompt), case.guide and len(case.guide))
+            found.append(
+                f"case {i} {case.method or 'plain'} {sizes}: {tokens} != {expected.tokens}"
+            )
+    return found

@@ -1,0 +1,102 @@
+"""Greedy answers equal two separate Hugging Face forwards, in every mode of the engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.cases import Case, mismatches, mixed_cases, run
+from tests.support.engine import Engine
+from tests.support.hf import Reference
+
+ROOMY: dict[str, Any] = {"max_model_len": 1024}
+TIGHT: dict[str, Any] = {"max_model_len": 512, "blocks": 18}
+"""Seventeen usable blocks of 32 tokens for sixteen rows: preemption all the time."""
+
+MODES = {
+    "sync": ROOMY,
+    "async": ROOMY | {"asynchronous": True},
+    "no prefix cache": ROOMY | {"enable_prefix_caching": False},
+    "async, no prefix cache": ROOMY | {"asynchronous": True, "enable_prefix_caching": False},
+    "budget of 32 tokens, 5 rows": ROOMY | {"max_num_batched_tokens": 32, "max_num_seqs": 5},
+    "tight": TIGHT,
+    "tight, async": TIGHT | {"asynchronous": True},
+    "tight, async, no prefix cache": TIGHT | {"asynchronous": True, "enable_prefix_caching": False},
+    "tight, priority": TIGHT | {"asynchronous": True, "scheduling_policy": "priority"},
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_reference: Reference) -> list[Case]:
+    """Twenty guided and eight plain requests."""
+    return mixed_cases(tiny_reference, guided=20, plain=8, longest=200, seed=1)
+
+
+@pytest.fixture(scope="module", params=MODES.values(), ids=MODES.keys())
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """One engine a mode."""
+    engine = Engine(tiny, **request.param)
+    yield engine
+    engine.close()
+
+
+def test_mixed_batch_equals_reference(engine: Engine, cases: list[Case]) -> None:
+    """The second round runs into the prefix cache that the first has filled."""
+    rng = random.Random(0)
+    by_priority = engine.scheduler.policy.value == "priority"
+    for _ in range(2):
+        options = {"priority": [rng.randrange(3) for _ in cases]} if by_priority else {}
+        assert mismatches(cases, run(engine, cases, **options)) == []
+        assert set(engine.leftovers().values()) == {0}
+
+
+def test_tight_cache_does_preempt_groups(tiny: Path, cases: list[Case]) -> None:
+    """Guards the tests above: with this cache, whole groups really are preempted."""
+    engine = Engine(tiny, **TIGHT)
+    preempted: Counter[int] = Counter()
+    preempt_unit = engine.scheduler._preempt_unit
+
+    def counting(unit: Any) -> None:
+        preempted[len(unit)] += 1
+        preempt_unit(unit)
+
+    engine.scheduler._preempt_unit = counting
+    assert mismatches(cases, run(engine, cases)) == []
+    assert preempted[2] > 0
+    engine.close()
+
+
+def test_plain_requests_equal_a_server_without_divserve(tiny: Path, cases: list[Case]) -> None:
+    """In a batch mixed with guided requests, plain ones answer as on stock vLLM."""
+    from vllm import SamplingParams
+
+    def params(case: Case) -> Any:
+        return SamplingParams(
+            temperature=0, max_tokens=case.max_tokens, ignore_eos=True, detokenize=False, logprobs=3
+        )
+
+    plain = [c for c in cases if c.guide is None]
+    stock = Engine(tiny, lockstep=False)
+    expected = stock.generate([(c.prompt, params(c)) for c in plain])
+    stock.close()
+    ours = Engine(tiny)
+    from tests.support.engine import order
+
+    mixed = [(c.prompt, params(c)) for c in cases]
+    for case, (_, sampling) in zip(cases, mixed, strict=True):
+        if case.guide:
+            sampling.extra_args = order(case.method, case.guide)
+    outputs = ours.generate(mixed)
+    got = [o for o, c in zip(outputs, cases, strict=True) if c.guide is None]
+    ours.close()
+    assert [o.outputs[0].token_ids for o in got] == [o.outputs[0].token_ids for o in expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        for a, b in zip(mine.outputs[0].logprobs, theirs.outputs[0].logprobs, strict=True):
+            assert {t: pytest.approx(x.logprob, abs=1e-4) for t, x in a.items()} == {
+                t: x.logprob for t, x in b.items()
+            }
