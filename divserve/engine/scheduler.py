@@ -197,11 +197,10 @@ class LockstepMixin(PreflightMixin):
             request_ids = [request_ids]
         wanted = list(self.requests if request_ids is None else request_ids)
         finished: list[Request] = super().finish_requests(wanted, finished_status)
-        for request_id in wanted:
-            if not self._updating:
-                self._failed.pop(request_id, None)
         guides = {id(g.guide) for g in self._ended.values()}
         if not self._updating:
+            for request_id in wanted:
+                self._failed.pop(request_id, None)
             self._settle(None)
         return [r for r in finished if id(r) not in guides]
 
@@ -212,6 +211,10 @@ class LockstepMixin(PreflightMixin):
             if not group.guide.is_finished():
                 super().finish_requests(group.guide.request_id, RequestStatus.FINISHED_ABORTED)
             if not group.primary.is_finished():
+                if outputs is None:
+                    # Only an update can tell the front end, so the group stays until the next one.
+                    self._failed[group.primary.request_id] = LOST
+                    continue
                 self._end_primary(group, outputs)
             for member in group.members:
                 self._groups.pop(member.request_id, None)
@@ -221,14 +224,12 @@ class LockstepMixin(PreflightMixin):
             if self._partial is group:
                 self._partial = None
 
-    def _end_primary(self, group: Group, outputs: dict[int, EngineCoreOutputs] | None) -> None:
+    def _end_primary(self, group: Group, outputs: dict[int, EngineCoreOutputs]) -> None:
         """The guide ended first: at its length limit the answer is complete, else it has failed."""
         primary = group.primary
         capped = group.guide.status == RequestStatus.FINISHED_LENGTH_CAPPED
         status = RequestStatus.FINISHED_LENGTH_CAPPED if capped else RequestStatus.FINISHED_ERROR
         super().finish_requests(primary.request_id, status)
-        if outputs is None:
-            return
         output = EngineCoreOutput(
             request_id=primary.request_id,
             new_token_ids=[],

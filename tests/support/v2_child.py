@@ -1,0 +1,70 @@
+"""Model Runner V2 on CPU through Triton's interpreter, in a process of its own.
+
+Usage: ``python -m tests.support.v2_child MODEL sync|async BLOCKS``; prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+
+
+def offer_triton_on_cpu() -> None:
+    """vLLM uses Triton only where a driver exists; the interpreter needs none."""
+    import triton.backends
+
+    class NoDriver:
+        @staticmethod
+        def is_active() -> bool:
+            return False
+
+    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=NoDriver, compiler=None)
+
+
+def main(model: Path, mode: str, blocks: int) -> None:
+    """Runs the mixed batch of the V1 tests, with logprobs, seeds and aborts; prints what failed."""
+    import json
+
+    from vllm import SamplingParams
+
+    from tests.engine.cases import mismatches, mixed_cases, run
+    from tests.support.engine import Engine, order
+    from tests.support.hf import Reference
+
+    cases = mixed_cases(Reference(model), guided=8, plain=3, longest=80, seed=2)
+    for case in cases:
+        case.max_tokens = min(case.max_tokens, 10)
+        for values in (case.expected.tokens, case.expected.margins):
+            del values[10:]
+    options = {"blocks": blocks, "max_model_len": 256} if blocks else {"max_model_len": 640}
+    engine = Engine(model, asynchronous=mode == "async", **options)
+    runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    result: dict[str, object] = {
+        "runner": [cls.__module__ for cls in type(runner).__mro__],
+        "mismatches": mismatches(cases, run(engine, cases)),
+        "leftovers": engine.leftovers(),
+    }
+    seeded = SamplingParams(
+        temperature=0.9, seed=3, n=2, max_tokens=6, ignore_eos=True, detokenize=False, logprobs=2,
+        extra_args=order("adacad", cases[0].prompt[-2:] or [9], 0.9),
+    )
+    prompt = list(range(20, 60))
+    twice = [engine.generate([(prompt, seeded.clone())])[0] for _ in range(2)]
+    result["seeded"] = [[list(c.token_ids) for c in o.outputs] for o in twice]
+    for step in range(4):
+        engine.core.add_request("gone", {"prompt_token_ids": prompt}, seeded.clone())
+        for _ in range(step):
+            engine.core.step()
+        engine.core.abort_request(["gone"])
+    result["after aborts"] = engine.leftovers()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    offer_triton_on_cpu()
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
