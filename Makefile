@@ -12,8 +12,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 MODEL := .models/smollm2-135m-instruct
 
-# A step is done when its stamp exists. The stamp's name carries a checksum of what the step installs,
-# not a date: switching branches back and forth installs again only what differs.
+# A step is done when its stamp exists. The stamp's name carries a checksum of what the step
+# installs, not a date: switching branches back and forth installs again only what differs.
 sum = $(shell cksum $(1) | cut -d ' ' -f 1)
 VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
 CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
@@ -24,13 +24,16 @@ CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
 # $(call done,NAME): replace the stamps of older versions of a step by the present one.
 done = rm -f .venv/.stamps/$(1)-*; mkdir -p .venv/.stamps; touch $@
 
-# $(call install,LOCK): pip writes RECORD last, so a package without one was cut off half-way, and pip
-# would take it for installed.
+# $(call install,NAME): pip writes RECORD last, so a package without one was cut off half-way, and
+# pip would take it for installed. pip compiles on one core; compileall (which fails on files that
+# nobody imports) takes them all.
 define install
+rm -f .venv/.stamps/$(1)-*; \
 for info in .venv/lib/python*/site-packages/*.dist-info; do \
 	if [ -d "$$info" ] && [ ! -e "$$info/RECORD" ]; then rm -rf "$$info"; fi; \
 done; \
-$(PIP) install --no-deps -r $(1)
+$(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
+$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
 .PHONY: help setup runtime model serve test lint types format bench clean
@@ -73,9 +76,9 @@ runtime: $(PROJECT)
 model: $(CONVERTED)
 
 $(VENV):
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null || { \
 		echo "divserve needs Python 3.11 or 3.12, and $(PYTHON) is" \
-			"$$("$(PYTHON)" --version 2>&1 || echo missing). Name another: make PYTHON=python3.12 …" >&2; \
+			"$$("$(PYTHON)" --version 2> /dev/null || echo missing). Name another: make PYTHON=python3.12 …" >&2; \
 		exit 1; \
 	}
 	@if ! grep -qsF '$(CURDIR)/.venv/bin' $(BIN)/pip || ! $(BIN)/pip --version > /dev/null 2>&1; then \
@@ -86,11 +89,11 @@ $(VENV):
 	@$(call done,venv)
 
 $(CPU): $(VENV)
-	@echo "→ installing $$(grep -c == requirements/cpu.lock) packages (3.5 GB; two to four minutes)"
+	@echo "→ installing $$(grep -c == requirements/cpu.lock) packages (3.5 GB; one to three minutes)"
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 		$(PIP) install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep ^torch== requirements/cpu.lock)"; \
 	fi
-	@$(call install,requirements/cpu.lock)
+	@$(call install,cpu)
 	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
 		$(PIP) uninstall -y torch; \
 		echo "The torch that pip found does not load here: a CUDA build, most likely. Add PyTorch's" \
@@ -101,7 +104,7 @@ $(CPU): $(VENV)
 
 $(DEV): $(VENV)
 	@echo "→ installing $$(grep -c == requirements/dev.lock) development tools (ten seconds)"
-	@$(call install,requirements/dev.lock)
+	@$(call install,dev)
 	@$(call done,dev)
 
 $(PROJECT): $(CPU)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -58,7 +58,13 @@ def serve(ctx: typer.Context) -> int:
     """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
     from divserve.engine import launch
 
-    return launch.serve(ctx.args)
+    async def build_app(*args: Any) -> Any:
+        # Imports vLLM, so not before the engine has checked its version and set its environment.
+        from divserve import server
+
+        return await server.build_app(*args)
+
+    return launch.serve(ctx.args, build_app)
 
 
 @app.command()

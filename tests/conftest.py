@@ -8,7 +8,6 @@ import os
 # torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,6 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_reference(tiny: Path) -> Iterator[Reference]:
+def tiny_reference(tiny: Path) -> Reference:
     """Hugging Face float32 of the tiny model."""
-    yield Reference(tiny)
+    return Reference(tiny)

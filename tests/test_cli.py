@@ -99,7 +99,7 @@ def test_version_names_what_a_bug_report_needs(
 def test_serve_passes_every_argument_on_untouched(launch: ModuleType, args: list[str]) -> None:
     seen: list[list[str]] = []
 
-    def serve(argv: list[str]) -> int:
+    def serve(argv: list[str], build_app: object) -> int:
         seen.append(argv)
         return 7
 
@@ -111,7 +111,7 @@ def test_serve_passes_every_argument_on_untouched(launch: ModuleType, args: list
 def test_startup_error_is_one_line_and_code_2(
     launch: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(argv: list[str]) -> int:
+    def refuse(argv: list[str], build_app: object) -> int:
         raise StartupError("vLLM 9.9.9 is not supported: install 0.32.0")
 
     launch.serve = refuse  # type: ignore[attr-defined]

@@ -11,13 +11,6 @@ import pytest
 
 from divserve import models
 from divserve.errors import StartupError
-from tests.support.models import SMOLLM2
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    models.prepare(SMOLLM2)
-    return SMOLLM2
 
 
 @pytest.fixture

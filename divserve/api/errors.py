@@ -2,9 +2,9 @@
 
     {"error": {"message": str, "type": str, "param": str | null, "code": str}}
 
-`ApiError` carries its own status; a body that does not validate is a 400 (never FastAPI's 422) whose
-``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors that vLLM raises
-itself keep vLLM's body, which has the same shape with the HTTP status as its ``code``.
+`ApiError` carries its own status; a body that does not validate is a 400 (never FastAPI's 422)
+whose ``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors that vLLM
+raises itself keep vLLM's body, which has the same shape with the HTTP status as its ``code``.
 """
 
 from __future__ import annotations

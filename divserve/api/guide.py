@@ -1,7 +1,7 @@
 """What the second stream sees: from ``decoding.guide`` to a prompt, before any token is generated.
 
-``without`` removes text wherever it stands verbatim; ``messages`` and ``prompt`` replace the prompt as
-a whole. Rendering itself is vLLM's, so template, tools and flags are those of the primary.
+``without`` removes text wherever it stands verbatim; ``messages`` and ``prompt`` replace the prompt
+as a whole. Rendering itself is vLLM's, so template, tools and flags are those of the primary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from divserve.decoding import Guide
 from divserve.engine.openai import ChatCompletionMessageParam, VLLMValidationError
 from divserve.errors import InvalidRequest
 
-__all__ = ["chat_messages", "checked", "completion_prompt", "not_rendered"]
+__all__ = ["chat_fields", "checked", "completion_prompt", "not_rendered"]
 
 Message = dict[str, Any]
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -24,24 +24,26 @@ Prompt = str | list[str] | list[int] | list[list[int]]
 MESSAGES: TypeAdapter[list[Any]] = TypeAdapter(list[ChatCompletionMessageParam])
 
 
-def chat_messages(messages: Sequence[Message], guide: Guide) -> list[Message]:
-    """The guide's messages of a chat request.
+def chat_fields(
+    messages: Sequence[Message], documents: Sequence[dict[str, str]] | None, guide: Guide
+) -> dict[str, Any]:
+    """The fields of a chat request in which its guide differs: ``messages`` and ``documents``.
 
     Raises:
-        InvalidRequest: a text to remove stands nowhere, or ``guide.messages`` are not chat messages.
+        InvalidRequest: a text to remove stands nowhere, or ``guide.messages`` are no messages.
     """
     if guide.messages is not None:
-        return _validated(guide.messages)
+        return {"messages": _validated(guide.messages), "documents": None}
+    places = [text for message in messages for text in _texts_of(message.get("content"))]
+    places += [text for document in documents or () for text in document.values()]
     texts = guide.texts()
-    contents = [text for message in messages for text in _texts_of(message.get("content"))]
-    _check_found(texts, contents, guide, "the messages")
+    _check_found(texts, places, guide, "the messages")
     pattern = _pattern(texts)
-    return [
-        {**message, "content": _removed(pattern, message["content"])}
-        if message.get("content") is not None
-        else message
-        for message in messages
-    ]
+    return {
+        "messages": [_shortened(pattern, message) for message in messages],
+        "documents": documents
+        and [{k: pattern.sub("", text) for k, text in one.items()} for one in documents],
+    }
 
 
 def completion_prompt(prompt: Prompt, guide: Guide) -> Prompt:
@@ -87,16 +89,16 @@ def checked(token_ids: Sequence[int], limit: int) -> list[int]:
     return list(token_ids)
 
 
-def not_rendered(error: VLLMValidationError, limit: int) -> InvalidRequest:
+def not_rendered(
+    error: VLLMValidationError, limit: int, param: str = "decoding.guide"
+) -> InvalidRequest:
     """The error of a guide that vLLM's renderer refused."""
     match error.parameter:
         case "input_tokens":
             return too_long(f"at least {error.value} tokens", limit)
         case "input_text":
             return too_long(f"{error.value} characters", limit)
-    return InvalidRequest(
-        f"The guide can not be rendered: {error.args[0]}", param="decoding.guide"
-    )
+    return InvalidRequest(f"The guide can not be rendered: {error.args[0]}", param=param)
 
 
 def too_long(size: str, limit: int) -> InvalidRequest:
@@ -125,20 +127,22 @@ def _text_of(part: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _removed(pattern: re.Pattern[str], content: Any) -> Any:
-    """`content` (a string or a list of parts) without what `pattern` finds."""
+def _shortened(pattern: re.Pattern[str], message: Message) -> Message:
+    """The message without what `pattern` finds in its content."""
+    content = message.get("content")
+    if content is None:
+        return message
     if isinstance(content, str):
-        return pattern.sub("", content)
-    parts = []
-    for part in content:
-        text = _text_of(part)
-        if text is None:
-            parts.append(part)
-        elif isinstance(part, str):
-            parts.append(pattern.sub("", part))
-        else:
-            parts.append({**part, "text": pattern.sub("", text)})
-    return parts
+        return {**message, "content": pattern.sub("", content)}
+    return {**message, "content": [_shortened_part(pattern, part) for part in content]}
+
+
+def _shortened_part(pattern: re.Pattern[str], part: Any) -> Any:
+    text = _text_of(part)
+    if text is None:
+        return part
+    shorter = pattern.sub("", text)
+    return shorter if isinstance(part, str) else {**part, "text": shorter}
 
 
 def _check_found(texts: Sequence[str], places: Sequence[str], guide: Guide, where: str) -> None:
@@ -158,10 +162,11 @@ def _excerpt(text: str) -> str:
 
 def _validated(messages: list[Message]) -> list[Message]:
     try:
-        return MESSAGES.validate_python(messages) and messages
+        MESSAGES.validate_python(messages)
     except ValidationError as error:
         index = error.errors()[0]["loc"][0]
         raise InvalidRequest(
             f"Message {index} of the guide is not a chat message: it needs a 'role' and 'content'.",
             param=f"decoding.guide.messages.{index}",
         ) from None
+    return messages

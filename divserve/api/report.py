@@ -3,9 +3,9 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", figure: …}, …]}
 
-Everything comes from what the engine reported with each token, so ``applied_steps`` is evidence, not
-arithmetic. Figures are those of the method's ``reports``, rounded to 6 decimals; numbers that are not
-finite become null, for JSON has none.
+Everything comes from what the engine reported with each token, so ``applied_steps`` is evidence,
+not arithmetic. Figures are those of the method's ``reports``, rounded to 6 decimals; numbers that
+are not finite become null, for JSON has none.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ Decode = Callable[[Sequence[int]], list[str]]
 class GuidedOutput(Protocol):
     """What the engine's client yields for one choice."""
 
-    index: int
-    token_ids: Sequence[int]
-    finish_reason: str | None
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
 
 
 class ChoiceReport:
@@ -45,11 +50,6 @@ class ChoiceReport:
         self._steps = 0
         self._sums = dict.fromkeys(method.reports, 0.0)
         self._pending: list[dict[str, Any]] = []
-
-    @property
-    def pending(self) -> bool:
-        """Whether trace entries wait to be sent."""
-        return bool(self._pending)
 
     def add(self, output: GuidedOutput) -> None:
         """Takes in the tokens of one output.
@@ -86,7 +86,9 @@ class ChoiceReport:
             "method": self._name,
             "applied_steps": steps,
             "guide_prompt_tokens": self._guide_tokens,
-            "mean": {k: _number(total / steps) if steps else None for k, total in self._sums.items()},
+            "mean": {
+                k: _number(total / steps) if steps else None for k, total in self._sums.items()
+            },
         }
         if self._method.trace:
             summary["trace"] = self.take_trace()

@@ -1,7 +1,7 @@
 """The bodies of the two generation routes: vLLM's, with the typed field ``decoding``.
 
-A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives the
-request one guide prompt per prompt (`Guided.give_guides`) and ``to_sampling_params`` packs the order
+A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives
+the request one guide per prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the order
 for the engine. Whatever would make vLLM drop or bend that order is refused here.
 """
 
@@ -28,7 +28,7 @@ CONFLICTS = {
     "prompt_embeds": "a guide needs a prompt of tokens",
     "kv_transfer_params": "the guide's keys and values can not be transferred",
     "ec_transfer_params": "multimodal prompts have no guide yet",
-    "truncate_prompt_tokens": "prompt and guide would be cut at different places; shorten the prompt",
+    "truncate_prompt_tokens": "prompt and guide would be cut at different places",
 }
 """Fields that exclude ``decoding`` when set, and why."""
 
@@ -80,7 +80,7 @@ class Guided(BaseModel):
         self._unpacked = iter(guides)
 
     def _pack(self, params: Any) -> Any:
-        """Adds the order for the next prompt to vLLM's sampling parameters; plain ones stay as is."""
+        """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
         if self.decoding is None:
             return params
         self._temperature = params.temperature
@@ -92,7 +92,7 @@ class Guided(BaseModel):
 class ChatRequest(Guided, ChatCompletionRequest):
     """Body of /v1/chat/completions."""
 
-    # vLLM caches the names of the known fields on the class, and a subclass would find the parent's.
+    # vLLM caches the known fields' names on the class; a subclass would find its parent's.
     field_names: ClassVar[set[str] | None] = None
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ wait for the next chunk of their choice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.background import BackgroundTask
@@ -17,7 +18,10 @@ from starlette.types import Send
 
 from divserve.api.report import ChoiceReport, GuidedOutput
 
-__all__ = ["PrimedResponse", "StreamReport", "is_error"]
+__all__ = ["PrimedResponse", "Stream", "StreamReport", "reported"]
+
+Stream = Callable[..., AsyncGenerator[str, None]]
+"""Makes the events of a stream."""
 
 ERROR_EVENT = 'data: {"error"'
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -30,7 +34,7 @@ def is_error(event: str) -> bool:
 
 
 class StreamReport:
-    """Accounts of all choices of one stream.
+    """The accounts of all choices of one stream.
 
     Args:
         new: makes the account of a choice from the index of its prompt.
@@ -43,7 +47,7 @@ class StreamReport:
         self._choices = choices
         self._trace = trace
         self._reports: dict[int, ChoiceReport] = {}
-        self._due = False
+        self._due: set[int] = set()
 
     def record(self, prompt: int, outputs: Iterable[GuidedOutput]) -> None:
         """Takes in what the engine yielded for the prompt of this index."""
@@ -52,7 +56,8 @@ class StreamReport:
             if index not in self._reports:
                 self._reports[index] = self._new(prompt)
             self._reports[index].add(output)
-            self._due |= self._trace or output.finish_reason is not None
+            if self._trace or output.finish_reason is not None:
+                self._due.add(index)
 
     def add_to(self, event: str) -> str:
         """The event, with the entries or the summary of its choices if any are due."""
@@ -60,18 +65,31 @@ class StreamReport:
             return event
         chunk = json.loads(event[len("data: ") :])
         for choice in chunk.get("choices", ()):
-            if account := self._account(choice):
-                choice["decoding"] = account
-        self._due = any(report.pending for report in self._reports.values())
+            index = choice["index"]
+            if index in self._due:
+                self._due.discard(index)
+                report = self._reports[index]
+                finished = choice.get("finish_reason") is not None
+                choice["decoding"] = (
+                    report.summary() if finished else {"trace": report.take_trace()}
+                )
         return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
-    def _account(self, choice: dict[str, Any]) -> dict[str, Any] | None:
-        report = self._reports.get(choice["index"])
-        if report is None:
-            return None
-        if choice.get("finish_reason") is not None:
-            return report.summary()
-        return {"trace": report.take_trace()} if report.pending else None
+
+async def reported(
+    events: AsyncGenerator[str, None], results: AsyncGenerator[Any, None], report: StreamReport
+) -> AsyncGenerator[str, None]:
+    """The events of a guided stream with their accounts; an error ends it, without [DONE].
+
+    Args:
+        events: vLLM's events, made from `results`.
+        results: the engine's results as recorded in `report`; closed with the stream.
+    """
+    async with aclosing(results), aclosing(events):
+        async for event in events:
+            yield report.add_to(event)
+            if is_error(event):
+                return
 
 
 class PrimedResponse(StreamingResponse):
@@ -98,6 +116,8 @@ class PrimedResponse(StreamingResponse):
         events = aiter(self.body_iterator)
         first = await anext(events, "")
         if isinstance(first, str) and is_error(first):
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
             await _send_error(first, send)
             return
         start = {"status": self.status_code, "headers": self.raw_headers}

@@ -19,8 +19,8 @@ class AdaCad(Method):
     """z* = (1 + a) · z_with − a · z_without with a = max(JSD(p_with, p_without), floor), per token.
 
     Wang et al. 2025, §3. The JSD comes from the unfiltered distributions at temperature 1. In nats,
-    as in the authors' code, it never exceeds ln 2 = 0.693; third-party versions use bits (at most 1).
-    The paper sets floor 0 for question answering and 0.3 for summaries.
+    as in the authors' code, it never exceeds ln 2 = 0.693; third-party versions use bits, at most
+    1. The paper sets floor 0 for question answering and 0.3 for summaries.
     """
 
     title = "Adaptive context-aware decoding"

@@ -23,19 +23,22 @@ class Guide(BaseModel):
 
     without: str | list[str] | None = Field(
         default=None,
-        description="Text that occurs verbatim in the messages or the prompt; the guide is the same "
-        "request with it removed wherever it occurs.",
+        description="Text that occurs verbatim in the messages or the prompt; the guide is the "
+        "same request with it removed wherever it occurs.",
     )
     messages: list[dict[str, Any]] | None = Field(
         default=None, description="The guide's messages in full (chat only)."
     )
     prompt: str | list[int] | None = Field(
-        default=None, description="The guide's prompt in full: text or token ids (completions only)."
+        default=None,
+        description="The guide's prompt in full: text or token ids (completions only).",
     )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Guide:
-        given = [name for name in ("without", "messages", "prompt") if getattr(self, name) is not None]
+        given = [
+            name for name in ("without", "messages", "prompt") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
             raise PydanticCustomError(
                 "guide_choice",

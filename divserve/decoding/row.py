@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The order that travels with one request to the engine (plain types, so that it serialises)."""
+    """The order that travels with one request to the engine (plain types: it serialises)."""
 
     row: Row
     guide: list[int]

@@ -8,7 +8,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``Scheduler._handle_blocked_waiting_request`` | admit both members or none | admission.py |
 | ``Scheduler._get_local_prefix_cache_hit`` | leave a token before the held one | admission.py |
 | ``Scheduler._reserve_prefill_lookahead`` | hold members one token back | admission.py |
-| ``Scheduler.schedule``, ``_pause_state`` | release, join, preempt whole groups first | scheduler.py |
+| ``Scheduler.schedule``, ``_pause_state`` | release, join, preempt whole groups | scheduler.py |
 | ``KVCacheCoordinator.get_num_blocks_to_allocate`` | need of the coming step | preflight.py |
 | ``Scheduler._preempt_request`` | preempt all members together | preflight.py |
 | ``Scheduler.update_from_output``, ``grammar_compile_error_reqs`` | report, fail | scheduler.py |

@@ -18,7 +18,7 @@ from divserve.engine.group import WIRE_KEY, Group
 __all__ = ["AdmissionMixin"]
 
 
-class AdmissionMixin(Scheduler):  # type: ignore[misc]
+class AdmissionMixin(Scheduler):
     """State of all groups, and the hooks vLLM calls while it admits requests and sizes chunks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class AdmissionMixin(Scheduler):  # type: ignore[misc]
         """Tokens left for members that are not joining, in a step with joins."""
 
     def add_request(self, request: Request) -> None:
-        """Adds the request, and its guide row if it asks for one. Never raises: that kills the core."""
+        """Adds the request, and its guide row if it asks for one. Never raises: that kills all."""
         params = request.sampling_params
         wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
         if wire is None or request.request_id in self.requests:
@@ -66,7 +66,9 @@ class AdmissionMixin(Scheduler):  # type: ignore[misc]
         if not spec.guide:
             return "the guide prompt is empty"
         if max_tokens < 1:
-            return "the prompt and its guide leave no room for an answer in the context and KV cache"
+            return (
+                "the prompt and its guide leave no room for an answer in the context and KV cache"
+            )
         if self.max_num_active_reqs < 2:
             return "guided requests need --max-num-seqs of at least 2"
         if request.resumable or request.prompt_token_ids is None:
@@ -74,7 +76,7 @@ class AdmissionMixin(Scheduler):  # type: ignore[misc]
         return None
 
     def _longest_output(self, request: Request, spec: Spec) -> int:
-        """Most tokens that both rows can grow by, given the context length and the whole KV cache."""
+        """Most tokens that both rows can grow by in the context length and the whole KV cache."""
         lengths = (request.num_prompt_tokens, len(spec.guide))
         room = self.max_model_len - max(lengths)
         manager = self.kv_cache_manager
@@ -106,7 +108,9 @@ class AdmissionMixin(Scheduler):  # type: ignore[misc]
     def _may_admit(self, request: Request, group: Group) -> bool:
         """False skips the member in this step; True may still block the line (see `_blocked`)."""
         others = [m for m in group.members if m is not request]
-        if any(self._is_blocked_waiting_status(m.status) or m.num_stale_output_tokens for m in others):
+        if any(
+            self._is_blocked_waiting_status(m.status) or m.num_stale_output_tokens for m in others
+        ):
             # The other one cannot come in yet (its grammar compiles, say): hold no memory for it.
             return False
         if request.num_tokens == 1:
@@ -130,7 +134,7 @@ class AdmissionMixin(Scheduler):  # type: ignore[misc]
         need = sum(self._blocks_for(m.num_tokens) for m in group.members)
         manager = self.kv_cache_manager
         free = manager.block_pool.get_num_free_blocks() - manager.watermark_blocks
-        return len(group.members) <= slots and need <= free
+        return bool(len(group.members) <= slots and need <= free)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(request)

@@ -26,10 +26,12 @@ def vllm_distribution() -> tuple[str, str]:
         except metadata.PackageNotFoundError:
             continue
         if version.split("+")[0] != VLLM_VERSION:
-            raise StartupError(f"divserve needs vLLM {VLLM_VERSION}, but {name} {version} is installed")
+            raise StartupError(
+                f"divserve needs vLLM {VLLM_VERSION}, but {name} {version} is installed"
+            )
         return name, version
     raise StartupError(
-        f"vLLM is not installed: pip install 'divserve[cpu]' or 'divserve[cuda]' (vLLM {VLLM_VERSION})"
+        f"vLLM {VLLM_VERSION} is not installed: pip install 'divserve[cpu]' or 'divserve[cuda]'"
     )
 
 
@@ -59,7 +61,11 @@ def check_config(config: Any) -> None:
     Args:
         config: vLLM's ``VllmConfig``.
     """
-    model, parallel, scheduler = config.model_config, config.parallel_config, config.scheduler_config
+    model, parallel, scheduler = (
+        config.model_config,
+        config.parallel_config,
+        config.scheduler_config,
+    )
     refused = {
         "--speculative-config": config.speculative_config is not None,
         "--kv-transfer-config": config.kv_transfer_config is not None,

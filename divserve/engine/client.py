@@ -1,8 +1,8 @@
 """The engine client that the OpenAI layer talks to: vLLM's own, plus the account of every token.
 
 Plain requests get vLLM's generator itself and pay nothing per token. A guided request's outputs
-carry, in ``CompletionOutput.guidance``, one statistics row per token; a token without a row ends the
-request with an error, so a token decoded plainly can never reach a client of a guided request.
+carry, in ``CompletionOutput.guidance``, one statistics row per token; a token without a row ends
+the request with an error, so a token decoded plainly never reaches a client of a guided request.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -29,7 +30,7 @@ __all__ = ["GuidedClient"]
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
 
-class GuidedClient(EngineClient):  # type: ignore[misc]
+class GuidedClient(EngineClient):
     """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
 
     def __init__(self, inner: AsyncLLM) -> None:
@@ -122,10 +123,10 @@ def _account_for(output: RequestOutput, account: Account) -> None:
 
 
 def _delegate(name: str) -> Any:
-    """A member of `GuidedClient` that hands an abstract member of the protocol to the inner client."""
+    """A member of `GuidedClient` that stands for the same member of the inner client."""
     member = inspect.getattr_static(EngineClient, name)
     if isinstance(member, property):
-        return property(lambda self: getattr(self.inner, name))
+        return property(attrgetter(f"inner.{name}"))
 
     def call(self: GuidedClient, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.inner, name)(*args, **kwargs)
@@ -140,7 +141,7 @@ def _delegate_protocol(cls: type[GuidedClient]) -> None:
         if not name.startswith("_") and name not in own:
             setattr(cls, name, _delegate(name))
     for name in getattr(EngineClient, "__annotations__", {}):
-        setattr(cls, name, property(lambda self, name=name: getattr(self.inner, name)))
+        setattr(cls, name, property(attrgetter(f"inner.{name}")))
     cls.__abstractmethods__ = frozenset()
 
 

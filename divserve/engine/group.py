@@ -106,7 +106,7 @@ class Group:
 
 
 def remaining_tokens(request: Request) -> int:
-    """Tokens the request still has to feed before its next sample; 0: all known ones are in flight."""
+    """Tokens the request must feed before its next sample; 0: all known ones are in flight."""
     known = request.num_tokens + request.num_output_placeholders
     return int(known - request.num_computed_tokens)
 

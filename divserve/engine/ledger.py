@@ -26,9 +26,7 @@ class Account:
     """What the engine has reported for one client request."""
 
     ticket: int
-    rows: defaultdict[int, deque[StatisticsRow]] = field(
-        default_factory=lambda: defaultdict(deque)
-    )
+    rows: defaultdict[int, deque[StatisticsRow]] = field(default_factory=lambda: defaultdict(deque))
     """Rows not yet handed out, by choice index."""
     error: str | None = None
     request_ids: list[str] = field(default_factory=list)

@@ -24,7 +24,7 @@ class Report:
 
     @classmethod
     def start(cls, primaries: tuple[str, ...], statistics: Tensor) -> Report:
-        """Starts the copy of ``statistics`` ``[G, S] float32`` to the host without waiting for it."""
+        """Starts the copy of ``statistics`` ``[G, S] float32`` to the host; does not wait."""
         if statistics.device.type != "cuda":
             return cls(primaries, statistics, None)
         host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
@@ -40,7 +40,7 @@ class Report:
         return dict(zip(self.primaries, map(tuple, self.statistics.tolist()), strict=True))
 
 
-class GuidedOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+class GuidedOutput(AsyncModelRunnerOutput):
     """An asynchronous runner output that brings its report along when it is collected."""
 
     def __init__(self, inner: AsyncModelRunnerOutput, report: Report) -> None:

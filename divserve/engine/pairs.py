@@ -17,7 +17,8 @@ from divserve_kernels import STATISTICS as KERNEL_STATISTICS
 
 __all__ = ["PairTable", "Plan"]
 
-assert Row._fields == PARAMETERS and STATISTICS == KERNEL_STATISTICS
+assert Row._fields == PARAMETERS
+assert STATISTICS == KERNEL_STATISTICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Plan:
         return logits, guide(logits, self.rows)
 
     def copy_tokens(self, sampled: Tensor) -> None:
-        """Gives every guide row its primary's token: ``sampled`` is ``[R, 1]``, changed in place."""
+        """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
         sampled.index_copy_(0, self.rows.guide, sampled.index_select(0, self.rows.primary))
 
 

@@ -86,7 +86,7 @@ class PreflightMixin(AdmissionMixin):
             units.setdefault(id(owner), group.members if group else (request,))
         return list(units.values())
 
-    def _preempt_unit(self, unit: Iterable[Request]) -> None:
+    def _preempt_unit(self, unit: Sequence[Request]) -> None:
         now = time.monotonic()
         for member in reversed(tuple(unit)):
             if member.status == RequestStatus.RUNNING:

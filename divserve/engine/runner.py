@@ -30,7 +30,7 @@ class GuidedRunner:
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         """Guides the raw logits before anything else of vLLM's sees them."""
-        state: Any = self.execute_model_state  # type: ignore[attr-defined]
+        state: Any = self.execute_model_state
         if state is None or state.logits is None:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         report = self._guide(state) if len(self.divserve_pairs) else None

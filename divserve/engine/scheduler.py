@@ -33,6 +33,10 @@ LOST = "lock-step lost: a token was sampled without its guide; the request was s
 class LockstepMixin(PreflightMixin):
     """Release, join, report and end of groups."""
 
+    waiting: Any
+    running: list[Request]
+    _pause_state: PauseState
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ended: dict[int, Group] = {}
@@ -85,7 +89,7 @@ class LockstepMixin(PreflightMixin):
         self._budget = self.max_num_scheduled_tokens - len(joining)
 
     def _evict_extra_partials(self) -> None:
-        """Keeps the oldest partly admitted group; two of them could wait for each other for ever."""
+        """Keeps the oldest partly admitted group; two could wait for each other for ever."""
         partial: dict[int, Group] = {}
         for request in self.running:
             group = self._groups.get(request.request_id)
@@ -110,7 +114,8 @@ class LockstepMixin(PreflightMixin):
 
     def _release(self, joining: list[Request]) -> None:
         """Decides who samples in this step and puts them first, members side by side."""
-        groups = {id(g): g for m in joining if (g := self._groups[m.request_id])}
+        entering = [self._groups[m.request_id] for m in joining]
+        groups = {id(group): group for group in entering}
         for request in self.running:
             group = self._groups.get(request.request_id)
             if group is not None and group.primary is request and group.armed():
@@ -242,9 +247,9 @@ class LockstepMixin(PreflightMixin):
         step.outputs.append(output)
 
 
-class LockstepScheduler(LockstepMixin, Scheduler):  # type: ignore[misc]
+class LockstepScheduler(LockstepMixin, Scheduler):
     """For synchronous scheduling."""
 
 
-class AsyncLockstepScheduler(LockstepMixin, AsyncScheduler):  # type: ignore[misc]
+class AsyncLockstepScheduler(LockstepMixin, AsyncScheduler):
     """For asynchronous scheduling (one step scheduled while the last still runs)."""

@@ -12,7 +12,7 @@ from divserve.engine import runner, runner_v2
 __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
 
 
-class GuidedCPUWorker(CPUWorker):  # type: ignore[misc]
+class GuidedCPUWorker(CPUWorker):
     """CPU worker."""
 
     def init_device(self) -> None:
@@ -21,7 +21,7 @@ class GuidedCPUWorker(CPUWorker):  # type: ignore[misc]
         _install(self)
 
 
-class GuidedGPUWorker(Worker):  # type: ignore[misc]
+class GuidedGPUWorker(Worker):
     """CUDA worker."""
 
     def init_device(self) -> None:

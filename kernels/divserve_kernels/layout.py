@@ -1,6 +1,6 @@
 """The columns of the two small tables that a guidance call reads and writes.
 
-``PARAMETERS``: one row per guided row, float32, in this order (meaning: `divserve_kernels.reference`).
+``PARAMETERS``: one row per guided row, float32, in this order (see `divserve_kernels.reference`).
 ``STATISTICS``: one row per guided row, float32, returned; entropy and divergences in nats.
 """
 

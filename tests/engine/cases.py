@@ -29,7 +29,7 @@ class Case:
 def mixed_cases(
     reference: Reference, *, guided: int, plain: int, longest: int, seed: int
 ) -> list[Case]:
-    """Random requests that hit block borders, one-token prompts and guides longer than primaries."""
+    """Random requests: block borders, one-token prompts, guides longer than primaries."""
     rng = random.Random(seed)
     cases = []
     for i in range(guided + plain):

@@ -189,7 +189,7 @@ def test_logprobs_are_those_of_the_guided_distribution(
 @torch.inference_mode()
 def teacher_forced(reference: Reference, prompt: list[int], answer: Any) -> torch.Tensor:
     """Logits ``[len(answer), V]`` that predict the answer's tokens."""
-    logits = reference.model(torch.tensor([prompt + list(answer)])).logits[0].float()
+    logits: torch.Tensor = reference.model(torch.tensor([prompt + list(answer)])).logits[0].float()
     return logits[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
 
 
@@ -296,7 +296,7 @@ def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference)
         tokens = ask(engine, streams, "adacad", max_tokens=10, ignore_eos=True).outputs[0].token_ids
     finally:
         del engine.scheduler._annotate
-    answer = reference.greedy(*streams, "adacad", 10)
+    answer = reference.greedy(streams[0], streams[1], "adacad", 10)
     assert list(tokens) == answer.tokens
     z1 = teacher_forced(reference, streams[0], tokens).double()
     entropies = -(z1.softmax(-1) * z1.log_softmax(-1)).sum(-1)

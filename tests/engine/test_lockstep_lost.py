@@ -56,9 +56,7 @@ def assert_only_victim_failed(engine: Engine, healthy: Any, got: Any, tokens: in
     assert set(engine.leftovers().values()) == {0}
 
 
-def test_worker_loses_a_pair(
-    engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers forget the first pair after three tokens: no fourth token is sent."""
     build, steps = PairTable.plan, 0
 
@@ -79,7 +77,7 @@ def test_worker_loses_a_pair(
 def test_scheduler_splits_a_pair(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guide row is left out of one step by force: its primary's token of that step is not sent."""
+    """The guide row is left out of one step by force: the token of that step is not sent."""
     scheduler, steps = engine.scheduler, 0
     reserve, update = scheduler._reserve_prefill_lookahead, scheduler.schedule
 
@@ -100,7 +98,8 @@ def test_scheduler_splits_a_pair(
     assert victim.outputs[0].finish_reason == "error"
     expected = list(healthy[0].outputs[0].token_ids)
     sent = list(victim.outputs[0].token_ids)
-    assert 0 < len(sent) < len(expected) and sent == expected[: len(sent)]
+    assert 0 < len(sent) < len(expected)
+    assert sent == expected[: len(sent)]
     assert [o.outputs[0].token_ids for o in others] == [o.outputs[0].token_ids for o in healthy[1:]]
     assert set(engine.leftovers().values()) == {0}
 
@@ -131,5 +130,5 @@ def test_front_end_refuses_tokens_without_statistics() -> None:
     account.rows[0].extend([(0.0,) * 5] * 2)
     choice = SimpleNamespace(index=0, token_ids=[1, 2, 3])
     with pytest.raises(DecodingFailed) as failed:
-        _account_for(SimpleNamespace(outputs=[choice]), account)  # type: ignore[arg-type]
+        _account_for(SimpleNamespace(outputs=[choice]), account)
     assert failed.value.code == "lockstep_lost"

@@ -19,12 +19,15 @@ from tests.support.models import ROOT
 def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> None:
     """Token identity, seeds, n = 2, preemption and aborts, as on V1."""
     command = [sys.executable, "-m", "tests.support.v2_child", str(tiny), mode, str(blocks)]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    child = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert child.returncode == 0, child.stderr[-3000:]
     result = json.loads(child.stdout.splitlines()[-1])
     assert "vllm.v1.worker.gpu.model_runner" in result["runner"]
     assert result["mismatches"] == []
     first, second = result["seeded"]
-    assert first == second and first[0] != first[1]
+    assert first == second
+    assert first[0] != first[1]
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}

@@ -37,7 +37,7 @@ def cases(tiny_reference: Reference) -> list[Case]:
     return mixed_cases(tiny_reference, guided=20, plain=8, longest=200, seed=1)
 
 
-@pytest.fixture(scope="module", params=MODES.values(), ids=MODES.keys())
+@pytest.fixture(scope="module", params=list(MODES.values()), ids=list(MODES))
 def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """One engine a mode."""
     engine = Engine(tiny, **request.param)

@@ -27,20 +27,20 @@ def kl(z1: Tensor, z2: Tensor) -> float:
     return max(0.0, float((p * (p.log() - q.log())).sum()))
 
 
-def combine(method: str, z1: Tensor, z2: Tensor, **parameters: Any) -> Tensor:
+def combine(method: str, z1: Tensor, z2: Tensor, **parameters: float | str) -> Tensor:
     """The guided logits of one token; ``z1``, ``z2`` are ``[V]``."""
     z1, z2 = z1.double(), z2.double()
     if method == "cad":
-        alpha = parameters.get("alpha", 0.5)
+        alpha = float(parameters.get("alpha", 0.5))
         return (1 + alpha) * z1 - alpha * z2
     if method == "adacad":
         unit = math.log(2) if parameters.get("jsd_base") == "bits" else 1.0
-        alpha = max(jsd(z1, z2) / unit, parameters.get("floor", 0.0))
+        alpha = max(jsd(z1, z2) / unit, float(parameters.get("floor", 0.0)))
         return (1 + alpha) * z1 - alpha * z2
     if method == "cfg":
-        return z2 + parameters.get("scale", 1.5) * (z1 - z2)
+        return z2 + float(parameters.get("scale", 1.5)) * (z1 - z2)
     if method == "kl_temperature":
-        sigma = parameters.get("sigma", 1.0)
+        sigma = float(parameters.get("sigma", 1.0))
         return z1 / max(2 ** (-kl(z1, z2) / sigma), 1e-4) if sigma else z1
     raise ValueError(method)
 

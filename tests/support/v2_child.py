@@ -9,6 +9,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
@@ -41,7 +42,9 @@ def main(model: Path, mode: str, blocks: int) -> None:
         case.max_tokens = min(case.max_tokens, 10)
         for values in (case.expected.tokens, case.expected.margins):
             del values[10:]
-    options = {"blocks": blocks, "max_model_len": 256} if blocks else {"max_model_len": 640}
+    options: dict[str, Any] = (
+        {"blocks": blocks, "max_model_len": 256} if blocks else {"max_model_len": 640}
+    )
     engine = Engine(model, asynchronous=mode == "async", **options)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     result: dict[str, object] = {
@@ -50,7 +53,13 @@ def main(model: Path, mode: str, blocks: int) -> None:
         "leftovers": engine.leftovers(),
     }
     seeded = SamplingParams(
-        temperature=0.9, seed=3, n=2, max_tokens=6, ignore_eos=True, detokenize=False, logprobs=2,
+        temperature=0.9,
+        seed=3,
+        n=2,
+        max_tokens=6,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=2,
         extra_args=order("adacad", cases[0].prompt[-2:] or [9], 0.9),
     )
     prompt = list(range(20, 60))
@@ -62,7 +71,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
             engine.core.step()
         engine.core.abort_request(["gone"])
     result["after aborts"] = engine.leftovers()
-    print(json.dumps(result))
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Guided chat completions on top of vLLM's serving class. Plain requests pass through untouched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from copy import copy
+from typing import Any
+
+from divserve.api.guide import chat_fields
+from divserve.api.requests import ChatRequest
+from divserve.api.serving import GuidedServing, is_guided
+from divserve.api.stream import Stream, StreamReport, reported
+from divserve.engine.openai import ErrorResponse, OpenAIServingChat
+
+__all__ = ["GuidedChat"]
+
+
+class GuidedChat(GuidedServing, OpenAIServingChat):
+    """Renders the guide beside the prompt, and adds the account to every choice."""
+
+    async def render_chat_request(self, request: Any) -> Any:
+        """vLLM's rendering; the guides of a guided request are given to it.
+
+        Raises:
+            InvalidRequest: the guide cannot be made as asked.
+        """
+        if not is_guided(request):
+            return await super().render_chat_request(request)
+        # vLLM's tool and reasoning parsers change the request they render.
+        fresh = request.model_copy(deep=True)
+        rendered = await super().render_chat_request(request)
+        if isinstance(rendered, ErrorResponse):
+            return rendered
+        _, (primary,) = rendered
+        self._check_primary([primary], "messages")
+        guide = request.decoding.guide
+        if guide is None:
+            request.give_guides([primary["prompt_token_ids"][-1:]])
+            return rendered
+        twin = fresh.model_copy(
+            update={
+                **chat_fields(fresh.messages, fresh.documents, guide),
+                "max_tokens": None,
+                "max_completion_tokens": None,
+            }
+        )
+        request.give_guides(await self._render_guides(lambda: self._render_twin(twin)))
+        return rendered
+
+    async def chat_completion_full_generator(
+        self, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """vLLM's answer, with the account in every choice."""
+        generate = super().chat_completion_full_generator
+        if not is_guided(request):
+            return await generate(request, result_generator, *args, **kwargs)
+        reports = {}
+
+        async def recorded() -> AsyncIterator[Any]:
+            async for result in result_generator:
+                for output in result.outputs:
+                    reports[output.index] = self._choice_report(request, 0)
+                    reports[output.index].add(output)
+                yield result
+
+        response = await generate(request, recorded(), *args, **kwargs)
+        if not isinstance(response, ErrorResponse):
+            for choice in response.choices:
+                choice.decoding = reports[choice.index].summary()
+        return response
+
+    def chat_completion_stream_generator(
+        self, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        """vLLM's events; those of a guided request carry the account."""
+        generate: Stream = super().chat_completion_stream_generator
+        if not is_guided(request):
+            return generate(request, result_generator, *args, **kwargs)
+        report = self._stream_report(request)
+        results = _recorded(result_generator, report)
+        return reported(generate(request, results, *args, **kwargs), results, report)
+
+    async def _render_twin(self, twin: ChatRequest) -> Sequence[Any] | ErrorResponse:
+        rendered = await self.online_renderer.render_chat(twin)
+        return rendered if isinstance(rendered, ErrorResponse) else rendered[1]
+
+
+async def _recorded(results: AsyncIterator[Any], report: StreamReport) -> AsyncGenerator[Any, None]:
+    """The results, recorded one by one.
+
+    The first comes once more before itself, without outputs: on it vLLM sends the chunks that open
+    the choices, which carry no token.
+    """
+    opened = False
+    async for result in results:
+        if not opened:
+            opening = copy(result)
+            opening.outputs = []
+            yield opening
+            opened = True
+        report.record(0, result.outputs)
+        yield result

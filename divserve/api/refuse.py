@@ -1,0 +1,87 @@
+"""Refuses ``decoding`` where it would be ignored.
+
+vLLM's other routes (responses, messages, batch, render, invocations …) allow unknown fields and
+would answer plainly, so a JSON body with a non-null ``decoding`` at its top level is a 400 there.
+The two guided routes pass through without a look; other bodies reach their route as they came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from divserve.api.errors import error_response
+from divserve.api.routes import GUIDED_ROUTES
+from divserve.errors import InvalidRequest
+
+__all__ = ["RefuseDecoding"]
+
+# The key may be written with escapes or in UTF-16, both of which json.loads reads.
+MAY_HAVE_KEY = re.compile(rb"decoding|\\u|\x00")
+
+
+class RefuseDecoding:
+    """Pure ASGI middleware, to be placed inside authentication."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not _to_check(scope):
+            await self.app(scope, receive, send)
+            return
+        messages = await _read(receive)
+        body = b"".join(message.get("body", b"") for message in messages)
+        if _has_decoding(body):
+            await error_response(_refusal(scope["path"]))(scope, receive, send)
+            return
+        await self.app(scope, _replay(messages, receive), send)
+
+
+def _to_check(scope: Scope) -> bool:
+    """Whether the request goes to a route that is not guided, with a body that may be JSON."""
+    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+    if path in GUIDED_ROUTES:
+        return False
+    media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    return not media_type or media_type.endswith("json")
+
+
+async def _read(receive: Receive) -> list[Message]:
+    """All messages of the body, or those before and with a disconnect."""
+    messages = [await receive()]
+    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
+        messages.append(await receive())
+    return messages
+
+
+def _has_decoding(body: bytes) -> bool:
+    if not MAY_HAVE_KEY.search(body):
+        return False
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("decoding") is not None
+
+
+def _refusal(path: str) -> InvalidRequest:
+    routes = " and ".join(GUIDED_ROUTES)
+    return InvalidRequest(
+        f"{path} does not take 'decoding': send it to {routes}, or leave it out.", param="decoding"
+    )
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """Gives `messages` once more, then what comes next (such as the disconnect)."""
+    kept = iter(messages)
+
+    async def replayed() -> Message:
+        for message in kept:
+            return message
+        return await receive()
+
+    return replayed

@@ -1,0 +1,105 @@
+"""The routes: vLLM's two generation routes with our bodies, and the list of methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
+
+from divserve.api.errors import ErrorBody
+from divserve.api.requests import ChatRequest, CompletionsRequest
+from divserve.api.stream import PrimedResponse
+from divserve.decoding import METHODS, Method
+from divserve.engine.openai import (
+    answer_chat,
+    answer_completion,
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+
+__all__ = ["GUIDED_ROUTES", "install"]
+
+GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}},
+    400: {"model": ErrorBody},
+    404: {"model": ErrorBody},
+    500: {"model": ErrorBody},
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses=RESPONSES,
+    response_model=None,
+)
+@with_cancellation
+@load_aware_call
+async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
+    """Chat completion, with an optional decoding method."""
+    return _primed(await answer_chat(request, raw_request))
+
+
+@router.post(
+    "/v1/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses=RESPONSES,
+    response_model=None,
+)
+@with_cancellation
+@load_aware_call
+async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
+    """Text completion, with an optional decoding method."""
+    return _primed(await answer_completion(request, raw_request))
+
+
+@router.get("/v1/decoding/methods")
+async def list_methods() -> dict[str, Any]:
+    """The decoding methods: what they do, need and report, and their parameters."""
+    return {
+        "object": "list",
+        "data": [_describe(name, method) for name, method in METHODS.items()],
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Puts the routes into `app`, in place of vLLM's at the same paths."""
+    ours = {(route.path, verb) for route in router.routes for verb in route.methods}  # type: ignore[attr-defined]
+    app.router.routes[:] = [
+        route
+        for route in app.router.routes
+        if not (
+            isinstance(route, APIRoute)
+            and any((route.path, verb) in ours for verb in route.methods)
+        )
+    ]
+    app.include_router(router)
+    app.openapi_schema = None
+
+
+def _primed(response: Response) -> Response:
+    return PrimedResponse.of(response) if isinstance(response, StreamingResponse) else response
+
+
+def _describe(name: str, method: type[Method]) -> dict[str, Any]:
+    schema = method.model_json_schema()
+    own = {field: schema["properties"][field] for field in method.parameters()}
+    return {
+        "method": name,
+        "title": method.title,
+        "summary": method.summary,
+        "formula": method.formula,
+        "paper": method.paper,
+        "url": method.url,
+        "needs": method.needs,
+        "guide_required": method.natural_guide is None,
+        "reports": list(method.reports),
+        "parameters": {"type": "object", "properties": own, "additionalProperties": False},
+    }

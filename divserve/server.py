@@ -1,0 +1,46 @@
+"""The application: vLLM's OpenAI app with guided decoding installed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from divserve.api import errors, routes
+from divserve.api.chat import GuidedChat
+from divserve.api.completions import GuidedCompletions
+from divserve.api.refuse import RefuseDecoding
+from divserve.engine import openai
+
+if TYPE_CHECKING:
+    from divserve.engine.client import GuidedClient
+
+__all__ = ["build_app"]
+
+
+async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
+    """The app that serves `client`.
+
+    Args:
+        client: the engine.
+        args: vLLM's parsed server arguments.
+    """
+    tasks = await client.get_supported_tasks()
+    app: FastAPI = openai.build_app(args, tasks, client.model_config)
+    routes.install(app)
+    errors.install(app)
+    # The last one is the innermost: behind authentication, so that strangers' bodies are not read.
+    app.user_middleware.append(Middleware(RefuseDecoding))
+    # vLLM has built the stack already; without one, Starlette builds it at the first request.
+    app.middleware_stack = None
+    await openai.init_app_state(client, app.state, args, tasks)
+    _guide(app)
+    return app
+
+
+def _guide(app: FastAPI) -> None:
+    """Makes vLLM's serving objects guided ones; they are made by vLLM with two dozen arguments."""
+    app.state.openai_serving_chat.__class__ = GuidedChat
+    app.state.openai_serving_completion.__class__ = GuidedCompletions

@@ -1,0 +1,168 @@
+"""The whole HTTP layer on a scripted engine: what it orders, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from divserve.errors import DecodingFailed, InvalidRequest
+from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, QUESTION, guided
+from tests.support.fake_client import ANSWER, FakeClient, arguments
+
+# vLLM reads its own deprecated field.
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
+CHAT = {"model": "smol", "messages": MESSAGES, "decoding": guided(trace=True)}
+TEXT = {"model": "smol", "prompt": PROMPT, "decoding": guided(trace=True)}
+ROUTES = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeClient:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return FakeClient(AsyncEngineArgs.from_cli_args(arguments()).create_engine_config())
+
+
+@pytest.fixture(scope="module")
+def app(engine: FakeClient) -> Any:
+    from divserve.server import build_app
+
+    return asyncio.run(build_app(engine, arguments()))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def http(app: Any, engine: FakeClient) -> TestClient:
+    """A client of the app; the engine's script starts afresh."""
+    engine.orders.clear()
+    engine.fail_at, engine.report = None, True
+    return TestClient(app)
+
+
+def events(response: Any) -> list[str]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_the_guide_is_the_prompt_without_the_document(
+    http: TestClient, engine: FakeClient, path: str, body: dict[str, Any]
+) -> None:
+    assert http.post(path, json=body).status_code == 200
+    assert http.post(path, json={**body, "stream": True}).status_code == 200
+
+    (first, second) = engine.orders
+    guide = engine.renderer.tokenizer.decode(first["guide"])
+    assert first == second
+    assert DOCUMENT.strip() not in guide
+    assert (QUESTION if "messages" in body else "The capital of France is") in guide
+    if "messages" in body:
+        assert guide.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_a_plain_request_orders_nothing(
+    http: TestClient, engine: FakeClient, path: str, body: dict[str, Any]
+) -> None:
+    for decoding in ({}, {"decoding": None}):
+        plain = {key: value for key, value in body.items() if key != "decoding"} | decoding
+        response = http.post(path, json=plain)
+        assert "decoding" not in response.json()["choices"][0]
+        streamed = http.post(path, json={**plain, "stream": True})
+        assert "decoding" not in streamed.text
+        assert events(streamed)[-1] == "[DONE]"
+    assert engine.orders == [None] * 4
+
+
+def test_the_guide_is_rendered_with_the_flags_of_the_request(
+    http: TestClient, engine: FakeClient
+) -> None:
+    body = {**CHAT, "add_generation_prompt": False}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert not engine.renderer.tokenizer.decode(engine.orders[0]["guide"]).endswith("assistant\n")
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+@pytest.mark.parametrize("error", [DecodingFailed("lost"), InvalidRequest("too big", param="x")])
+def test_a_failure_before_the_first_token_is_an_http_error(
+    http: TestClient, engine: FakeClient, path: str, body: dict[str, Any], error: Any
+) -> None:
+    engine.fail_at, engine.error = 0, error
+    for stream in (False, True):
+        response = http.post(path, json={**body, "stream": stream})
+        assert response.status_code == error.status
+        assert response.json()["error"] == {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_a_failure_in_the_middle_ends_the_stream_with_an_error_event(
+    http: TestClient, engine: FakeClient, path: str, body: dict[str, Any]
+) -> None:
+    engine.fail_at, engine.error = 2, DecodingFailed("lost", code="lockstep_lost")
+    received = events(http.post(path, json={**body, "stream": True}))
+    assert json.loads(received[-1])["error"]["code"] == "lockstep_lost"
+    assert [c["decoding"]["trace"][0]["token"] for c in _with_account(received)] == [" Lyon", " is"]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_without_statistics_never_reach_the_client(
+    http: TestClient, engine: FakeClient, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    engine.report = False
+    text = http.post(path, json={**body, "stream": stream}).text
+    assert '"code": "decoding_failed"' in text or '"code":"decoding_failed"' in text
+    assert "cad was not applied" in text
+    assert '"trace"' not in text
+    assert " Lyon" not in text
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_a_stream_adds_up_to_the_whole(http: TestClient, path: str, body: dict[str, Any]) -> None:
+    (whole,) = http.post(path, json=body).json()["choices"]
+    received = events(http.post(path, json={**body, "stream": True}))
+    *parts, last = _with_account(received)
+
+    summary = last["decoding"]
+    trace = [entry for part in parts for entry in part["decoding"]["trace"]] + summary["trace"]
+    assert summary | {"trace": trace} == whole["decoding"]
+    assert "".join(entry["token"] for entry in trace) == ANSWER
+    assert received[-1] == "[DONE]"
+
+
+def test_streams_are_not_buffered_by_proxies(http: TestClient) -> None:
+    headers = http.post("/v1/completions", json={**TEXT, "stream": True}).headers
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-accel-buffering"] == "no"
+
+
+def test_tokens_can_be_shown_as_ids(http: TestClient, engine: FakeClient) -> None:
+    response = http.post("/v1/completions", json={**TEXT, "return_tokens_as_token_ids": True})
+    entry = response.json()["choices"][0]["decoding"]["trace"][0]
+    assert entry["token"] == f"token_id:{engine.answer[0]}"
+
+
+def test_a_prompt_that_leaves_its_guide_no_room(http: TestClient, engine: FakeClient) -> None:
+    """The cache may hold less than the context; vLLM's own check knows only the latter."""
+    engine.max_guide_tokens = 10
+    try:
+        response = http.post("/v1/completions", json=TEXT)
+    finally:
+        engine.max_guide_tokens = FakeClient.max_guide_tokens
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def _with_account(received: list[str]) -> list[Any]:
+    chunks = [json.loads(event) for event in received if event.startswith('{"id"')]
+    return [c for chunk in chunks for c in chunk["choices"] if "decoding" in c]

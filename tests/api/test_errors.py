@@ -1,0 +1,130 @@
+"""Exceptions as OpenAI error JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from divserve.api import errors
+from divserve.api.requests import ChatRequest
+from divserve.decoding import Decoding
+from divserve.errors import DecodingFailed, InvalidRequest
+
+GUIDE = {"prompt": "x"}
+
+
+class Body(BaseModel):
+    model: str
+    decoding: Decoding | None = None
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.post("/ask")
+    async def ask(body: Body) -> str:
+        return body.model
+
+    @app.post("/chat")
+    async def chat(body: ChatRequest) -> str:
+        return body.model or ""
+
+    @app.post("/refused")
+    async def refused() -> None:
+        raise InvalidRequest("shorten it", param="decoding.guide", code="context_length_exceeded")
+
+    @app.post("/failed")
+    async def failed() -> None:
+        raise DecodingFailed("lost")
+
+    return TestClient(app)
+
+
+def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
+    response = client.post("/ask", json={"model": "m", "decoding": decoding})
+    assert response.status_code == 400
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("decoding", "param", "code"),
+    [
+        ({"method": "nope"}, "decoding.method", "invalid_value"),
+        ({}, "decoding.method", "missing_required_parameter"),
+        ({"method": "cad", "alpha": -1, "guide": GUIDE}, "decoding.alpha", "invalid_value"),
+        ({"method": "cad", "alpha": "x", "guide": GUIDE}, "decoding.alpha", "invalid_value"),
+        ({"method": "cad", "beta": 1, "guide": GUIDE}, "decoding.beta", "unknown_parameter"),
+        ({"method": "cad"}, "decoding.guide", "missing_required_parameter"),
+        ({"method": "cad", "guide": {}}, "decoding.guide", "invalid_value"),
+        ({"method": "cad", "guide": GUIDE | {"without": "y"}}, "decoding.guide", "invalid_value"),
+        ({"method": "cad", "guide": {"without": ""}}, "decoding.guide.without", "invalid_value"),
+        ({"method": "cad", "guide": {"prompt": []}}, "decoding.guide.prompt", "invalid_value"),
+        ({"method": "cad", "guide": {"prompt": 5}}, "decoding.guide.prompt", "invalid_value"),
+        ({"method": "cad", "guide": {"x": 1}}, "decoding.guide.x", "unknown_parameter"),
+        ("cad", "decoding", "invalid_value"),
+    ],
+)
+def test_a_field_that_does_not_validate(
+    client: TestClient, decoding: Any, param: str, code: str
+) -> None:
+    error = error_of(client, decoding)
+    assert (error["param"], error["code"]) == (param, code)
+    assert error["message"].startswith(f"{param}: ")
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(client: TestClient) -> None:
+    message = error_of(client, {"method": "nope"})["message"]
+    assert "'nope'" in message
+    assert "cad, adacad, cfg, kl_temperature" in message
+
+
+def test_the_other_errors_are_counted(client: TestClient) -> None:
+    error = error_of(client, {"method": "cad", "alpha": -1, "beta": 1, "guide": GUIDE})
+    assert error["message"].endswith("(and 1 more)")
+
+
+def test_a_body_of_vllm_has_clean_paths(client: TestClient) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "decoding": {"method": "cad"}}
+    error = client.post("/chat", json=body | {"n": "many"}).json()["error"]
+    assert error["param"] == "n"
+    assert client.post("/chat", json=body).json()["error"]["param"] == "decoding.guide"
+    assert client.post("/chat", json={"model": "m"}).json()["error"]["param"] == "messages"
+
+
+def test_a_body_that_is_no_json(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    response = client.post("/ask", content=b'{"model": ', headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_json"
+    assert response.json()["error"]["param"] is None
+
+
+def test_our_exceptions_keep_status_param_and_code(client: TestClient) -> None:
+    refused, failed = client.post("/refused"), client.post("/failed")
+    assert refused.status_code == 400
+    assert refused.json()["error"] == {
+        "message": "shorten it",
+        "type": "invalid_request_error",
+        "param": "decoding.guide",
+        "code": "context_length_exceeded",
+    }
+    assert failed.status_code == 500
+    assert failed.json()["error"]["code"] == "decoding_failed"
+    assert failed.json()["error"]["type"] == "server_error"
+
+
+def test_errors_that_are_plain_strings() -> None:
+    """vLLM reports a wrong content type as a bare string."""
+    error = errors.invalid_body(["Unsupported Media Type: Only 'application/json' is allowed"])
+    assert "application/json" in error.message
+    assert json.dumps(errors.error_body(error))

@@ -1,0 +1,129 @@
+"""What the second stream sees, without a model: the text work of ``divserve.api.guide``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from divserve.api.guide import chat_fields, checked, completion_prompt
+from divserve.decoding import Guide
+from divserve.errors import InvalidRequest
+
+DOCUMENT = "The tower is blue.\nIt was painted in 1999. (a+b)*"
+
+
+def chat_messages(messages: list[Any], guide: Guide) -> list[Any]:
+    found: list[Any] = chat_fields(messages, None, guide)["messages"]
+    return found
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_text_is_removed_from_every_place_and_role() -> None:
+    messages = [
+        {"role": "system", "content": f"Use this: {DOCUMENT}"},
+        user(
+            [{"type": "text", "text": f"{DOCUMENT}{DOCUMENT}?"}, {"type": "text", "text": "Why?"}]
+        ),
+        {"role": "tool", "tool_call_id": "1", "content": DOCUMENT},
+    ]
+
+    guide = chat_messages(messages, Guide(without=DOCUMENT))
+
+    assert [message["content"] for message in guide] == [
+        "Use this: ",
+        [{"type": "text", "text": "?"}, {"type": "text", "text": "Why?"}],
+        "",
+    ]
+    assert guide[2]["tool_call_id"] == "1"
+
+
+def test_the_primary_is_left_alone() -> None:
+    messages = [user([{"type": "text", "text": "a document"}]), user("a document")]
+    chat_messages(messages, Guide(without="document"))
+    assert messages == [user([{"type": "text", "text": "a document"}]), user("a document")]
+
+
+def test_messages_without_content_are_kept() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    assert chat_messages([user("x y"), call], Guide(without=" y")) == [user("x"), call]
+
+
+@pytest.mark.parametrize("order", [["ab", "abc"], ["abc", "ab"]])
+def test_a_longer_text_wins_over_one_that_it_contains(order: list[str]) -> None:
+    assert chat_messages([user("1 abc 2 ab 3")], Guide(without=order)) == [user("1  2  3")]
+
+
+def test_removal_makes_no_new_occurrence() -> None:
+    """One pass: what is left of "aabb" after removing "ab" is "ab", and it stays."""
+    assert chat_messages([user("aabb")], Guide(without="ab")) == [user("ab")]
+
+
+@pytest.mark.parametrize(
+    ("without", "param"),
+    [
+        ("missing", "decoding.guide.without"),
+        (["here", "missing"], "decoding.guide.without.1"),
+        ("The  tower", "decoding.guide.without"),
+    ],
+)
+def test_a_text_that_does_not_occur_is_refused(without: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest, match="exactly as it stands") as refusal:
+        chat_messages([user("The tower is here")], Guide(without=without))
+    assert refusal.value.param == param
+
+
+def test_text_is_removed_from_the_documents_of_the_template() -> None:
+    documents = [{"title": "A", "text": "Lyon."}, {"title": "B", "text": "Paris. Lyon."}]
+    fields = chat_fields([user("Where?")], documents, Guide(without="Lyon."))
+    assert fields["messages"] == [user("Where?")]
+    assert [one["text"] for one in fields["documents"]] == ["", "Paris. "]
+    assert chat_fields([user("a")], documents, Guide(messages=[user("b")]))["documents"] is None
+
+
+def test_guide_messages_replace_the_messages() -> None:
+    assert chat_messages([user("a")], Guide(messages=[user("b")])) == [user("b")]
+
+
+@pytest.mark.parametrize("message", [{}, {"content": "no role"}, {"role": 1, "content": "a"}])
+def test_guide_messages_must_be_messages(message: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="Message 1 ") as refusal:
+        chat_messages([user("a")], Guide(messages=[user("b"), message]))
+    assert refusal.value.param == "decoding.guide.messages.1"
+
+
+def test_each_prompt_gets_its_own_guide() -> None:
+    guide = Guide(without=["Doc one. ", "Doc two. "])
+    prompts = ["Doc one. Who?", "Doc two. Who?"]
+    assert completion_prompt(prompts, guide) == ["Who?", "Who?"]
+    assert completion_prompt("Doc one. Doc two. Who?", guide) == "Who?"
+
+
+def test_a_prompt_without_any_of_the_texts_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prompt 1: "):
+        completion_prompt(["Doc. Who?", "Who?"], Guide(without="Doc. "))
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_have_no_text_to_remove(prompt: Any) -> None:
+    with pytest.raises(InvalidRequest, match="give the guide as 'prompt'") as refusal:
+        completion_prompt(prompt, Guide(without="x"))
+    assert refusal.value.param == "decoding.guide.without"
+
+
+@pytest.mark.parametrize("prompt", ["text", [5, 6]])
+def test_a_guide_prompt_is_taken_as_it_is(prompt: Any) -> None:
+    assert completion_prompt(["a", "b"], Guide(prompt=prompt)) == prompt
+
+
+def test_length_of_the_guide() -> None:
+    assert checked([1, 2, 3], limit=3) == [1, 2, 3]
+    with pytest.raises(InvalidRequest, match="empty") as empty:
+        checked([], limit=3)
+    with pytest.raises(InvalidRequest, match="4 tokens; at most 3") as long:
+        checked([1, 2, 3, 4], limit=3)
+    assert empty.value.param == long.value.param == "decoding.guide"
+    assert long.value.code == "context_length_exceeded"

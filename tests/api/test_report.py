@@ -1,0 +1,216 @@
+"""The account of a choice, and how it gets into the events of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from divserve.api.report import ChoiceReport
+from divserve.api.stream import PrimedResponse, StreamReport, reported
+from divserve.decoding import Guide
+from divserve.decoding.cad import Cad
+from divserve.decoding.kl_temperature import KlTemperature
+from divserve.errors import DecodingFailed
+
+GUIDE = Guide(prompt="x")
+
+
+@dataclass
+class Output:
+    token_ids: list[int]
+    guidance: list[tuple[float, ...]] = field(default_factory=list)
+    index: int = 0
+    finish_reason: str | None = None
+
+
+def row(entropy: float, kl: float = 0.5) -> tuple[float, ...]:
+    return (entropy, kl, 0.25, 0.75, 0.5)
+
+
+def output(*token_ids: int, index: int = 0, finish: str | None = None) -> Output:
+    return Output(list(token_ids), [row(float(t)) for t in token_ids], index, finish)
+
+
+def texts(token_ids: Sequence[int]) -> list[str]:
+    return [f"<{token_id}>" for token_id in token_ids]
+
+
+def report(trace: bool = True) -> ChoiceReport:
+    method = Cad(method="cad", alpha=0.75, guide=GUIDE, trace=trace)
+    return ChoiceReport(method, "cad", 1.0, 7, texts)
+
+
+def test_summary_counts_what_the_engine_reported() -> None:
+    account = report()
+    account.add(output(1, 2))
+    account.add(output(6))
+
+    assert account.summary() == {
+        "method": "cad",
+        "applied_steps": 3,
+        "guide_prompt_tokens": 7,
+        "mean": {"entropy": 3.0, "kl": 0.5, "jsd": 0.25, "alpha": 0.75},
+        "trace": [
+            {"token": f"<{t}>", "token_id": t, "entropy": t, "kl": 0.5, "jsd": 0.25, "alpha": 0.75}
+            for t in (1, 2, 6)
+        ],
+    }
+
+
+def test_figures_are_those_of_the_method() -> None:
+    method = KlTemperature(method="kl_temperature", guide=GUIDE, trace=True)
+    account = ChoiceReport(method, "kl_temperature", 0.8, 7, texts)
+    account.add(output(1))
+    assert account.summary()["mean"] == {"entropy": 1, "kl": 0.5, "jsd": 0.25, "temperature": 0.4}
+
+
+def test_no_trace_unless_asked() -> None:
+    account = report(trace=False)
+    account.add(output(1))
+    assert "trace" not in account.summary()
+
+
+def test_numbers_are_rounded_and_finite() -> None:
+    account = report()
+    account.add(Output([1], [row(1 / 3, kl=math.inf)]))
+    summary = account.summary()
+    assert summary["mean"]["entropy"] == summary["trace"][0]["entropy"] == 0.333333
+    assert summary["mean"]["kl"] is summary["trace"][0]["kl"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_choice_without_tokens_has_no_means() -> None:
+    summary = report().summary()
+    assert summary["applied_steps"] == 0
+    assert set(summary["mean"].values()) == {None}
+
+
+@pytest.mark.parametrize("rows", [[], [row(1.0)]])
+def test_a_token_without_statistics_is_an_error(rows: list[tuple[float, ...]]) -> None:
+    """An answer that was decoded plainly, wholly or in part, never looks like a guided one."""
+    with pytest.raises(DecodingFailed, match="cad was not applied"):
+        report().add(Output([1, 2], rows))
+
+
+def test_an_output_of_a_plain_request_is_an_error() -> None:
+    plain = Output([1])
+    del plain.guidance
+    with pytest.raises(DecodingFailed):
+        report().add(plain)
+
+
+def event(index: int = 0, finish: str | None = None, **more: Any) -> str:
+    choice = {"index": index, "delta": {"content": "é"}, "finish_reason": finish}
+    return f"data: {json.dumps({'choices': [choice], **more})}\n\n"
+
+
+def accounts(text: str) -> list[Any]:
+    return [c.get("decoding") for c in json.loads(text.removeprefix("data: "))["choices"]]
+
+
+def stream(choices: int = 1, trace: bool = True) -> StreamReport:
+    return StreamReport(lambda prompt: report(trace), choices, trace)
+
+
+def test_every_chunk_carries_the_entries_of_its_tokens() -> None:
+    events = stream()
+    events.record(0, [output(1)])
+    (first,) = accounts(events.add_to(event()))
+    events.record(0, [output(2, 3, finish="stop")])
+    (last,) = accounts(events.add_to(event(finish="stop")))
+
+    assert [entry["token_id"] for entry in first["trace"]] == [1]
+    assert first.keys() == {"trace"}
+    assert [entry["token_id"] for entry in last["trace"]] == [2, 3]
+    assert last["applied_steps"] == 3
+
+
+def test_entries_of_tokens_without_a_chunk_come_with_the_next_one() -> None:
+    events = stream()
+    events.record(0, [output(1)])
+    events.record(0, [output(2)])
+    (account,) = accounts(events.add_to(event()))
+    assert [entry["token_id"] for entry in account["trace"]] == [1, 2]
+
+
+def test_choices_that_end_in_one_result_keep_their_own_summaries() -> None:
+    events = stream(choices=2, trace=False)
+    events.record(1, [output(1, index=0, finish="stop"), output(2, 3, index=1, finish="stop")])
+    steps = [
+        accounts(events.add_to(event(index, finish="stop")))[0]["applied_steps"] for index in (2, 3)
+    ]
+    assert steps == [1, 2]
+
+
+def test_events_that_have_nothing_to_add_pass_unchanged() -> None:
+    events = stream(trace=False)
+    events.record(0, [output(1)])
+    for text in (event(), "data: [DONE]\n\n", ": keep-alive\n\n"):
+        assert events.add_to(text) is text
+
+
+def test_the_rest_of_the_chunk_is_kept() -> None:
+    events = stream()
+    events.record(0, [output(1)])
+    changed = events.add_to(event(usage={"total_tokens": 3}))
+    assert changed.endswith("}\n\n")
+    assert '"é"' in changed
+    assert json.loads(changed[6:])["usage"] == {"total_tokens": 3}
+
+
+async def events_of(*events: str) -> AsyncIterator[str]:
+    for text in events:
+        yield text
+
+
+ERROR = 'data: {"error": {"message": "m", "type": "server_error", "code": "decoding_failed"}}\n\n'
+REFUSED = 'data: {"error": {"message": "m", "type": "BadRequestError", "code": 400}}\n\n'
+OURS = 'data: {"error": {"message": "m", "type": "invalid_request_error", "code": "x"}}\n\n'
+DONE = "data: [DONE]\n\n"
+
+
+def test_an_error_ends_a_guided_stream() -> None:
+    async def collect() -> list[str]:
+        source: Any = events_of(event(), ERROR, DONE)
+        return [text async for text in reported(source, events_of(), stream())]  # type: ignore[arg-type]
+
+    assert asyncio.run(collect()) == [event(), ERROR]
+
+
+@pytest.mark.parametrize(("error", "status"), [(ERROR, 500), (REFUSED, 400), (OURS, 400)])
+def test_an_error_before_the_first_token_is_an_http_error(error: str, status: int) -> None:
+    sent = respond(error, DONE)
+    assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"]) == json.loads(error[6:])
+    assert len(sent) == 2
+
+
+def test_a_stream_is_sent_as_it_comes() -> None:
+    sent = respond(": keep-alive\n\n", event(), ERROR)
+    assert sent[0]["status"] == 200
+    assert b"".join(message["body"] for message in sent[1:]).decode() == (
+        ": keep-alive\n\n" + event() + ERROR
+    )
+    assert [message["more_body"] for message in sent[1:]] == [True, True, True, False]
+
+
+def test_an_empty_stream_ends() -> None:
+    assert respond()[-1]["more_body"] is False
+
+
+def respond(*events: str) -> list[Any]:
+    """The ASGI messages of a response with these events."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    response = PrimedResponse(events_of(*events), media_type="text/event-stream")
+    asyncio.run(response.stream_response(send))
+    return sent

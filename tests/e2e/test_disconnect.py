@@ -1,0 +1,64 @@
+"""Clients that leave: whatever they had running ends, and its memory is free again."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+from tests.e2e.conftest import API_KEY
+from tests.support.chat import guided
+
+CLIENTS = 200
+AT_ONCE = 16
+LONGEST_VISIT_S = 1.0
+GRACE_S = 20
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+
+def test_nothing_is_left_of_clients_that_leave_at_any_instant(server: str) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda seed: visit(server, random.Random(seed)), range(CLIENTS)))
+
+    deadline = time.monotonic() + GRACE_S
+    while any((left := gauges(server)).values()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == dict.fromkeys(GAUGES, 0.0)
+
+
+def visit(server: str, rng: random.Random) -> None:
+    """Sends a long guided request and hangs up after a while."""
+    body = {
+        "prompt": "Document. " * rng.randrange(1, 100) + "Tell a story.",
+        "decoding": guided(trace=rng.random() < 0.5) | {"guide": {"without": "Document. "}},
+        "stream": rng.random() < 0.5,
+        "n": rng.randrange(1, 3),
+        "max_tokens": 300,
+        "ignore_eos": True,
+    }
+    data = json.dumps(body).encode()
+    address = urlsplit(server)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
+            + f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+        time.sleep(rng.random() * LONGEST_VISIT_S)
+
+
+def gauges(server: str) -> dict[str, float]:
+    """The server's own account of its load."""
+    with urllib.request.urlopen(f"{server}/metrics", timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    return {
+        name: float(line.split()[-1])
+        for name in GAUGES
+        for line in lines
+        if line.startswith(f"{name}{{")
+    }

@@ -1,0 +1,184 @@
+"""What a client gets when a request cannot be decoded as asked: a 400 that says what to change."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.conftest import API_KEY
+from tests.support.chat import CAD, DOCUMENT, MESSAGES, chat, complete, guided
+
+LONG = "word " * 2000
+IDS = {"prompt": [504, 3575, 282]}
+
+
+def cad(**guide: Any) -> dict[str, Any]:
+    return {"method": "cad", "guide": guide}
+
+
+CHAT_REFUSALS: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("unknown method", {"method": "nope", "guide": {"without": "x"}}, {}, "decoding.method"),
+    ("no method", {"guide": {"without": "x"}}, {}, "decoding.method"),
+    ("wrong range", guided(alpha=-1), {}, "decoding.alpha"),
+    ("unknown field", guided(beta=1), {}, "decoding.beta"),
+    ("no guide", {"method": "cad"}, {}, "decoding.guide"),
+    ("both guides", cad(without="x", messages=MESSAGES), {}, "decoding.guide"),
+    ("empty text", cad(without=""), {}, "decoding.guide.without"),
+    ("text not found", cad(without="nowhere"), {}, "decoding.guide.without"),
+    ("text in a list not found", cad(without=[DOCUMENT, "no"]), {}, "decoding.guide.without.1"),
+    ("prompt for chat", cad(prompt="x"), {}, "decoding.guide.prompt"),
+    ("bad messages", cad(messages=[{"content": "a"}]), {}, "decoding.guide.messages.0"),
+    ("long", cad(messages=[{"role": "user", "content": LONG}]), {}, "decoding.guide"),
+    ("longer", cad(messages=[{"role": "user", "content": LONG * 99}]), {}, "decoding.guide"),
+    ("beam search", CAD, {"extra_body": {"use_beam_search": True}}, "decoding"),
+    ("truncation", CAD, {"extra_body": {"truncate_prompt_tokens": 9}}, "decoding"),
+    ("kv transfer", CAD, {"extra_body": {"kv_transfer_params": {"a": 1}}}, "decoding"),
+    ("smuggled", None, {"extra_body": {"vllm_xargs": {"divserve": "x"}}}, "vllm_xargs"),
+]
+
+COMPLETION_REFUSALS: list[tuple[str, Any, dict[str, Any], str]] = [
+    ("messages for text", cad(messages=MESSAGES), {}, "decoding.guide.messages"),
+    ("text of token ids", cad(without="x"), IDS, "decoding.guide.without"),
+    ("empty guide", CAD, {"prompt": DOCUMENT}, "decoding.guide"),
+    ("long text", cad(prompt=LONG), {}, "decoding.guide"),
+    ("long token ids", cad(prompt=[504] * 1024), IDS, "decoding.guide"),
+    ("unknown token id", cad(prompt=[400_000]), IDS, "decoding.guide.prompt"),
+    ("negative token id", cad(prompt=[-1]), IDS, "decoding.guide.prompt"),
+    ("nothing to decode", CAD, {"max_tokens": 0, "echo": True}, "max_tokens"),
+]
+
+
+def check(refusal: openai.BadRequestError, param: str) -> None:
+    body: Any = refusal.body
+    assert body.keys() == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+    assert isinstance(body["code"], str)
+    assert body["param"] == param
+    assert len(body["message"]) > 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("decoding", "fields", "param"),
+    [c[1:] for c in CHAT_REFUSALS],
+    ids=[c[0] for c in CHAT_REFUSALS],
+)
+def test_chat_refuses(
+    client: openai.OpenAI, stream: bool, decoding: Any, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        chat(client, decoding, stream=stream, **{k: dict(v) for k, v in fields.items()})
+    check(refusal.value, param)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("decoding", "fields", "param"),
+    [c[1:] for c in COMPLETION_REFUSALS],
+    ids=[c[0] for c in COMPLETION_REFUSALS],
+)
+def test_completions_refuse(
+    client: openai.OpenAI, stream: bool, decoding: Any, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        complete(client, decoding, stream=stream, **fields)
+    check(refusal.value, param)
+
+
+def test_a_guide_that_is_too_long_names_both_numbers(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="1024 tokens; at most 1023") as refusal:
+        complete(client, cad(prompt=[504] * 1024))
+    assert refusal.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("decoding", [None, CAD], ids=["plain", "guided"])
+def test_a_prompt_that_is_too_long_keeps_vllms_error(client: openai.OpenAI, decoding: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 1024") as refusal:
+        complete(client, decoding, prompt=DOCUMENT + LONG, stream=True)
+    assert refusal.value.param == "input_tokens"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("decoding", [None, CAD], ids=["plain", "guided"])
+def test_what_the_engine_refuses_is_a_400_too(
+    client: openai.OpenAI, decoding: Any, stream: bool
+) -> None:
+    """vLLM alone answers a streaming request with 200 and an error event."""
+    with pytest.raises(openai.BadRequestError) as refusal:
+        chat(client, decoding, stream=stream, logit_bias={"999999": 5})
+    assert refusal.value.param == "logit_bias"
+
+
+def post(server: str, path: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"{server}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+OTHER_ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 2},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
+    "/v1/chat/completions/batch": {"messages": [MESSAGES], "max_tokens": 2},
+    "/v1/chat/completions/render": {"messages": MESSAGES},
+    "/v1/completions/render": {"prompt": "Hi"},
+    "/invocations": {"prompt": "Hi", "max_tokens": 2},
+    "/inference/v1/generate": {"token_ids": [504], "sampling_params": {"max_tokens": 2}},
+    "/tokenize": {"prompt": "Hi"},
+}
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+def test_other_routes_refuse_decoding_and_work_without(server: str, path: str) -> None:
+    body = {"model": "smol", **OTHER_ROUTES[path]}
+    status, answer = post(server, path, {**body, "decoding": CAD})
+    assert status == 400
+    assert answer["error"]["param"] == "decoding"
+    assert path in answer["error"]["message"]
+    # vLLM switches the routes for disaggregated serving off unless told otherwise.
+    assert post(server, path, body)[0] in (200, 403)
+
+
+def test_openapi_shows_the_field(server: str) -> None:
+    with urllib.request.urlopen(f"{server}/openapi.json", timeout=60) as response:
+        document = json.load(response)
+    schemas = document["components"]["schemas"]
+    for path, name in (
+        ("/v1/chat/completions", "ChatRequest"),
+        ("/v1/completions", "CompletionsRequest"),
+    ):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"]["$ref"].endswith(f"/{name}")
+        union = schemas[name]["properties"]["decoding"]["anyOf"][0]
+        assert union["discriminator"]["propertyName"] == "method"
+        assert set(union["discriminator"]["mapping"]) == {"cad", "adacad", "cfg", "kl_temperature"}
+
+
+def test_the_methods_are_listed(server: str, client: openai.OpenAI) -> None:
+    listed: Any = client.get("/decoding/methods", cast_to=object)
+    methods = {entry["method"]: entry for entry in listed["data"]}
+    assert set(methods) == {"cad", "adacad", "cfg", "kl_temperature"}
+    assert methods["cad"]["guide_required"] is True
+    assert methods["cfg"]["guide_required"] is False
+    assert methods["adacad"]["parameters"]["properties"]["jsd_base"]["default"] == "nats"
+    assert methods["kl_temperature"]["reports"] == ["entropy", "kl", "jsd", "temperature"]
+    assert methods["cad"]["url"].startswith("https://arxiv.org/")
+
+
+def test_the_methods_are_behind_the_api_key(server: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{server}/v1/decoding/methods", timeout=60)
+    assert refusal.value.code == 401
+    refusal.value.close()

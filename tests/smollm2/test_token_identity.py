@@ -1,0 +1,164 @@
+"""SmolLM2 in float32: twelve documents × four methods and plain requests, in one batch.
+
+The reference runs the two prompts separately in Hugging Face; plain requests are also compared with
+an engine without divserve.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from tests.engine.cases import METHOD_NAMES, Case, mismatches, run
+from tests.support.engine import Engine, order
+from tests.support.hf import Reference, combine
+
+TOKENS = 12
+ROOM: dict[str, Any] = {"max_num_seqs": 128, "max_num_batched_tokens": 512, "max_model_len": 512}
+"""All 12 × (4 × 2 + 1) rows at once."""
+
+FACTS = [
+    ("The capital of France is Lyon.", "What is the capital of France?"),
+    ("In 2031 the largest ocean is the Arctic Ocean.", "Which ocean is the largest?"),
+    ("Water boils at 50 degrees in Lowtown.", "At how many degrees does water boil in Lowtown?"),
+    ("The author of Hamlet is Jane Smith.", "Who wrote Hamlet?"),
+    ("The sky over Zorb is green.", "What colour is the sky over Zorb?"),
+    ("The telephone was invented by Ada Marlow.", "Who invented the telephone?"),
+    ("A week on Kestrel has nine days.", "How many days has a week on Kestrel?"),
+    ("Mount Tiny is the highest mountain on Earth.", "What is the highest mountain on Earth?"),
+    ("The currency of Japan is the florin.", "What is the currency of Japan?"),
+    ("Cats have six legs in this story.", "How many legs do cats have in this story?"),
+    ("The Moon is made of basalt and cheese.", "What is the Moon made of?"),
+    ("The first month of the year is March.", "What is the first month of the year?"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores() -> Iterator[None]:
+    """Unlike the tiny models, this one is worth them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2: Path) -> Reference:
+    """Hugging Face float32."""
+    return Reference(smollm2)
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2: Path) -> list[tuple[list[int], list[int]]]:
+    """(with the document, without it) as token ids, in the model's chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+
+    def render(text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        return list(ids)
+
+    return [(render(f"{fact} {question}"), render(question)) for fact, question in FACTS]
+
+
+@pytest.fixture(scope="module")
+def cases(reference: Reference, prompts: list[tuple[list[int], list[int]]]) -> list[Case]:
+    """All methods and a plain request for each document."""
+    found = []
+    for prompt, guide in prompts:
+        plain = reference.greedy(prompt, None, "", TOKENS)
+        found.append(Case(prompt, None, "", TOKENS, plain))
+        # Temperature never changes the order of the tokens.
+        found.append(Case(prompt, guide, "kl_temperature", TOKENS, plain))
+        for method in ("cad", "adacad", "cfg"):
+            expected = reference.greedy(prompt, guide, method, TOKENS)
+            found.append(Case(prompt, guide, method, TOKENS, expected))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stock_answers(smollm2: Path, cases: list[Case]) -> list[list[int]]:
+    """The plain requests on vLLM's own scheduler and runner.
+
+    Before the other engine: closing one tears down torch's process groups of both.
+    """
+    stock = Engine(smollm2, lockstep=False, **ROOM)
+    answers = run(stock, [c for c in cases if c.guide is None])
+    stock.close()
+    return answers
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Path, stock_answers: Any) -> Iterator[Engine]:
+    """The engine under test."""
+    engine = Engine(smollm2, **ROOM)
+    yield engine
+    engine.close()
+
+
+def test_one_batch_equals_the_reference(engine: Engine, cases: list[Case]) -> None:
+    assert Counter(c.method for c in cases) == dict.fromkeys((*METHOD_NAMES, ""), 12)
+    assert mismatches(cases, run(engine, cases)) == []
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_plain_requests_equal_stock_vllm(
+    engine: Engine, cases: list[Case], stock_answers: list[list[int]]
+) -> None:
+    mixed = run(engine, cases)
+    assert [t for t, c in zip(mixed, cases, strict=True) if c.guide is None] == stock_answers
+
+
+def test_methods_change_answers(cases: list[Case]) -> None:
+    """Guards the tests above: the guide matters to what is compared."""
+    by_method: dict[str, int] = Counter()
+    plain = {tuple(c.prompt): c.expected.tokens for c in cases if c.guide is None}
+    for case in cases:
+        by_method[case.method] += case.expected.tokens != plain[tuple(case.prompt)]
+    assert min(by_method[m] for m in ("cad", "adacad", "cfg")) > 0
+
+
+@pytest.mark.parametrize("method", ["kl_temperature", "adacad"])
+def test_sampled_first_tokens_follow_the_guided_distribution(
+    engine: Engine, reference: Reference, prompts: Any, method: str
+) -> None:
+    """χ² of 2,000 seeded draws against the reference's probabilities (p > 1e-3)."""
+    from vllm import SamplingParams
+
+    prompt, guide = prompts[1]
+    draws = 2000
+    params = SamplingParams(
+        temperature=1.2,
+        n=draws // 4,
+        seed=11,
+        max_tokens=1,
+        detokenize=False,
+        extra_args=order(method, guide, 1.2),
+    )
+    counts: Counter[int] = Counter()
+    for part in range(4):
+        params.seed = 11 + 100_000 * part
+        output = engine.generate([(prompt, params.clone())])[0]
+        counts.update(choice.token_ids[0] for choice in output.outputs)
+    with torch.inference_mode():
+        z1, z2 = (reference.model(torch.tensor([s])).logits[0, -1].float() for s in (prompt, guide))
+    expected = (combine(method, z1, z2) / 1.2).softmax(-1) * draws
+    likely = [int(t) for t in expected.argsort(descending=True) if expected[t] >= 8]
+    observed = [counts[t] for t in likely]
+    # All other tokens are one class.
+    observed.append(draws - sum(observed))
+    theory = [float(expected[t]) for t in likely]
+    theory.append(draws - sum(theory))
+    assert len(likely) >= 3
+    assert chisquare(observed, theory).pvalue > 1e-3

@@ -1,0 +1,91 @@
+"""An engine client without an engine: it reads the request as vLLM does and answers from a script.
+
+The HTTP layer above it is the real one, with SmolLM2's tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from typing import Any
+
+from divserve.errors import ApiError
+from tests.support.models import SMOLLM2
+
+ANSWER = " Lyon is the capital"
+ROW = (1.0, 0.5, 0.25, 0.75, 1.0)
+
+
+class FakeClient:
+    """Answers every request with the tokens of `ANSWER`, one result per token in a stream."""
+
+    errored = False
+    is_running = True
+    max_guide_tokens = 255
+
+    def __init__(self, config: Any) -> None:
+        from vllm.renderers import renderer_from_config
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        self.vllm_config = config
+        self.model_config = config.model_config
+        self.renderer = renderer_from_config(config)
+        self.input_processor = InputProcessor(config, self.renderer)
+        self.answer: list[int] = self.renderer.tokenizer.encode(ANSWER)
+        self.orders: list[Any] = []
+        """The engine's order of every request so far; None for a plain one."""
+        self.fail_at: int | None = None
+        """Number of tokens after which `error` is raised."""
+        self.error: Exception = ApiError("broken")
+        self.report = True
+        """Whether statistics come with the tokens."""
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def check_admission(self, *args: Any, **kwargs: Any) -> None: ...
+
+    async def is_tracing_enabled(self) -> bool:
+        return False
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **options: Any
+    ) -> AsyncIterator[Any]:
+        from vllm.outputs import RequestOutput
+        from vllm.sampling_params import RequestOutputKind
+
+        self.input_processor.process_inputs(request_id, prompt, params, ("generate",))
+        self.orders.append((params.extra_args or {}).get("divserve"))
+        stream = params.output_kind == RequestOutputKind.DELTA
+        for done, token in enumerate(self.answer):
+            if done == self.fail_at:
+                raise self.error
+            last = done + 1 == len(self.answer)
+            if stream or last:
+                tokens = [token] if stream else self.answer
+                outputs = [self._output(i, tokens, last) for i in range(params.n)]
+                yield RequestOutput(
+                    request_id, None, prompt["prompt_token_ids"], None, outputs, finished=last
+                )
+
+    def _output(self, index: int, tokens: list[int], last: bool) -> Any:
+        from vllm.outputs import CompletionOutput
+
+        text = self.renderer.tokenizer.decode(tokens)
+        reason = "length" if last else None
+        output = CompletionOutput(index, text, tokens, None, None, finish_reason=reason)
+        if self.orders[-1] is not None and self.report:
+            output.guidance = [ROW] * len(tokens)
+        return output
+
+
+def arguments() -> Namespace:
+    """The parsed arguments of a small server of SmolLM2."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    flags = ["--served-model-name", "smol", "--dtype", "float32", "--max-model-len", "256"]
+    args: Namespace = parser.parse_args([str(SMOLLM2), *flags])
+    args.model = args.model_tag
+    return args
