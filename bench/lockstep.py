@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,18 +53,14 @@ class Setting:
 
 def settings(names: list[str], folder: Path, pairs: int | None, tokens: int) -> list[Setting]:
     """Makes the models that are asked for; the tiny ones show what is not the model's own time."""
-    known = {
+    makers: dict[str, tuple[Callable[[], Path], int, int]] = {
         "smollm2": (lambda: models.SMOLLM2, 49152, 8),
-        "tiny-512": (lambda: models.make_tiny(folder / "tiny-512"), 512, 32),
-        "tiny-49152": (
-            lambda: models.make_tiny(folder / "tiny-49152", vocab_size=49152),
-            49152,
-            8,
-        ),
+        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32),
+        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8),
     }
     found = []
     for name in names:
-        make, vocab, default_pairs = known[name]
+        make, vocab, default_pairs = makers[name]
         found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens))
     return found
 
@@ -94,7 +91,9 @@ def seconds(engine: Engine, batch: list[Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(setting: Setting, method: str, rounds: int, progress: Progress) -> dict[str, list[float]]:
+def measure(
+    setting: Setting, method: str, rounds: int, progress: Progress
+) -> dict[str, list[float]]:
     """Ratios of each round, and row tokens per second of each side."""
     rows = 2 * setting.pairs
     options: dict[str, Any] = {
@@ -142,7 +141,10 @@ def main(
     """Measure and print one table."""
     table = Table("case", "metric", "median", "range", "target")
     saved = []
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
         for setting in settings(model, Path(folder), pairs, tokens):
             case = f"{setting.name}, {setting.pairs} pairs, {tokens} tokens, {method}, greedy"
             for metric, values in measure(setting, method, rounds, progress).items():

@@ -42,7 +42,9 @@ def _commit() -> str:
             ("git", *args), check=False, capture_output=True, text=True, cwd=RESULTS.parent
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../divserve", "../kernels")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", "../divserve", "../kernels"
+    )
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 

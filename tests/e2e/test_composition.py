@@ -25,6 +25,7 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "look_up",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 12}},
@@ -109,10 +110,11 @@ def test_a_tool_is_called_under_guidance(client: openai.OpenAI, choice: Any) -> 
     (call,) = response.choices[0].message.tool_calls
     report = account(response.choices[0])
     assert call.function.name == "look_up"
-    assert json.loads(call.function.arguments)
+    arguments = json.loads(call.function.arguments)
+    assert arguments.keys() == {"city"}
     assert report["applied_steps"] == response.usage.completion_tokens == len(report["trace"])
     deltas = [c.choices[0].delta.tool_calls[0] for c in streamed.chunks if _calls(c)]
-    assert "".join(d.function.arguments or "" for d in deltas) == call.function.arguments
+    assert json.loads("".join(d.function.arguments or "" for d in deltas)) == arguments
     assert len(streamed.trace[0]) == streamed.summary[0]["applied_steps"]
     assert [e["token_id"] for e in streamed.trace[0]] == [e["token_id"] for e in report["trace"]]
 

@@ -6,21 +6,18 @@ an engine without divserve.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from scipy.stats import chisquare
 
 from tests.engine.cases import METHOD_NAMES, Case, mismatches, run
-from tests.support.engine import Engine, order
-from tests.support.hf import Reference, combine
+from tests.support.engine import Engine
+from tests.support.hf import Reference
 
-TOKENS = 12
+TOKENS = 10
 ROOM: dict[str, Any] = {"max_num_seqs": 128, "max_num_batched_tokens": 512, "max_model_len": 512}
 """All 12 × (4 × 2 + 1) rows at once."""
 
@@ -38,15 +35,6 @@ FACTS = [
     ("The Moon is made of basalt and cheese.", "What is the Moon made of?"),
     ("The first month of the year is March.", "What is the first month of the year?"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores() -> Iterator[None]:
-    """Unlike the tiny models, this one is worth them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -127,38 +115,3 @@ def test_methods_change_answers(cases: list[Case]) -> None:
     for case in cases:
         by_method[case.method] += case.expected.tokens != plain[tuple(case.prompt)]
     assert min(by_method[m] for m in ("cad", "adacad", "cfg")) > 0
-
-
-@pytest.mark.parametrize("method", ["kl_temperature", "adacad"])
-def test_sampled_first_tokens_follow_the_guided_distribution(
-    engine: Engine, reference: Reference, prompts: Any, method: str
-) -> None:
-    """χ² of 2,000 seeded draws against the reference's probabilities (p > 1e-3)."""
-    from vllm import SamplingParams
-
-    prompt, guide = prompts[1]
-    draws = 2000
-    params = SamplingParams(
-        temperature=1.2,
-        n=draws // 4,
-        seed=11,
-        max_tokens=1,
-        detokenize=False,
-        extra_args=order(method, guide, 1.2),
-    )
-    counts: Counter[int] = Counter()
-    for part in range(4):
-        params.seed = 11 + 100_000 * part
-        output = engine.generate([(prompt, params.clone())])[0]
-        counts.update(choice.token_ids[0] for choice in output.outputs)
-    with torch.inference_mode():
-        z1, z2 = (reference.model(torch.tensor([s])).logits[0, -1].float() for s in (prompt, guide))
-    expected = (combine(method, z1, z2) / 1.2).softmax(-1) * draws
-    likely = [int(t) for t in expected.argsort(descending=True) if expected[t] >= 8]
-    observed = [counts[t] for t in likely]
-    # All other tokens are one class.
-    observed.append(draws - sum(observed))
-    theory = [float(expected[t]) for t in likely]
-    theory.append(draws - sum(theory))
-    assert len(likely) >= 3
-    assert chisquare(observed, theory).pvalue > 1e-3
