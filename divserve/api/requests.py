@@ -85,7 +85,7 @@ class Guided(BaseModel):
             return params
         self._temperature = params.temperature
         spec = Spec(row=self.decoding.row(params.temperature), guide=next(self._unpacked))
-        params.extra_args = {**(params.extra_args or {}), WIRE_KEY: spec.to_wire()}
+        params.extra_args = {**(params.extra_args or {}), WIRE_KEY: spec}
         return params
 
 

@@ -15,13 +15,14 @@ from operator import attrgetter
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from divserve.engine.group import WIRE_KEY
+from divserve.decoding import Spec
+from divserve.engine.group import PAIR_KEY, WIRE_KEY
 from divserve.engine.ledger import Account, Ledger
 from divserve.errors import DecodingFailed, InvalidRequest
 
@@ -68,25 +69,36 @@ class GuidedClient(EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's ``generate``; outputs of guided requests carry ``guidance``.
 
+        A request is guided by a `Spec` under `WIRE_KEY` in ``extra_args``.
+
+        Raises:
+            VLLMValidationError: something else stands there; only a client can have put it there.
+
         Raises (while iterating):
             InvalidRequest: the pair can never fit in the KV cache.
             DecodingFailed: a token was sampled without its guide.
         """
-        if WIRE_KEY not in (sampling_params.extra_args or {}):
+        spec = _order(sampling_params)
+        if spec is None:
             plain: AsyncGenerator[RequestOutput, None] = self.inner.generate(
                 prompt, sampling_params, request_id, **options
             )
             return plain
-        return self._guided(prompt, sampling_params, request_id, options)
+        return self._guided(prompt, sampling_params, spec, request_id, options)
 
     async def _guided(
-        self, prompt: Any, params: SamplingParams, request_id: str, options: dict[str, Any]
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        spec: Spec,
+        request_id: str,
+        options: dict[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
-        guide_tokens = len(params.extra_args[WIRE_KEY]["guide"])
-        self.check_pair(len(prompt["prompt_token_ids"]), guide_tokens)
-        account = self.ledger.open(params.extra_args)
+        self.check_pair(len(prompt["prompt_token_ids"]), len(spec.guide))
+        account, wire = self.ledger.open(spec)
+        params.extra_args = {**params.extra_args, WIRE_KEY: wire}
         inner = self.inner.generate(prompt, params, request_id, **options)
         try:
             async for output in inner:
@@ -109,6 +121,25 @@ class GuidedClient(EngineClient):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+def _order(params: SamplingParams) -> Spec | None:
+    """The order of a guided request; None for a plain one.
+
+    Every route lets clients put JSON into ``extra_args``, and what the scheduler and the workers
+    find there under our keys they trust. JSON cannot make a `Spec`, so this check is enough.
+    """
+    extra = params.extra_args
+    if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
+        return None
+    spec = extra.get(WIRE_KEY)
+    if isinstance(spec, Spec) and PAIR_KEY not in extra:
+        return spec
+    raise VLLMValidationError(
+        f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "
+        "/v1/chat/completions or /v1/completions",
+        parameter="vllm_xargs",
+    )
 
 
 def _account_for(output: RequestOutput, account: Account) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from divserve.decoding import Spec
 from divserve.engine.group import WIRE_KEY
 
 __all__ = ["Account", "Ledger"]
@@ -50,12 +51,11 @@ class Ledger:
         output_processor.add_request = self._register
         output_processor.process_outputs = self._collect
 
-    def open(self, extra_args: dict[str, Any]) -> Account:
-        """Opens an account and marks the order in ``extra_args`` with its ticket."""
+    def open(self, spec: Spec) -> tuple[Account, dict[str, Any]]:
+        """Opens an account; returns it and the order on the wire, marked with its ticket."""
         account = Account(ticket=next(self._tickets))
         self._accounts[account.ticket] = account
-        extra_args[WIRE_KEY] = {**extra_args[WIRE_KEY], TICKET_KEY: account.ticket}
-        return account
+        return account, {**spec.to_wire(), TICKET_KEY: account.ticket}
 
     def close(self, account: Account) -> None:
         """Forgets the account; what the engine still sends for it is dropped."""

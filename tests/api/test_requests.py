@@ -41,7 +41,7 @@ def test_the_order_of_a_chat() -> None:
     request = chat(decoding={**CAD, "alpha": 0.75}, vllm_xargs={"mine": 1})
     request.give_guides([[4, 5]])
     extra = packed(request).extra_args
-    assert Spec.from_wire(extra["divserve"]) == Spec(request.decoding.row(1.0), [4, 5])  # type: ignore[union-attr]
+    assert extra["divserve"] == Spec(request.decoding.row(1.0), [4, 5])  # type: ignore[union-attr]
     assert extra["mine"] == 1
     assert request.guide_lengths == [2]
 
@@ -49,7 +49,7 @@ def test_the_order_of_a_chat() -> None:
 def test_every_prompt_gets_its_guide() -> None:
     request = completion(prompt=["A document", "document B"])
     request.give_guides([[1], [2, 3]])
-    guides = [packed(request).extra_args["divserve"]["guide"] for _ in range(2)]
+    guides = [packed(request).extra_args["divserve"].guide for _ in range(2)]
     assert guides == [[1], [2, 3]]
     assert request.guide_lengths == [1, 2]
 
@@ -59,7 +59,7 @@ def test_the_temperature_is_the_final_one() -> None:
     decoding = {"method": "kl_temperature", "guide": {"without": "document"}}
     request = chat(decoding=decoding)
     request.give_guides([[1]])
-    spec = Spec.from_wire(packed(request, temperature=0.5).extra_args["divserve"])
+    spec = packed(request, temperature=0.5).extra_args["divserve"]
     assert isinstance(request.decoding, KlTemperature)
     assert spec.row == request.decoding.row(0.5)
     assert request.sampled_at == 0.5

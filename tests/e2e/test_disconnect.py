@@ -10,8 +10,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from tests.e2e.conftest import API_KEY
 from tests.support.chat import guided
+from tests.support.server import API_KEY
 
 CLIENTS = 200
 AT_ONCE = 16

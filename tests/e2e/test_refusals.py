@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.conftest import API_KEY
 from tests.support.chat import CAD, DOCUMENT, MESSAGES, chat, complete, guided
+from tests.support.server import API_KEY
 
 LONG = "word " * 2000
 IDS = {"prompt": [504, 3575, 282]}
@@ -182,3 +182,22 @@ def test_the_methods_are_behind_the_api_key(server: str) -> None:
         urllib.request.urlopen(f"{server}/v1/decoding/methods", timeout=60)
     assert refusal.value.code == 401
     refusal.value.close()
+
+
+@pytest.mark.parametrize("key", ["divserve", "divserve_pair"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/responses", {"input": "hi", "max_output_tokens": 2}),
+        ("/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+        ("/completions", {"prompt": "hi", "max_tokens": 2, "stream": True}),
+    ],
+)
+def test_orders_cannot_be_smuggled_past_the_front_end(
+    client: openai.OpenAI, path: str, body: dict[str, Any], key: str
+) -> None:
+    """Arguments that the scheduler trusts are refused on every route, and the engine lives."""
+    for value in ("x", {"primary": "a", "row": [0.0]}, [1.0]):
+        with pytest.raises(openai.BadRequestError):
+            client.post(path, cast_to=object, body=body | {"vllm_xargs": {key: value}})
+    assert chat(client).choices[0].message.content

@@ -55,7 +55,8 @@ class FakeClient:
         from vllm.sampling_params import RequestOutputKind
 
         self.input_processor.process_inputs(request_id, prompt, params, ("generate",))
-        self.orders.append((params.extra_args or {}).get("divserve"))
+        order = (params.extra_args or {}).get("divserve")
+        self.orders.append(order and order.to_wire())
         stream = params.output_kind == RequestOutputKind.DELTA
         for done, token in enumerate(self.answer):
             if done == self.fail_at:

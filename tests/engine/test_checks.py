@@ -1,0 +1,138 @@
+"""Start-up refuses by name what the seams do not support, before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from divserve.engine import checks, cpu, launch
+from divserve.errors import StartupError
+
+
+def config(**changes: Any) -> Any:
+    """A vLLM configuration as far as the checks look at it; ``a__b`` changes ``config.a.b``."""
+    parts: dict[str, Any] = {
+        "speculative_config": None,
+        "kv_transfer_config": None,
+        "ec_transfer_config": None,
+        "model_config": SimpleNamespace(
+            runner_type="generate",
+            is_encoder_decoder=False,
+            is_hybrid=False,
+            is_attention_free=False,
+        ),
+        "parallel_config": SimpleNamespace(
+            pipeline_parallel_size=1,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            enable_batch_sharded_sampling=False,
+            worker_cls="vllm.v1.worker.cpu_worker.CPUWorker",
+        ),
+        "scheduler_config": SimpleNamespace(
+            enable_chunked_prefill=True,
+            max_num_seqs=8,
+            max_num_batched_tokens=64,
+            async_scheduling=False,
+            scheduler_cls=None,
+        ),
+    }
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        if field:
+            setattr(parts[section], field, value)
+        else:
+            parts[section] = value
+    return SimpleNamespace(**parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"speculative_config": object()}, "--speculative-config"),
+        ({"kv_transfer_config": object()}, "--kv-transfer-config"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size"),
+        ({"parallel_config__enable_batch_sharded_sampling": True}, "batch-sharded sampling"),
+        ({"scheduler_config__enable_chunked_prefill": False}, "--no-enable-chunked-prefill"),
+        ({"scheduler_config__max_num_seqs": 1}, "--max-num-seqs"),
+        ({"model_config__runner_type": "pooling"}, "--runner pooling"),
+        ({"model_config__is_hybrid": True}, "Mamba"),
+        ({"parallel_config__worker_cls": "vllm.v1.worker.tpu_worker.TPUWorker"}, "TPUWorker"),
+    ],
+)
+def test_modes_are_refused_by_name(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(StartupError, match=name):
+        launch.install(config(**changes))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_supported_modes_get_our_scheduler_and_worker(asynchronous: bool) -> None:
+    """The scheduler matches vLLM's choice of synchronous or asynchronous scheduling."""
+    from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
+
+    given = config(scheduler_config__async_scheduling=asynchronous)
+    launch.install(given)
+    expected = AsyncLockstepScheduler if asynchronous else LockstepScheduler
+    assert given.scheduler_config.scheduler_cls is expected
+    assert given.parallel_config.worker_cls == "divserve.engine.worker.GuidedCPUWorker"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--api-server-count", "2"], "--api-server-count"),
+        (["--data-parallel-size", "2"], "--data-parallel-size"),
+        (["--headless"], "--headless"),
+        (["--scheduler-cls", "a.B"], "--scheduler-cls"),
+        (["--worker-cls", "a.B"], "--worker-cls"),
+        ([], "name a model"),
+    ],
+)
+def test_flags_are_refused_by_name(
+    flags: list[str], name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    argv = flags if name == "name a model" else [str(tiny), *flags]
+    with pytest.raises(StartupError, match=name):
+        launch.parse(argv)
+
+
+def test_another_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "0.33.0")
+    with pytest.raises(StartupError, match=r"needs vLLM 0\.32\.0, but vllm 0\.33\.0"):
+        checks.check_version()
+
+
+def test_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(StartupError, match="pip install"):
+        checks.check_version()
+
+
+def test_users_flags_win_over_cpu_defaults(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    plain = launch.parse([str(tiny)])
+    assert (plain.host, plain.dtype, plain.block_size) == ("127.0.0.1", "float32", 32)
+    assert plain.max_model_len == 4096
+    given = launch.parse(
+        [str(tiny), "--dtype", "bfloat16", "--host", "0.0.0.0", "--max-model-len", "64"]
+    )
+    assert (given.dtype, given.host, given.max_model_len) == ("bfloat16", "0.0.0.0", 64)
+
+
+def test_environment_defaults_leave_what_is_set(tiny: Path) -> None:
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
+    cpu.environment_defaults(environment, str(tiny))
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    remote: dict[str, str] = {}
+    cpu.environment_defaults(remote, "org/model")
+    assert "HF_HUB_OFFLINE" not in remote

@@ -1,0 +1,68 @@
+"""A real `divserve serve` in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.engine import ENVIRONMENT
+from tests.support.models import ROOT
+
+API_KEY = "test-key"
+START_TIMEOUT_S = 240
+STOP_TIMEOUT_S = 30
+FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
+
+
+@contextmanager
+def serving(
+    model: Path, log: Path, flags: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Starts a server and waits until it is healthy; yields its address and process.
+
+    Raises:
+        RuntimeError: it did not start; the message ends with its log.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "divserve", "serve", str(model), "--port", str(port)]
+    # As in a user's shell: without what the in-process engines of other tests have set.
+    ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *FLAGS, *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_ready(url, process, log)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(STOP_TIMEOUT_S)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+        else:
+            return
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")
