@@ -9,7 +9,7 @@ Two engines live in one process, stock vLLM and divserve; each round runs, in tu
 ``guided / plain`` compares row tokens per second: a guided request advances two rows per token.
 Ratios are taken within a round; the median and the range over rounds are reported.
 
-    python -m bench.lockstep                      # SmolLM2 and two tiny models, about 6 minutes
+    python -m bench.lockstep                      # SmolLM2 and two tiny models, about 7 minutes
     python -m bench.lockstep --model smollm2 --pairs 4
 """
 
@@ -49,19 +49,21 @@ class Setting:
     vocab: int
     pairs: int
     tokens: int
+    repeats: int
+    """Batches timed together: a tiny model's batch alone is too short to time."""
 
 
 def settings(names: list[str], folder: Path, pairs: int | None, tokens: int) -> list[Setting]:
     """Makes the models that are asked for; the tiny ones show what is not the model's own time."""
-    makers: dict[str, tuple[Callable[[], Path], int, int]] = {
-        "smollm2": (lambda: models.SMOLLM2, 49152, 8),
-        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32),
-        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8),
+    makers: dict[str, tuple[Callable[[], Path], int, int, int]] = {
+        "smollm2": (lambda: models.SMOLLM2, 49152, 8, 1),
+        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32, 4),
+        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8, 4),
     }
     found = []
     for name in names:
-        make, vocab, default_pairs = makers[name]
-        found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens))
+        make, vocab, default_pairs, repeats = makers[name]
+        found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens, repeats))
     return found
 
 
@@ -84,11 +86,12 @@ def batches(setting: Setting, method: str, seed: int) -> tuple[list[Any], list[A
     return plain, guided
 
 
-def seconds(engine: Engine, batch: list[Any]) -> float:
-    """Wall time of one batch."""
+def seconds(engine: Engine, batch: list[Any], repeats: int = 1) -> float:
+    """Mean wall time of a batch."""
     start = time.perf_counter()
-    engine.generate(batch)
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        engine.generate(batch)
+    return (time.perf_counter() - start) / repeats
 
 
 def measure(
@@ -113,7 +116,9 @@ def measure(
         sides = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
         # Rotate, so that no side is always first after a pause.
         sides = sides[number % 3 :] + sides[: number % 3]
-        took = {side: seconds(engines[engine], batch) for side, engine, batch in sides}
+        took = {
+            side: seconds(engines[engine], batch, setting.repeats) for side, engine, batch in sides
+        }
         progress.advance(task)
         if number == 0:
             continue  # Warm-up.
@@ -133,7 +138,7 @@ def main(
         "tiny-49152",
     ],
     pairs: Annotated[int | None, typer.Option(help="Guided requests at once.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 96,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
     method: Annotated[str, typer.Option(help="Decoding method.")] = "adacad",
     save: Annotated[bool, typer.Option(help="Append to bench/results.csv.")] = True,

@@ -1,8 +1,8 @@
 """The guidance operation in plain torch: the portable back end, and the default on CPU.
 
-All pairs go through one sequence of whole-tensor operations whatever their methods; nothing here
-reads a value back to the host. Work is done in place where it can be: fresh V-sized buffers cost
-more than the arithmetic on a CPU.
+All pairs go through one sequence of whole-tensor operations whatever their methods. On a CPU fresh
+buffers of ``[G, V]`` cost several times the arithmetic (page faults), so everything is written into
+a workspace that is kept between steps.
 """
 
 from __future__ import annotations
@@ -11,54 +11,78 @@ import math
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 
 from divserve_kernels.layout import LOG_CLIP
 from divserve_kernels.rows import Rows
 
 __all__ = ["guide"]
 
-LOG_ZERO = -1e4
-"""Stands for log 0: finite, so that 0·log 0 is 0, and its exponential is exactly 0."""
+LOG_ZERO = -80.0
+"""Stands for log 0: finite, so that 0·log 0 is 0; any lower and its exponential is denormal, slow."""
+BUFFERS = 8
+
+_workspace = torch.empty(0)
 
 
 def guide(logits: Tensor, rows: Rows) -> Tensor:
     """See `divserve_kernels.guide`."""
-    z1, z2 = logits[rows.primary], logits[rows.guide]
+    work = _buffers(rows.primary.shape[0], logits)
+    z1 = torch.index_select(logits, 0, rows.primary, out=work[0])
+    z2 = torch.index_select(logits, 0, rows.guide, out=work[1])
     alpha, jsd_scale, floor, kl_rate, min_factor = rows.parameters.unbind(-1)
 
-    smallest = torch.where(torch.isneginf(z2), math.inf, z2).amin(-1, keepdim=True)
-    empty = torch.isposinf(smallest)
-    z2.masked_fill_(empty, 0.0)
-    entropy, kl, jsd = _divergences(z1, z2)
-    z2.clamp_min_(smallest.masked_fill_(empty, 0.0))
+    lowest = z2.amin(-1, keepdim=True)
+    # A GPU is not asked whether there are masked entries: the answer would have to be waited for.
+    masked = z1.is_cuda or bool(torch.isneginf(torch.minimum(lowest, z1.amin())).any())
+    blocked = torch.isneginf(z1) if masked else None
+    if masked:
+        lowest = torch.where(torch.isneginf(z2), math.inf, z2).amin(-1, keepdim=True)
+        empty = torch.isposinf(lowest)
+        z2.masked_fill_(empty, 0.0)
+        lowest.masked_fill_(empty, 0.0)
+    entropy, kl, jsd = _divergences(z1, z2, work[2:])
 
     weight = torch.maximum(alpha + jsd_scale * jsd, floor)
     factor = torch.maximum(torch.exp2(-kl_rate * kl), min_factor)
 
     # z1·(1+w) − w·z2 with w = 0 must give back z1 bit for bit, and z1 = −inf must stay −inf.
-    z2.mul_(weight[:, None])
-    contrast = (z1 * (1 + weight)[:, None]).sub_(z2).div_(factor[:, None])
-    contrast.masked_fill_(torch.isneginf(z1), -math.inf)
-    logits.index_copy_(0, rows.primary, contrast)
+    z2.clamp_min_(lowest).mul_(weight[:, None])
+    z1.mul_((1 + weight)[:, None]).sub_(z2).div_(factor[:, None])
+    if blocked is not None:
+        z1.masked_fill_(blocked, -math.inf)
+    logits.index_copy_(0, rows.primary, z1)
     return torch.stack((entropy, kl, jsd, weight, factor), dim=-1)
 
 
-def _divergences(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _divergences(z1: Tensor, z2: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Entropy of p1, clipped KL(p1‖p2) and JSD(p1, p2), each ``[G] float32`` in nats.
 
     Args:
         z1, z2: ``[G, V] float32`` raw logits.
+        work: ``[6, G, V] float32``, overwritten.
     """
-    l1 = z1.log_softmax(-1).clamp_min_(LOG_ZERO)
-    l2 = z2.log_softmax(-1).clamp_min_(LOG_ZERO)
-    p1, p2 = l1.exp(), l2.exp()
-    entropy = -vecdot(p1, l1)
+    l1 = torch.log_softmax(z1, -1, out=work[0]).clamp_min_(LOG_ZERO)
+    l2 = torch.log_softmax(z2, -1, out=work[1]).clamp_min_(LOG_ZERO)
+    p1, p2 = torch.exp(l1, out=work[2]), torch.exp(l2, out=work[3])
+    entropy = -torch.mul(p1, l1, out=work[4]).sum(-1)
 
-    log_m = torch.add(p1, p2).mul_(0.5).clamp_min_(torch.finfo(torch.float32).tiny).log_()
-    jsd = vecdot(p1, l1 - log_m).add_(vecdot(p2, torch.sub(l2, log_m, out=log_m))).mul_(0.5)
+    log_m = torch.add(p1, p2, out=work[4]).mul_(0.5).log_()
+    half1 = torch.sub(l1, log_m, out=work[5]).mul_(p1).sum(-1)
+    half2 = torch.sub(l2, log_m, out=work[4]).mul_(p2).sum(-1)
+    jsd = half1.add_(half2).mul_(0.5)
 
     l1.clamp_min_(LOG_CLIP)
     l2.clamp_min_(LOG_CLIP)
-    kl = vecdot(p1.clamp_min_(math.exp(LOG_CLIP)), l1.sub_(l2))
+    kl = l1.sub_(l2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1)
     return entropy, kl.clamp_min_(0), jsd.clamp_min_(0)
+
+
+def _buffers(groups: int, logits: Tensor) -> Tensor:
+    """A workspace ``[BUFFERS, groups, V] float32``; on a CPU the same memory in every step."""
+    global _workspace
+    shape = (BUFFERS, groups, logits.shape[-1])
+    if logits.is_cuda:
+        return torch.empty(shape, device=logits.device)
+    if _workspace.numel() < math.prod(shape):
+        _workspace = torch.empty(math.prod(shape))
+    return _workspace[: math.prod(shape)].view(shape)
