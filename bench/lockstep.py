@@ -49,21 +49,23 @@ class Setting:
     vocab: int
     pairs: int
     tokens: int
-    repeats: int
-    """Batches timed together: a tiny model's batch alone is too short to time."""
+    rounds: int
+    """Tiny models take many short ones: the machine's own speed drifts within seconds."""
 
 
-def settings(names: list[str], folder: Path, pairs: int | None, tokens: int) -> list[Setting]:
+def settings(
+    names: list[str], folder: Path, pairs: int | None, tokens: int, rounds: int
+) -> list[Setting]:
     """Makes the models that are asked for; the tiny ones show what is not the model's own time."""
     makers: dict[str, tuple[Callable[[], Path], int, int, int]] = {
         "smollm2": (lambda: models.SMOLLM2, 49152, 8, 1),
-        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32, 4),
-        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8, 4),
+        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32, 6),
+        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8, 6),
     }
     found = []
     for name in names:
-        make, vocab, default_pairs, repeats = makers[name]
-        found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens, repeats))
+        make, vocab, default_pairs, times = makers[name]
+        found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens, times * rounds))
     return found
 
 
@@ -86,17 +88,14 @@ def batches(setting: Setting, method: str, seed: int) -> tuple[list[Any], list[A
     return plain, guided
 
 
-def seconds(engine: Engine, batch: list[Any], repeats: int = 1) -> float:
-    """Mean wall time of a batch."""
+def seconds(engine: Engine, batch: list[Any]) -> float:
+    """Wall time of a batch."""
     start = time.perf_counter()
-    for _ in range(repeats):
-        engine.generate(batch)
-    return (time.perf_counter() - start) / repeats
+    engine.generate(batch)
+    return time.perf_counter() - start
 
 
-def measure(
-    setting: Setting, method: str, rounds: int, progress: Progress
-) -> dict[str, list[float]]:
+def measure(setting: Setting, method: str, progress: Progress) -> dict[str, list[float]]:
     """Ratios of each round, and row tokens per second of each side."""
     rows = 2 * setting.pairs
     options: dict[str, Any] = {
@@ -105,20 +104,18 @@ def measure(
         "max_model_len": 512,
         "enable_prefix_caching": False,
     }
-    task = progress.add_task(setting.name, total=rounds + 1)
+    task = progress.add_task(setting.name, total=setting.rounds + 1)
     engines = {
         "stock": Engine(setting.path, lockstep=False, **options),
         "ours": Engine(setting.path, **options),
     }
     figures: dict[str, list[float]] = {}
-    for number in range(rounds + 1):
+    for number in range(setting.rounds + 1):
         plain, guided = batches(setting, method, number)
         sides = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
         # Rotate, so that no side is always first after a pause.
         sides = sides[number % 3 :] + sides[: number % 3]
-        took = {
-            side: seconds(engines[engine], batch, setting.repeats) for side, engine, batch in sides
-        }
+        took = {side: seconds(engines[engine], batch) for side, engine, batch in sides}
         progress.advance(task)
         if number == 0:
             continue  # Warm-up.
@@ -150,9 +147,9 @@ def main(
         tempfile.TemporaryDirectory() as folder,
         Progress(console=Console(stderr=True)) as progress,
     ):
-        for setting in settings(model, Path(folder), pairs, tokens):
+        for setting in settings(model, Path(folder), pairs, tokens, rounds):
             case = f"{setting.name}, {setting.pairs} pairs, {tokens} tokens, {method}, greedy"
-            for metric, values in measure(setting, method, rounds, progress).items():
+            for metric, values in measure(setting, method, progress).items():
                 digits = 3 if "/ " in metric else 0
                 value = f"{statistics.median(values):.{digits}f}"
                 spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"

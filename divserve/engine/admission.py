@@ -148,12 +148,16 @@ class AdmissionMixin(Scheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """vLLM's last word on the size of a chunk; 0 skips a running request and ends admission."""
-        tokens = int(
-            super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        )
+        """vLLM's last word on the size of a chunk; 0 skips a running request and ends admission.
+
+        Called for every row in every step, so the stock rule is repeated here instead of called: it
+        only rounds chunks for a kind of speculative decoding, which is refused at start-up.
+        """
+        tokens = max(num_new_tokens, 0)
+        if not self._groups:
+            return tokens
         request_id = request.request_id
-        if request_id in self._groups and request_id not in self._released:
+        if request_id not in self._released and request_id in self._groups:
             if request_id in self._blocked:
                 return 0
             known = request.num_tokens + request.num_output_placeholders

@@ -18,15 +18,33 @@ from divserve_kernels.rows import Rows
 __all__ = ["guide"]
 
 LOG_ZERO = -80.0
-"""Stands for log 0: finite, so that 0·log 0 is 0; any lower and its exponential is denormal, slow."""
+"""Stands for log 0: finite, so that 0·log 0 is 0; lower ones have denormal, slow exponentials."""
 BUFFERS = 8
 
-_workspace = torch.empty(0)
+
+class Workspace:
+    """Memory that outlives a step; it grows to the largest step seen."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, groups: int, logits: Tensor) -> Tensor:
+        """``[BUFFERS, groups, V] float32`` on the device of ``logits`` ``[R, V]``, not cleared."""
+        shape = (BUFFERS, groups, logits.shape[-1])
+        size = math.prod(shape)
+        if self._memory.numel() < size or self._memory.device != logits.device:
+            # A tensor made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                self._memory = torch.empty(size, device=logits.device)
+        return self._memory[:size].view(shape)
+
+
+_workspace = Workspace()
 
 
 def guide(logits: Tensor, rows: Rows) -> Tensor:
     """See `divserve_kernels.guide`."""
-    work = _buffers(rows.primary.shape[0], logits)
+    work = _workspace.take(rows.primary.shape[0], logits)
     z1 = torch.index_select(logits, 0, rows.primary, out=work[0])
     z2 = torch.index_select(logits, 0, rows.guide, out=work[1])
     alpha, jsd_scale, floor, kl_rate, min_factor = rows.parameters.unbind(-1)
@@ -75,14 +93,3 @@ def _divergences(z1: Tensor, z2: Tensor, work: Tensor) -> tuple[Tensor, Tensor, 
     l2.clamp_min_(LOG_CLIP)
     kl = l1.sub_(l2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1)
     return entropy, kl.clamp_min_(0), jsd.clamp_min_(0)
-
-
-def _buffers(groups: int, logits: Tensor) -> Tensor:
-    """A workspace ``[BUFFERS, groups, V] float32``; on a CPU the same memory in every step."""
-    global _workspace
-    shape = (BUFFERS, groups, logits.shape[-1])
-    if logits.is_cuda:
-        return torch.empty(shape, device=logits.device)
-    if _workspace.numel() < math.prod(shape):
-        _workspace = torch.empty(math.prod(shape))
-    return _workspace[: math.prod(shape)].view(shape)

@@ -187,6 +187,14 @@ def test_non_contiguous_logits() -> None:
     torch.testing.assert_close(view, dense)
 
 
+def test_inference_mode_leaves_no_trace() -> None:
+    """The engine calls in inference mode; the workspace it leaves must serve everybody."""
+    wide = torch.randn(2, 100_003)
+    with torch.inference_mode():
+        guide(wide.clone(), pairs(wide, [row("cad")]))
+    guide(wide, pairs(wide, [row("cad")]))
+
+
 def test_half_precision_is_refused() -> None:
     logits = torch.zeros(2, 4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="float32"):
