@@ -27,7 +27,7 @@ def append(bench: str, command: str, figures: Iterable[Mapping[str, str]]) -> No
     }
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()
         for figure in figures:
