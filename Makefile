@@ -66,7 +66,7 @@ format: $(DEV)  ## mend style and formatting
 	@$(BIN)/ruff format .
 
 bench: setup  ## measure throughput with guidance against plain rows
-	@$(BIN)/python bench/lockstep.py $(ARGS)
+	@$(BIN)/python -m bench.lockstep $(ARGS)
 
 clean:  ## remove what make made: environment, model, caches
 	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis
