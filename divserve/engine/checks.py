@@ -89,4 +89,4 @@ def check_config(config: Any) -> None:
 def _refuse(refused: dict[str, bool]) -> None:
     names = [name for name, given in refused.items() if given]
     if names:
-        raise StartupError(f"divserve does not support {', '.join(names)}")
+        raise StartupError(f"not supported by divserve: {', '.join(names)}")

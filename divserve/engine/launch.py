@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from divserve import __version__
 from divserve.engine import checks, cpu
 from divserve.errors import StartupError
 
@@ -105,6 +108,9 @@ async def guided_engine(engine_args: Any) -> AsyncIterator[Any]:
 
     Args:
         engine_args: vLLM's ``AsyncEngineArgs``.
+
+    Raises:
+        StartupError: vLLM or divserve refuses the configuration, or there is no such model.
     """
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -112,7 +118,10 @@ async def guided_engine(engine_args: Any) -> AsyncIterator[Any]:
     from divserve.engine.client import GuidedClient
 
     usage = UsageContext.OPENAI_API_SERVER
-    config = engine_args.create_engine_config(usage_context=usage)
+    try:
+        config = engine_args.create_engine_config(usage_context=usage)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"vLLM refuses the configuration: {_reason(error)}") from error
     install(config)
     inner = AsyncLLM.from_vllm_config(
         vllm_config=config,
@@ -134,12 +143,17 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.launcher import serve_http, setup_server
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+    from vllm.logger import init_logger
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
+    logger = init_logger("vllm.divserve")
     # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
     signal.signal(signal.SIGTERM, _interrupt)
-    _, sock = setup_server(args, reuse_port=False)
+    try:
+        address, sock = setup_server(args, reuse_port=False)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
@@ -147,6 +161,12 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
     log_config = get_uvicorn_log_config(args)
     async with guided_engine(AsyncEngineArgs.from_cli_args(args)) as client:
         app = await build_app(client, args)
+        logger.info(
+            "divserve %s on %s: chat and text completions take 'decoding'; "
+            "its methods are listed at /v1/decoding/methods",
+            __version__,
+            address,
+        )
         stopped = await serve_http(
             app,
             sock=sock,
@@ -170,6 +190,13 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
         await stopped
     finally:
         sock.close()
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line; pydantic's own text has several."""
+    if isinstance(error, ValidationError):
+        return "; ".join(detail["msg"] for detail in error.errors())
+    return " ".join(str(error).split())
 
 
 def _interrupt(*_: object) -> None:

@@ -50,7 +50,8 @@ class Engine:
             from tests.support.async_cpu import allow_async_scheduling
 
             allow_async_scheduling()
-            settings["async_scheduling"] = True
+        # Never left to vLLM: once allowed, it would be the default for all later engines.
+        settings["async_scheduling"] = self.asynchronous
         if lockstep:
             from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
             from divserve.engine.worker import GuidedCPUWorker

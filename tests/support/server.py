@@ -36,10 +36,7 @@ def serving(
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "divserve", "serve", str(model), "--port", str(port)]
-    # As in a user's shell: without what the in-process engines of other tests have set.
-    ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
-    environment = {k: v for k, v in os.environ.items() if k not in ours}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = clean_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *FLAGS, *flags],
@@ -54,6 +51,13 @@ def serving(
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
+
+
+def clean_environment() -> dict[str, str]:
+    """A user's shell: without what the in-process engines of other tests have set."""
+    ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    return environment | {"VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
