@@ -163,10 +163,20 @@ def _excerpt(text: str) -> str:
 def _validated(messages: list[Message]) -> list[Message]:
     try:
         MESSAGES.validate_python(messages)
+        wrong = next((i for i, message in enumerate(messages) if not _well_formed(message)), None)
     except ValidationError as error:
-        index = error.errors()[0]["loc"][0]
+        wrong = int(error.errors()[0]["loc"][0])
+    if wrong is not None:
         raise InvalidRequest(
-            f"Message {index} of the guide is not a chat message: it needs a 'role' and 'content'.",
-            param=f"decoding.guide.messages.{index}",
-        ) from None
+            f"Message {wrong} of the guide is not a chat message: it needs a 'role' and 'content'.",
+            param=f"decoding.guide.messages.{wrong}",
+        )
     return messages
+
+
+def _well_formed(message: Message) -> bool:
+    """What pydantic leaves open: it does not look into a list of content parts."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    texts = all(_text_of(part) is not None for part in parts)
+    return isinstance(message.get("role"), str) and texts

@@ -102,7 +102,12 @@ class ChatRequest(Guided, ChatCompletionRequest):
     def _check_guided(self) -> None:
         assert self.decoding is not None
         # Validation leaves some lists as iterators that can be read once; here they are read twice.
-        for message in self.messages:
+        for index, message in enumerate(self.messages):
+            if not isinstance(message, dict):
+                raise InvalidRequest(
+                    "decoding takes messages with a 'role' and 'content', not harmony messages.",
+                    param=f"messages.{index}",
+                )
             content = message.get("content")
             if not isinstance(content, str | list | None):
                 message["content"] = list(content)

@@ -96,6 +96,11 @@ class GuidedServing:
             rendered = await render()
         except VLLMValidationError as error:
             raise not_rendered(error, limit) from None
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            # What templates and vLLM's renderer raise for messages that no type forbids.
+            raise InvalidRequest(
+                f"The guide can not be rendered: {error}", param="decoding.guide"
+            ) from error
         if isinstance(rendered, ErrorResponse):
             raise InvalidRequest(
                 f"The guide can not be rendered: {rendered.error.message}", param="decoding.guide"

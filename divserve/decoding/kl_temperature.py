@@ -20,7 +20,8 @@ class KlTemperature(Method):
 
     Only the primary's logits are sampled from, so the order of the tokens never changes and greedy
     requests (temperature 0) answer as without it. ``sigma`` is the KL in nats at which the
-    temperature halves; 0 switches the method off, as in the authors' code.
+    temperature halves; 0 switches the method off, as in the authors' code. Penalties and
+    ``logit_bias`` come after it: the cooler a token, the less they weigh.
     """
 
     title = "KL-guided temperature"
@@ -36,9 +37,9 @@ class KlTemperature(Method):
     )
 
     def row(self, temperature: float) -> Row:
-        rate = 1.0 / self.sigma if self.sigma > 0 else 0.0
-        floor = min(1.0, MIN_TEMPERATURE / temperature) if temperature > 0 else MIN_TEMPERATURE
-        return Row(kl_rate=rate, min_factor=floor)
+        if self.sigma == 0 or temperature == 0:
+            return Row()
+        return Row(kl_rate=1.0 / self.sigma, min_factor=min(1.0, MIN_TEMPERATURE / temperature))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         s = statistics

@@ -143,7 +143,9 @@ def _order(params: SamplingParams) -> Spec | None:
 
 
 def _account_for(output: RequestOutput, account: Account) -> None:
-    """Puts its statistics rows beside the tokens of each choice, or raises `DecodingFailed`."""
+    """Puts its statistics rows beside each choice's tokens, or raises what the engine said."""
+    if account.error is not None and account.refused:
+        raise InvalidRequest(account.error, param="decoding.guide", code="context_length_exceeded")
     if account.error is not None:
         raise DecodingFailed(account.error, param="decoding", code="lockstep_lost")
     for choice in output.outputs:

@@ -30,6 +30,8 @@ class Account:
     rows: defaultdict[int, deque[StatisticsRow]] = field(default_factory=lambda: defaultdict(deque))
     """Rows not yet handed out, by choice index."""
     error: str | None = None
+    refused: bool = False
+    """Whether the error is the scheduler's refusal of a pair that can never run."""
     request_ids: list[str] = field(default_factory=list)
     """The engine's ids of the request: several for n > 1."""
 
@@ -95,6 +97,8 @@ class Ledger:
         if report is None or entry is None:
             return
         account, index = entry
-        if "row" in report:
+        if report.get("row") is not None:
             account.rows[index].append(tuple(report["row"]))
-        account.error = report.get("error", account.error)
+        if "error" in report:
+            account.error = report["error"]
+            account.refused = report.get("refused", False)

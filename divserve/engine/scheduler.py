@@ -67,6 +67,10 @@ class LockstepMixin(PreflightMixin):
             self._pause_state = PauseState.PAUSED_NEW
         if joining:
             self._line_up(joining)
+            self._joining = {m.request_id for m in joining}
+            self._budget = self.max_num_scheduled_tokens - len(joining)
+        elif missing := self._overtaken():
+            self._line_up(missing)
         try:
             return super().schedule(throttle_prefills)
         finally:
@@ -77,16 +81,25 @@ class LockstepMixin(PreflightMixin):
                     line.add_request(request)
                 self.waiting = line
 
-    def _line_up(self, joining: list[Request]) -> None:
-        """Puts joining members at the head of the line and keeps a token for each of them."""
-        self.waiting.remove_requests(joining)
+    def _line_up(self, members: list[Request]) -> None:
+        """Puts waiting members at the head of the line for this step."""
+        self.waiting.remove_requests(members)
         if self.policy == SchedulingPolicy.PRIORITY:
             # A priority queue has no head to put them at: for this step they are the whole line.
             self.waiting = create_request_queue(SchedulingPolicy.FCFS)
-        for member in reversed(joining):
+        for member in reversed(members):
             self.waiting.prepend_request(member)
-        self._joining = {m.request_id for m in joining}
-        self._budget = self.max_num_scheduled_tokens - len(joining)
+
+    def _overtaken(self) -> list[Request]:
+        """Members that the half-admitted group still lacks, if more urgent requests may overtake.
+
+        The admitted ones hold memory until the others are in; a request in front of them that needs
+        this memory would wait for ever.
+        """
+        if self.policy != SchedulingPolicy.PRIORITY or self._partial is None:
+            return []
+        waiting = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        return [m for m in self._partial.members if m.status in waiting]
 
     def _evict_extra_partials(self) -> None:
         """Keeps the oldest partly admitted group; two could wait for each other for ever."""
@@ -177,9 +190,10 @@ class LockstepMixin(PreflightMixin):
             return False
         report: dict[str, Any] = {}
         if group is not None and output.new_token_ids:
-            report["row"] = reports[output.request_id]
+            # `_stop_unguided` leaves no token without a row; the front end checks it once more.
+            report["row"] = reports.get(output.request_id)
         if (why := self._failed.pop(output.request_id, None)) is not None:
-            report["error"] = why
+            report["error"], report["refused"] = why, group is None
         if report:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: report}
         return True

@@ -25,8 +25,8 @@ def guide(logits: Tensor, rows: Rows) -> Tensor:
     """Overwrites the primary rows of ``logits`` with their guided logits.
 
     Args:
-        logits: ``[R, V] float32`` raw logits of the step, no two primaries the same row; changed
-            in place.
+        logits: ``[R, V] float32`` raw logits of the step, no two primaries the same row and no
+            primary another pair's guide; changed in place.
         rows: the pairs and their parameters, on the same device.
 
     Returns:

@@ -24,6 +24,11 @@ class Rows:
     parameters: Tensor
     """``[G, len(PARAMETERS)] float32``."""
 
+    def part(self, start: int, stop: int) -> Rows:
+        """The pairs ``start:stop``, as views."""
+        piece = slice(start, stop)
+        return Rows(self.primary[piece], self.guide[piece], self.parameters[piece])
+
     @classmethod
     def pack(
         cls,

@@ -20,6 +20,8 @@ __all__ = ["guide"]
 LOG_ZERO = -80.0
 """Stands for log 0: finite, so that 0·log 0 is 0; lower ones have denormal, slow exponentials."""
 BUFFERS = 8
+CHUNK = 16
+"""Pairs worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
 
 
 class Workspace:
@@ -44,6 +46,15 @@ _workspace = Workspace()
 
 def guide(logits: Tensor, rows: Rows) -> Tensor:
     """See `divserve_kernels.guide`."""
+    pairs = rows.primary.shape[0]
+    if pairs <= CHUNK:
+        return _guide(logits, rows)
+    # A guide row may be the primary of no pair, so the chunks do not see each other's results.
+    return torch.cat([_guide(logits, rows.part(i, i + CHUNK)) for i in range(0, pairs, CHUNK)])
+
+
+def _guide(logits: Tensor, rows: Rows) -> Tensor:
+    """At most `CHUNK` pairs."""
     work = _workspace.take(rows.primary.shape[0], logits)
     z1 = torch.index_select(logits, 0, rows.primary, out=work[0])
     z2 = torch.index_select(logits, 0, rows.guide, out=work[1])

@@ -166,3 +166,38 @@ def test_a_prompt_that_leaves_its_guide_no_room(http: TestClient, engine: FakeCl
 def _with_account(received: list[str]) -> list[Any]:
     chunks = [json.loads(event) for event in received if event.startswith('{"id"')]
     return [c for chunk in chunks for c in chunk["choices"] if "decoding" in c]
+
+
+HARMONY = {"author": {"role": "user"}, "content": [{"type": "text", "text": "hi"}]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("messages", "guide", "param"),
+    [
+        ([HARMONY], None, "messages.0"),
+        (None, [HARMONY], "decoding.guide.messages.0"),
+        (None, [{"role": "user", "content": [5]}], "decoding.guide.messages.0"),
+        (
+            None,
+            [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+            "decoding.guide.messages.0",
+        ),
+        (None, [{"role": "assistant", "tool_calls": [{}]}], "decoding.guide"),
+    ],
+)
+def test_messages_that_cannot_be_rendered_are_a_400(
+    http: TestClient, messages: Any, guide: Any, param: str, stream: bool
+) -> None:
+    """No type of vLLM's forbids these; templates and renderers stumble over them."""
+    decoding = {"method": "cad", "guide": {"messages": guide}} if guide else {"method": "cfg"}
+    body = {
+        "messages": messages or [{"role": "user", "content": "Hello"}],
+        "decoding": decoding,
+        "stream": stream,
+        "max_tokens": 2,
+    }
+    response = http.post("/v1/chat/completions", json=body)
+
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -118,10 +119,21 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
     assert set(engine.leftovers().values()) == {0}
 
 
+def test_refusal_by_the_scheduler_is_the_clients_error() -> None:
+    """A pair that only the scheduler can see not to fit is a 400, not a failure of the server."""
+    from divserve.engine.client import _account_for
+    from divserve.engine.ledger import Account
+    from divserve.errors import InvalidRequest
+
+    account = Account(ticket=0, error="no room", refused=True)
+    choice = SimpleNamespace(index=0, token_ids=[])
+    with pytest.raises(InvalidRequest) as refused:
+        _account_for(SimpleNamespace(outputs=[choice]), account)
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_front_end_refuses_tokens_without_statistics() -> None:
     """Even if the scheduler let one pass, the client raises instead of yielding it."""
-    from types import SimpleNamespace
-
     from divserve.engine.client import _account_for
     from divserve.engine.ledger import Account
     from divserve.errors import DecodingFailed

@@ -71,6 +71,31 @@ def test_tight_cache_does_preempt_groups(tiny: Path, cases: list[Case]) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize(("prompt", "guide", "urgent"), [(200, 100, 400), (400, 100, 500)])
+def test_urgent_request_cannot_starve_a_half_admitted_pair(
+    tiny: Path, prompt: int, guide: int, urgent: int
+) -> None:
+    """The pair's primary holds blocks that the urgent request needs, its guide is still outside."""
+    from vllm import SamplingParams
+
+    from tests.support.engine import order
+
+    def params(**fields: Any) -> Any:
+        return SamplingParams(
+            temperature=0, max_tokens=4, ignore_eos=True, detokenize=False, **fields
+        )
+
+    engine = Engine(tiny, **TIGHT, scheduling_policy="priority", enable_prefix_caching=False)
+    pair = params(extra_args=order("cad", [9] * guide))
+    engine.core.add_request("pair", {"prompt_token_ids": [7] * prompt}, pair, priority=5)
+    engine.core.step()
+    engine.core.add_request("urgent", {"prompt_token_ids": [8] * urgent}, params(), priority=0)
+    finished = {o.request_id for _ in range(60) for o in engine.core.step() if o.finished}
+    assert finished == {"pair", "urgent"}
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()
+
+
 def test_plain_requests_equal_a_server_without_divserve(tiny: Path, cases: list[Case]) -> None:
     """In a batch mixed with guided requests, plain ones answer as on stock vLLM."""
     from vllm import SamplingParams

@@ -169,6 +169,12 @@ def test_nan_stays_in_its_own_pair() -> None:
     assert logits[0].isnan().any()
 
 
+def test_more_pairs_than_one_chunk() -> None:
+    """Fifty pairs are worked on in parts; nobody can tell."""
+    logits = torch.randn(100, 301, generator=torch.Generator().manual_seed(0)) * 3
+    assert_parity(logits, pairs(logits, [MIX[i % len(MIX)] for i in range(50)]))
+
+
 def test_repeat_runs_are_bitwise_equal() -> None:
     logits = torch.randn(16, 4099, generator=torch.Generator().manual_seed(0))
     runs = []
