@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.cases import Case, mismatches, mixed_cases, run
-from tests.support.engine import Engine
+from tests.support.engine import Engine, order
 from tests.support.hf import Reference
 
 ROOMY: dict[str, Any] = {"max_model_len": 1024}
@@ -78,8 +78,6 @@ def test_urgent_request_cannot_starve_a_half_admitted_pair(
     """The pair's primary holds blocks that the urgent request needs, its guide is still outside."""
     from vllm import SamplingParams
 
-    from tests.support.engine import order
-
     def params(**fields: Any) -> Any:
         return SamplingParams(
             temperature=0, max_tokens=4, ignore_eos=True, detokenize=False, **fields
@@ -110,8 +108,6 @@ def test_plain_requests_equal_a_server_without_divserve(tiny: Path, cases: list[
     expected = stock.generate([(c.prompt, params(c)) for c in plain])
     stock.close()
     ours = Engine(tiny)
-    from tests.support.engine import order
-
     mixed = [(c.prompt, params(c)) for c in cases]
     for case, (_, sampling) in zip(cases, mixed, strict=True):
         if case.guide:
