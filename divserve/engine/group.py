@@ -10,7 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import Spec
 
-__all__ = ["GUIDE_SUFFIX", "PAIR_KEY", "WIRE_KEY", "Group", "remaining_tokens"]
+__all__ = ["ADMISSIBLE", "GUIDE_SUFFIX", "PAIR_KEY", "WIRE_KEY", "Group", "remaining_tokens"]
 
 WIRE_KEY = "divserve"
 """Key in ``SamplingParams.extra_args`` (order from the front end) and in ``kv_transfer_params``
@@ -19,11 +19,8 @@ PAIR_KEY = "divserve_pair"
 """Key in the guide's ``extra_args`` that tells the workers of the pair."""
 GUIDE_SUFFIX = "~guide"
 
-BLOCKED_STATUSES = (
-    RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
-    RequestStatus.WAITING_FOR_REMOTE_KVS,
-    RequestStatus.WAITING_FOR_STREAMING_REQ,
-)
+ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+"""Statuses of requests that wait for nothing but their place."""
 
 
 class Group:
@@ -58,7 +55,7 @@ class Group:
         """
         waiting = [m for m in self.members if m.status != RequestStatus.RUNNING]
         if not waiting or any(
-            m.num_tokens != 1 or m.num_stale_output_tokens or m.status in BLOCKED_STATUSES
+            m.num_tokens != 1 or m.num_stale_output_tokens or m.status not in ADMISSIBLE
             for m in waiting
         ):
             return []

@@ -65,9 +65,6 @@ class Ledger:
         for request_id in account.request_ids:
             self._by_request.pop(request_id, None)
 
-    def __len__(self) -> int:
-        return len(self._accounts) + len(self._by_request)
-
     def _register(
         self,
         request: Any,

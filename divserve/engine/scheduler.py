@@ -21,7 +21,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from divserve.engine.group import WIRE_KEY, Group
+from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
 from divserve.engine.output import guidance_of
 from divserve.engine.preflight import PreflightMixin
 
@@ -98,8 +98,7 @@ class LockstepMixin(PreflightMixin):
         """
         if self.policy != SchedulingPolicy.PRIORITY or self._partial is None:
             return []
-        waiting = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        return [m for m in self._partial.members if m.status in waiting]
+        return [m for m in self._partial.members if m.status in ADMISSIBLE]
 
     def _evict_extra_partials(self) -> None:
         """Keeps the oldest partly admitted group; two could wait for each other for ever."""

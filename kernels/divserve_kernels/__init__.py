@@ -6,7 +6,7 @@
 
 for every pair of the step in one call, whatever its method. −inf (algorithms.md §0.3): z1 = −inf
 stays −inf; z2 = −inf beside a finite z1 counts as the guide row's smallest finite logit; a guide
-row of only −inf counts as uniform. Probabilities of such entries are exactly 0 in the divergences.
+row of only −inf counts as uniform. In the divergences masked entries weigh nothing.
 NaN stays in its own row.
 """
 

@@ -18,7 +18,7 @@ from divserve_kernels.rows import Rows
 __all__ = ["guide"]
 
 LOG_ZERO = -80.0
-"""Stands for log 0: finite, so that 0·log 0 is 0; lower ones have denormal, slow exponentials."""
+"""Stands for log 0: finite, so that no 0·∞ arises; lower ones have denormal, slow exponentials."""
 BUFFERS = 8
 CHUNK = 16
 """Pairs worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""

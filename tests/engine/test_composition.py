@@ -333,6 +333,6 @@ def test_aborts_at_any_step_leave_nothing(engine: Engine, streams: Any) -> None:
     engine.core.abort_request(list(live))
 
 
-def test_infinite_floor_is_not_sent(engine: Engine) -> None:
-    """The default floor of a row is −inf; it must survive the trip to the worker."""
+def test_the_default_floor_is_minus_infinity() -> None:
+    """On the wire too: a floor of 0 would forbid the negative weights of cfg below scale 1."""
     assert order("cad", [5])["divserve"]["row"][2] == -math.inf

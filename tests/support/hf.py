@@ -71,8 +71,6 @@ class Reference:
         guide: list[int] | None,
         method: str,
         max_tokens: int,
-        *,
-        eos: int | None = None,
         **parameters: Any,
     ) -> Answer:
         """Decodes greedily; ``guide=None`` is plain decoding."""
@@ -94,7 +92,5 @@ class Reference:
                 )
             token = int(guided.argmax())
             answer.tokens.append(token)
-            if token == eos:
-                break
             streams = [[token] for _ in streams]
         return answer
