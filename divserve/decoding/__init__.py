@@ -15,9 +15,9 @@ from divserve.decoding.base import Guide, Method
 from divserve.decoding.cad import Cad
 from divserve.decoding.cfg import Cfg
 from divserve.decoding.kl_temperature import KlTemperature
-from divserve.decoding.row import STATISTICS, Row, Spec
+from divserve.decoding.row import STATISTICS, Form, Row, Spec
 
-__all__ = ["METHODS", "STATISTICS", "Decoding", "Guide", "Method", "Row", "Spec"]
+__all__ = ["METHODS", "STATISTICS", "Decoding", "Form", "Guide", "Method", "Row", "Spec"]
 
 Decoding = Annotated[Cad | AdaCad | Cfg | KlTemperature, Field(discriminator="method")]
 """Type of the ``decoding`` field: the one place where a new method is listed."""

@@ -1,12 +1,7 @@
 """What a method hands to the engine: one row of numbers for the kernel and the guide's token ids.
 
-Every two-stream method is one line of arithmetic on raw logits (algorithms.md §0.1)
-
-    w   = max(alpha + jsd_scale · JSD(p1, p2), floor)
-    z*  = ((1 + w) · z1 − w · z2) / max(2^(−kl_rate · KL(p1‖p2)), min_factor)
-
-so a method is fully described by the five numbers of a `Row`, and rows of different methods go
-through the same call.
+Every method is a program of the one operation in ``divserve_kernels`` (formulas there), so rows of
+different methods go through the same call. The columns are the kernel's ``PARAMETERS``.
 """
 
 from __future__ import annotations
@@ -14,25 +9,61 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
-__all__ = ["STATISTICS", "Row", "Spec"]
+__all__ = ["STATISTICS", "Form", "Row", "Spec"]
 
-STATISTICS = ("entropy", "kl", "jsd", "alpha", "factor")
-"""Columns of the statistics row that the engine returns for every guided token (nats)."""
+STATISTICS = ("entropy", "kl", "jsd", "max_prob", "sum_p2", "alpha", "factor", "kept")
+"""Columns of the statistics row that the engine returns for every guided token (nats).
+
+``max_prob`` and ``sum_p2`` (Σp²) are of the primary's raw distribution; ``alpha`` is the weight
+that was taken off the guide, ``factor`` what the temperature was multiplied by, ``kept`` the number
+of tokens that could still be sampled.
+"""
+
+
+class Form(IntEnum):
+    """What is computed; the kernel's codes."""
+
+    OBSERVE = 0
+    LINEAR = 1
+    SWITCH = 2
+    PROBABILITY = 3
 
 
 class Row(NamedTuple):
-    """Parameters of one guided row; the defaults leave the primary's logits as they are."""
+    """Program of one guided row; the defaults leave the primary's logits as they are."""
 
+    form: float = float(Form.LINEAR)
     alpha: float = 0.0
     """Constant part of the contrast weight w."""
     jsd_scale: float = 0.0
     """Weight added per nat of JSD(p1, p2)."""
     floor: float = -math.inf
     """Smallest contrast weight."""
+    primary_weight: float = 1.0
+    """Weight of the primary, to which w is added."""
+    guide_weight: float = 0.0
+    """Weight of the guide, from which w is taken."""
+    third_weight: float = 0.0
+    """Weight of the third stream."""
+    log_ratio: float = 0.0
+    """Nats from the ends of a distribution that count as near (`Form.SWITCH`)."""
+    gate: float = 1.0
+    """Largest Σp² at which `Form.PROBABILITY` contrasts."""
+    min_prob: float = 0.0
+    """Smallest probability that it keeps, in units of 1/V."""
+    log_plausibility: float = -math.inf
+    """Nats below the likeliest token at which tokens are dropped."""
+    top_p: float = 1.0
+    """Mass of the nucleus of the primary that is kept; 1 keeps all."""
+    top_p_temperature: float = 1.0
+    """Temperature of the distribution whose nucleus it is."""
     kl_rate: float = 0.0
     """Halvings of the temperature per nat of KL(p1‖p2)."""
+    entropy_rate: float = 0.0
+    """Halvings of the temperature times the entropy of p1 (nats)."""
     min_factor: float = 1e-4
     """Smallest temperature factor."""
 

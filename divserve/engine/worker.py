@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from divserve.engine import runner, runner_v2
+from divserve.errors import StartupError
+from divserve_kernels.selfcheck import check
 
 __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
+
+logger = init_logger("vllm.divserve")
 
 
 class GuidedCPUWorker(CPUWorker):
@@ -33,3 +39,20 @@ class GuidedGPUWorker(Worker):
 def _install(worker: Any) -> None:
     module = runner_v2 if worker.use_v2_model_runner else runner
     module.install(worker.model_runner)
+    _check_kernels(worker.device)
+
+
+def _check_kernels(device: torch.device) -> None:
+    """Compiles the kernels before the first request needs them, and has them prove themselves."""
+    found = check(device)
+    if not found.passed:
+        raise StartupError(
+            f"the {found.back_end} kernels are wrong on {device} (error {found.error:.1e}): "
+            "please report the output of 'divserve doctor'; DIVSERVE_KERNELS=torch avoids them"
+        )
+    logger.info(
+        "Guidance kernels: %s, largest error against float64 %.0e, ready in %.1f s",
+        found.back_end,
+        found.error,
+        found.seconds,
+    )

@@ -1,40 +1,59 @@
-"""The one operation of the step path: guide the primaries' logits by their second streams.
+"""The one operation of the step path: guide rows of logits by other rows, in one call for all.
 
-    z1, z2 = logits[primary], logits[guide]            raw float32 logits of one engine step
-    w      = max(alpha + jsd_scale · JSD(p1, p2), floor)
-    z*     = ((1 + w) · z1 − w · z2) / max(2^(−kl_rate · KL(p1‖p2)), min_factor)
+Each guided row follows a program of its own (`PARAMETERS`), whatever the methods of the others::
 
-for every pair of the step in one call, whatever its method. −inf (algorithms.md §0.3): z1 = −inf
-stays −inf; z2 = −inf beside a finite z1 counts as the guide row's smallest finite logit; a guide
-row of only −inf counts as uniform. In the divergences masked entries weigh nothing.
-NaN stays in its own row.
+    z1, z2, z3  the primary's logits, its guide's, a third stream's; p1, p2 their distributions
+    w       = max(alpha + jsd_scale·JSD(p1, p2), floor)
+    a, b    = primary_weight + w, guide_weight − w
+    LINEAR        z* = a·z1 + b·z2 + third_weight·z3
+    SWITCH        z* = (ln p1 if near an end else ln p2) + w·(ln p1 − ln p2); near the bottom:
+                  ln p1 < min + log_ratio; near the top: ln p1 > max − log_ratio, if two are
+    PROBABILITY   z* = ln(a·p1 + b·p2) where p1 ≥ min_prob/V, if Σp1² ≤ gate; else z1
+    OBSERVE       nothing but the statistics
+    keep    z1 ≥ max z1 + log_plausibility, and the nucleus of mass top_p of softmax(z1/T)
+    z*      ← z* / max(2^(−kl_rate·KL(p1‖p2) − entropy_rate/H(p1)), min_factor); −inf if not kept
+
+−inf (algorithms.md §0.3): z1 = −inf stays −inf. z2 or z3 = −inf beside a finite z1 counts as the
+smallest finite logit of its row, and as probability 0 in the divergences; a stream of only −inf as
+uniform. A primary of only −inf stays so, with statistics of 0. Streams of different length share
+the shortest vocabulary: what lies beyond is −inf and in no statistic. NaN stays in its own row, and
+its statistics are NaN.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, float32
 
-from divserve_kernels import torch_backend
-from divserve_kernels.layout import PARAMETERS, STATISTICS
-from divserve_kernels.rows import Rows
+from divserve_kernels import backends
+from divserve_kernels.layout import ABSENT, PARAMETERS, STATISTICS, Form, helper_row
+from divserve_kernels.rows import Programs, Rows
 
-__all__ = ["PARAMETERS", "STATISTICS", "Rows", "guide"]
+__all__ = [
+    "ABSENT", "PARAMETERS", "STATISTICS", "Form", "Programs", "Rows", "guide", "helper_row",
+]  # fmt: skip
 
 
-def guide(logits: Tensor, rows: Rows) -> Tensor:
-    """Overwrites the primary rows of ``logits`` with their guided logits.
+def guide(
+    logits: Tensor, rows: Rows, *, helpers: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Writes the guided logits of the primary rows; the back end follows from the device.
 
     Args:
-        logits: ``[R, V] float32`` raw logits of the step, no two primaries the same row and no
-            primary another pair's guide; changed in place.
-        rows: the pairs and their parameters, on the same device.
+        logits: ``[R, V] float32 or bfloat16``: raw logits of the step. No two primaries are the
+            same row, and no primary is another row's guide.
+        rows: what is done, on the same device.
+        helpers: ``[H, W] float32 or bfloat16``: rows of other models, or computed beforehand.
+        out: ``[R, V] float32``: its primary rows are overwritten from the first entry to the last;
+            by default ``logits`` itself, which must then be float32.
 
     Returns:
         ``[G, len(STATISTICS)] float32`` on the same device, not synchronised.
 
     Raises:
-        TypeError: ``logits`` is not float32 (bfloat16 would round the result to ties).
+        TypeError: the result would have to be written to logits that are not float32 (bfloat16
+            would round it to ties).
     """
-    if logits.dtype is not float32:
-        raise TypeError(f"logits must be float32, not {logits.dtype}")
-    return torch_backend.guide(logits, rows)
+    out = logits if out is None else out
+    if out.dtype is not float32:
+        raise TypeError(f"guided logits are float32: give 'out' for logits of {logits.dtype}")
+    return backends.choose(logits.device).run(logits, rows, helpers, out)

@@ -3,60 +3,139 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import LOG_CLIP
+from divserve_kernels.layout import ABSENT, LOG_CLIP, MIN_ENTROPY, PARAMETERS, STATISTICS, Form
 from divserve_kernels.rows import Rows
 
 __all__ = ["guide"]
 
 
-def guide(logits: Tensor, rows: Rows) -> Tensor:
-    """Reference of `divserve_kernels.guide`; same arguments, same in-place effect, any device.
+def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+    """Reference of `divserve_kernels.guide`: same arguments, same effect, any device."""
+    statistics = torch.zeros(len(rows), len(STATISTICS))
+    programs = rows.table[:, rows.slot].T.tolist()
+    streams = zip(rows.primary.tolist(), rows.guide.tolist(), rows.third.tolist(), strict=True)
+    for g, (primary, second, third) in enumerate(streams):
+        if primary == ABSENT:
+            continue
+        row = SimpleNamespace(**dict(zip(PARAMETERS, programs[g], strict=True)))
+        z1 = logits[primary].double()
+        z2 = z1 if second == ABSENT else _stream(logits, helpers, second)
+        z3 = torch.zeros_like(z1) if third == ABSENT else _stream(logits, helpers, third)
+        shared = min(len(z1), len(z2), len(z3))
+        guided, figures = _row(row, z1[:shared], z2[:shared], z3[:shared])
+        statistics[g] = torch.tensor(figures)
+        if row.form != Form.OBSERVE:
+            out[primary] = -math.inf
+            out[primary, :shared] = guided.float()
+    return statistics.to(logits.device)
 
-    Args:
-        logits: ``[R, V] float32``; the primary rows are overwritten.
-        rows: which rows form pairs, and their parameters.
 
-    Returns:
-        ``[G, len(STATISTICS)] float32``.
-    """
-    statistics = []
-    pairs = zip(rows.primary.tolist(), rows.guide.tolist(), rows.parameters.tolist(), strict=True)
-    sources = logits.double()
-    for primary, second, (alpha, jsd_scale, floor, kl_rate, min_factor) in pairs:
-        z1, z2 = sources[primary], sources[second]
-        if torch.isneginf(z2).all():
-            z2 = torch.zeros_like(z2)
-        l1, l2 = z1.log_softmax(-1), z2.log_softmax(-1)
-        p1, p2 = l1.exp(), l2.exp()
-        entropy = -_expect(p1, l1)
-        kl = _clipped_kl(l1, l2)
-        jsd = _jsd(p1, l1, p2, l2)
-        weight = max(alpha + jsd_scale * jsd, floor)
-        factor = max(2.0 ** (-kl_rate * kl), min_factor)
-        smallest = z2[~torch.isneginf(z2)].min()
-        contrast = (1 + weight) * z1 - weight * z2.clamp_min(smallest)
-        contrast[torch.isneginf(z1)] = -math.inf
-        logits[primary] = (contrast / factor).float()
-        statistics.append([entropy, kl, jsd, weight, factor])
-    return torch.tensor(statistics, dtype=torch.float32, device=logits.device)
+def _stream(logits: Tensor, helpers: Tensor | None, index: int) -> Tensor:
+    """The row that a stream index names, as ``[V] float64``."""
+    if index >= 0:
+        return logits[index].double()
+    assert helpers is not None
+    return helpers[-2 - index].double()
+
+
+def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[float]]:
+    """Guided logits ``[V] float64`` and the statistics of one row."""
+    alive = ~torch.isneginf(z1)
+    if not alive.any():
+        weight = max(row.alpha, row.floor)
+        special = {Form.SWITCH: weight - 1, Form.PROBABILITY: 0.0}
+        alpha = special.get(row.form, weight - row.guide_weight)
+        return z1, [0.0, 0.0, 0.0, 0.0, 0.0, alpha, _factor(row, 0, 0), 0.0]
+    z2, z3 = _uniform_if_masked(z2), _finite(_uniform_if_masked(z3))
+    l1, l2 = z1.log_softmax(-1), z2.log_softmax(-1)
+    p1, p2 = l1.exp(), l2.exp()
+    entropy = _positive(-_expect(p1, l1))
+    kl = _clipped_kl(l1, l2)
+    jsd = _jsd(p1, l1, p2, l2)
+    sum_p2 = float((p1 * p1).sum())
+
+    weight = max(row.alpha + row.jsd_scale * jsd, row.floor)
+    factor = _factor(row, kl, entropy)
+    a, b = row.primary_weight + weight, row.guide_weight - weight
+    threshold = max(_shifted(z1.max(), row.log_plausibility), _nucleus(row, z1))
+    kept = alive & ~(z1 < threshold)
+    used = -b
+    if row.form == Form.SWITCH:
+        near_top = z1 > _shifted(z1.max(), -row.log_ratio)
+        contested = int(near_top.sum()) > 1
+        near_bottom = z1 < _shifted(z1[alive].min(), row.log_ratio)
+        context = near_bottom | near_top if contested else near_bottom
+        l2 = _finite(l2)
+        guided = torch.where(context, l1, l2) + weight * (l1 - l2)
+        used = weight if contested else weight - 1
+    elif row.form == Form.PROBABILITY:
+        q = a * p1 + b * p2
+        candidates = kept & (p1 >= row.min_prob / len(z1)) & (q > 0)
+        contrast = sum_p2 <= row.gate and bool(candidates.any())
+        kept = candidates if contrast else kept
+        guided = q.log() if contrast else z1
+        used = -b if contrast else 0.0
+    else:
+        guided = a * z1 + b * _finite(z2) + row.third_weight * z3
+    guided = torch.where(kept, guided / factor, -math.inf)
+    count = float(kept.sum())
+    return guided, [entropy, kl, jsd, float(p1.max()), sum_p2, used, factor, count]
+
+
+def _factor(row: Any, kl: float, entropy: float) -> float:
+    """What the row's temperature is multiplied by."""
+    halvings = row.kl_rate * kl + row.entropy_rate / max(entropy, MIN_ENTROPY)
+    return float(max(2.0**-halvings, row.min_factor))
+
+
+def _uniform_if_masked(z: Tensor) -> Tensor:
+    """A stream of only −inf knows nothing: it counts as uniform."""
+    return torch.zeros_like(z) if torch.isneginf(z).all() else z
+
+
+def _finite(z: Tensor) -> Tensor:
+    """−inf as the smallest finite entry of the row (algorithms.md §0.3)."""
+    return z.clamp_min(z[~torch.isneginf(z)].min())
+
+
+def _positive(x: float) -> float:
+    """Without the rounding below zero; NaN stays."""
+    return x if math.isnan(x) else max(0.0, x)
+
+
+def _shifted(z: Tensor, distance: float) -> float:
+    """z + distance rounded as in float32, so that all back ends draw their lines alike."""
+    return float(z.float() + torch.tensor(distance, dtype=torch.float32))
+
+
+def _nucleus(row: Any, z: Tensor) -> float:
+    """Smallest logit of the smallest set of likeliest tokens with a mass of at least top_p."""
+    if row.top_p >= 1:
+        return -math.inf
+    values = z.sort(descending=True).values
+    mass = (values / row.top_p_temperature).softmax(-1).cumsum(-1)
+    enough = int((mass < row.top_p).sum())
+    return float(values[min(enough, len(values) - 1)])
 
 
 def _expect(p: Tensor, x: Tensor) -> float:
     """Σ p·x over ``[V] float64`` with 0·(−inf) = 0."""
-    return float((p * x)[p > 0].sum())
+    return float((p * x)[p != 0].sum())
 
 
 def _clipped_kl(l1: Tensor, l2: Tensor) -> float:
     """max(0, KL(p1‖p2)) in nats with both distributions clipped at 1e-7 (algorithms.md §1b)."""
     c1, c2 = l1.clamp_min(LOG_CLIP), l2.clamp_min(LOG_CLIP)
-    return max(0.0, float((c1.exp() * (c1 - c2)).sum()))
+    return _positive(float((c1.exp() * (c1 - c2)).sum()))
 
 
 def _jsd(p1: Tensor, l1: Tensor, p2: Tensor, l2: Tensor) -> float:
     """JSD(p1, p2) in nats, in [0, ln 2]."""
     log_m = ((p1 + p2) / 2).log()
-    return max(0.0, (_expect(p1, l1 - log_m) + _expect(p2, l2 - log_m)) / 2)
+    return _positive((_expect(p1, l1 - log_m) + _expect(p2, l2 - log_m)) / 2)

@@ -1,18 +1,19 @@
-"""The guidance operation in plain torch: the portable back end, and the default on CPU.
+"""The guidance operation in plain torch: the portable back end, for any device and any strides.
 
-All pairs go through one sequence of whole-tensor operations whatever their methods. On a CPU fresh
-buffers of ``[G, V]`` cost several times the arithmetic (page faults), so everything is written into
-a workspace that is kept between steps.
+All rows go through one sequence of whole-tensor operations. Fresh buffers of ``[G, V]`` cost a CPU
+several times the arithmetic (page faults), so the divergences, which every row needs, are computed
+in a workspace that is kept between calls; the rarer forms allocate.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import LOG_CLIP
+from divserve_kernels.layout import LOG_CLIP, MIN_ENTROPY, PARAMETERS, Form
 from divserve_kernels.rows import Rows
 
 __all__ = ["guide"]
@@ -21,11 +22,11 @@ LOG_ZERO = -80.0
 """Stands for log 0: finite, so that no 0·∞ arises; lower ones have denormal, slow exponentials."""
 BUFFERS = 8
 CHUNK = 16
-"""Pairs worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
+"""Rows worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
 
 
 class Workspace:
-    """Memory that outlives a step; it grows to the largest step seen."""
+    """Memory that outlives a call; it grows to the largest one seen."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
@@ -41,66 +42,228 @@ class Workspace:
         return self._memory[:size].view(shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The float32 logits of a chunk of rows; entries beyond the shared vocabulary are −inf."""
+
+    z1: Tensor
+    """``[G, V] float32``: primaries."""
+    z2: Tensor
+    """``[G, V] float32``: guides; all zero where they were all masked."""
+    z3: Tensor | None
+    """``[G, V] float32``: third streams without −inf; None when no row weighs one."""
+    sizes: Tensor
+    """``[G, 1] int64``: length of the shared vocabulary."""
+    masked: Tensor | None
+    """``[G, V] bool``: z1 = −inf; None when no stream holds any."""
+
+
 _workspace = Workspace()
 
 
-def guide(logits: Tensor, rows: Rows) -> Tensor:
+def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`."""
-    pairs = rows.primary.shape[0]
-    if pairs <= CHUNK:
-        return _guide(logits, rows)
-    # A guide row may be the primary of no pair, so the chunks do not see each other's results.
-    return torch.cat([_guide(logits, rows.part(i, i + CHUNK)) for i in range(0, pairs, CHUNK)])
+    # A guide row is the primary of no pair, so the chunks do not see each other's results.
+    parts = [rows.part(i, i + CHUNK) for i in range(0, len(rows), CHUNK)]
+    return torch.cat([_guide(logits, part, helpers, out) for part in parts])
 
 
-def _guide(logits: Tensor, rows: Rows) -> Tensor:
-    """At most `CHUNK` pairs."""
-    work = _workspace.take(rows.primary.shape[0], logits)
-    z1 = torch.index_select(logits, 0, rows.primary, out=work[0])
-    z2 = torch.index_select(logits, 0, rows.guide, out=work[1])
-    alpha, jsd_scale, floor, kl_rate, min_factor = rows.parameters.unbind(-1)
+def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+    """At most `CHUNK` rows."""
+    p = dict(zip(PARAMETERS, rows.table.index_select(1, rows.slot)[:, :, None], strict=True))
+    work = _workspace.take(len(rows), logits)
+    streams = _streams(logits, rows, helpers, work[:2])
+    z1, z2 = streams.z1, streams.z2
+    l1 = torch.log_softmax(z1, -1, out=work[2])
+    l2 = torch.log_softmax(z2, -1, out=work[3])
+    if streams.masked is not None:
+        # A primary without tokens has no distribution; its log-probs would be NaN.
+        l1.masked_fill_(streams.masked, LOG_ZERO)
+    l1.clamp_min_(LOG_ZERO)
+    l2.clamp_min_(LOG_ZERO)
+    entropy, kl, jsd, likeliest, squares = _statistics(l1, l2, streams, work[4:])
 
-    lowest = z2.amin(-1, keepdim=True)
+    weight = torch.maximum(p["alpha"] + p["jsd_scale"] * jsd, p["floor"])
+    halvings = p["kl_rate"] * kl + p["entropy_rate"] / entropy.clamp_min(MIN_ENTROPY)
+    factor = torch.maximum(torch.exp2(-halvings), p["min_factor"])
+    a, b = p["primary_weight"] + weight, p["guide_weight"] - weight
+    alpha = -b
+    dropped = _dropped(rows, streams, p)
+    others = _other_forms(rows, streams, p, weight, squares, dropped)
+
+    lowest = z2.amin(-1, keepdim=True) if streams.masked is None else _lowest(z2)
+    # Neutral weights give back z1 bit for bit.
+    guided = z1.mul_(a).add_(z2.clamp_min_(lowest).mul_(b))
+    if streams.z3 is not None:
+        guided += p["third_weight"] * streams.z3
+    for chosen, values, used, refused in others:
+        guided, alpha = torch.where(chosen, values, guided), torch.where(chosen, used, alpha)
+        if refused is not None:
+            dropped = torch.where(chosen, refused, False if dropped is None else dropped)
+    guided.div_(factor)
+    kept = streams.sizes.float()
+    if dropped is not None:
+        guided.masked_fill_(dropped, -math.inf)
+        kept = (~dropped).sum(-1, keepdim=True)
+
+    taken = (rows.primary >= 0)[:, None]
+    _write(out, rows.primary, guided, ~taken | (p["form"] == Form.OBSERVE))
+    figures = (entropy, kl, jsd, likeliest, squares, alpha, factor, kept)
+    return torch.where(taken, torch.cat(figures, dim=-1), 0.0)
+
+
+def _streams(logits: Tensor, rows: Rows, helpers: Tensor | None, work: Tensor) -> Streams:
+    """Gathers the streams of a chunk and brings −inf and lengths into their defined form."""
+    vocab = logits.shape[1]
+    sizes = torch.full_like(rows.primary, vocab)
+    z1 = _gather(logits, rows.primary, work[0])
+    # A missing guide is the primary itself.
+    z2 = _gather(logits, torch.where(rows.guide == -1, rows.primary, rows.guide), work[1])
+    z3 = torch.empty_like(z1) if rows.any_third else None
+    z3 = None if z3 is None else _gather(logits, rows.third, z3)
+    beyond = None
+    if helpers is not None:
+        aided = (rows.guide < -1) | (rows.third < -1)
+        sizes = torch.where(aided, min(helpers.shape[1], vocab), sizes)
+        beyond = torch.arange(vocab, device=logits.device) >= sizes[:, None]
+        z1.masked_fill_(beyond, -math.inf)
+        _take_helpers(z2, helpers, rows.guide)
+        z2.masked_fill_(beyond, -math.inf)
+        if z3 is not None:
+            _take_helpers(z3, helpers, rows.third)
+            z3.masked_fill_(beyond, -math.inf)
     # A GPU is not asked whether there are masked entries: the answer would have to be waited for.
-    masked = z1.is_cuda or bool(torch.isneginf(torch.minimum(lowest, z1.amin())).any())
-    blocked = torch.isneginf(z1) if masked else None
-    if masked:
-        lowest = torch.where(torch.isneginf(z2), math.inf, z2).amin(-1, keepdim=True)
-        empty = torch.isposinf(lowest)
-        z2.masked_fill_(empty, 0.0)
-        lowest.masked_fill_(empty, 0.0)
-    entropy, kl, jsd = _divergences(z1, z2, work[2:])
-
-    weight = torch.maximum(alpha + jsd_scale * jsd, floor)
-    factor = torch.maximum(torch.exp2(-kl_rate * kl), min_factor)
-
-    # z1·(1+w) − w·z2 with w = 0 must give back z1 bit for bit, and z1 = −inf must stay −inf.
-    z2.clamp_min_(lowest).mul_(weight[:, None])
-    z1.mul_((1 + weight)[:, None]).sub_(z2).div_(factor[:, None])
-    if blocked is not None:
-        z1.masked_fill_(blocked, -math.inf)
-    logits.index_copy_(0, rows.primary, z1)
-    return torch.stack((entropy, kl, jsd, weight, factor), dim=-1)
+    lowest = torch.minimum(z1.amin(), z2.amin())
+    masked = torch.isneginf(z1) if z1.is_cuda or bool(torch.isneginf(lowest)) else None
+    if masked is not None:
+        z2.masked_fill_(torch.isneginf(z2.amax(-1, keepdim=True)), 0.0)
+        if beyond is not None:
+            z2.masked_fill_(beyond, -math.inf)
+    if z3 is not None:
+        z3.masked_fill_(torch.isneginf(z3.amax(-1, keepdim=True)), 0.0)
+        z3 = z3.clamp_min_(_lowest(z3)).masked_fill_((rows.third == -1)[:, None], 0.0)
+    return Streams(z1, z2, z3, sizes[:, None], masked)
 
 
-def _divergences(z1: Tensor, z2: Tensor, work: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy of p1, clipped KL(p1‖p2) and JSD(p1, p2), each ``[G] float32`` in nats.
+def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
+    """Rows of ``source`` ``[R, V]`` as float32; row 0 where an index names none of it."""
+    index = index.clamp_min(0)
+    if source.dtype == out.dtype:
+        return torch.index_select(source, 0, index, out=out)
+    return out.copy_(source.index_select(0, index))
+
+
+def _take_helpers(z: Tensor, helpers: Tensor, index: Tensor) -> None:
+    """Overwrites the rows of ``z`` ``[G, V]`` that a stream index draws from the helpers."""
+    shared = min(z.shape[1], helpers.shape[1])
+    found = helpers[:, :shared].index_select(0, (-2 - index).clamp_min(0)).float()
+    z[:, :shared] = torch.where((index < -1)[:, None], found, z[:, :shared])
+
+
+def _statistics(
+    l1: Tensor, l2: Tensor, streams: Streams, work: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Entropy, clipped KL and JSD (nats), max p1 and Σ p1², each ``[G, 1] float32``.
 
     Args:
-        z1, z2: ``[G, V] float32`` raw logits.
-        work: ``[6, G, V] float32``, overwritten.
+        l1, l2: ``[G, V] float32`` log-probs, not below `LOG_ZERO`.
+        work: ``[4, G, V] float32``, overwritten.
     """
-    l1 = torch.log_softmax(z1, -1, out=work[0]).clamp_min_(LOG_ZERO)
-    l2 = torch.log_softmax(z2, -1, out=work[1]).clamp_min_(LOG_ZERO)
-    p1, p2 = torch.exp(l1, out=work[2]), torch.exp(l2, out=work[3])
-    entropy = -torch.mul(p1, l1, out=work[4]).sum(-1)
+    p1, p2 = torch.exp(l1, out=work[0]), torch.exp(l2, out=work[1])
+    entropy = -torch.mul(p1, l1, out=work[2]).sum(-1, keepdim=True)
+    squares = torch.mul(p1, p1, out=work[2]).sum(-1, keepdim=True)
+    likeliest = l1.amax(-1, keepdim=True).exp()
 
-    log_m = torch.add(p1, p2, out=work[4]).mul_(0.5).log_()
-    half1 = torch.sub(l1, log_m, out=work[5]).mul_(p1).sum(-1)
-    half2 = torch.sub(l2, log_m, out=work[4]).mul_(p2).sum(-1)
+    log_m = torch.add(p1, p2, out=work[2]).mul_(0.5).log_()
+    half1 = torch.sub(l1, log_m, out=work[3]).mul_(p1).sum(-1, keepdim=True)
+    half2 = torch.sub(l2, log_m, out=work[2]).mul_(p2).sum(-1, keepdim=True)
     jsd = half1.add_(half2).mul_(0.5)
 
-    l1.clamp_min_(LOG_CLIP)
-    l2.clamp_min_(LOG_CLIP)
-    kl = l1.sub_(l2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1)
-    return entropy, kl.clamp_min_(0), jsd.clamp_min_(0)
+    c1 = torch.clamp_min(l1, LOG_CLIP, out=work[2])
+    c2 = torch.clamp_min(l2, LOG_CLIP, out=work[3])
+    kl = c1.sub_(c2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1, keepdim=True)
+    found = (entropy.clamp_min_(0), kl.clamp_min_(0), jsd.clamp_min_(0), likeliest, squares)
+    if streams.masked is None:
+        return found
+    dead = streams.masked.all(-1, keepdim=True)
+    entropy, kl, jsd, likeliest, squares = (x.masked_fill(dead, 0) for x in found)
+    return entropy, kl, jsd, likeliest, squares
+
+
+def _dropped(rows: Rows, streams: Streams, p: dict[str, Tensor]) -> Tensor | None:
+    """``[G, V] bool``: tokens that are not kept; None when all are."""
+    if not (rows.any_plausibility or rows.any_nucleus):
+        return streams.masked
+    z1 = streams.z1
+    top = z1.amax(-1, keepdim=True)
+    line = top + p["log_plausibility"]
+    if rows.any_nucleus:
+        nucleus = _nucleus(z1, top, p["top_p"], p["top_p_temperature"])
+        line = torch.maximum(line, nucleus)
+    return z1 < line if streams.masked is None else (z1 < line) | streams.masked
+
+
+Choice = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Rows ``[G, 1] bool``, their guided logits ``[G, V]``, weights ``[G, 1]`` and dropped tokens."""
+
+
+def _other_forms(
+    rows: Rows, streams: Streams, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
+    dropped: Tensor | None,
+) -> list[Choice]:  # fmt: skip
+    """What rows of the rarer forms get; from the streams as they are, before they are combined."""
+    found: list[Choice] = []
+    if Form.SWITCH in rows.forms:
+        found.append((p["form"] == Form.SWITCH, *_switch(streams, p["log_ratio"], weight), None))
+    if Form.PROBABILITY in rows.forms:
+        p1, p2 = streams.z1.softmax(-1), streams.z2.softmax(-1)
+        q = (p["primary_weight"] + weight) * p1 + (p["guide_weight"] - weight) * p2
+        refused = (p1 < p["min_prob"] / streams.sizes) | (q <= 0)
+        refused = refused if dropped is None else refused | dropped
+        mixes = p["form"] == Form.PROBABILITY
+        contrast = mixes & (squares <= p["gate"]) & ~refused.all(-1, keepdim=True)
+        zero = torch.zeros_like(weight)
+        found.append((mixes, streams.z1.clone(), zero, dropped))
+        found.append((contrast, q.log(), weight - p["guide_weight"], refused))
+    return found
+
+
+def _lowest(z: Tensor) -> Tensor:
+    """Smallest finite entry ``[G, 1]``: what −inf beside a finite z1 counts as (§0.3)."""
+    return torch.where(torch.isneginf(z), math.inf, z).amin(-1, keepdim=True)
+
+
+def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
+    """Smallest logit ``[G, 1]`` of the smallest set of likeliest tokens with a mass of top_p."""
+    values = z.sort(dim=-1, descending=True).values
+    mass = ((values - top) / temperature).double().exp().cumsum(-1)
+    enough = (mass < top_p * mass[:, -1:]).sum(-1, keepdim=True)
+    line = values.gather(-1, enough.clamp_max(z.shape[1] - 1))
+    return torch.where(top_p < 1, line, -math.inf)
+
+
+def _switch(streams: Streams, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """COIECD's choice per token ``[G, V]`` and the contrast of the likeliest tokens ``[G, 1]``."""
+    z1 = streams.z1
+    near_top = z1 > z1.amax(-1, keepdim=True) - log_ratio
+    contested = near_top.sum(-1, keepdim=True) > 1
+    context = (z1 < _lowest(z1) + log_ratio) | (near_top & contested)
+    l1 = z1.log_softmax(-1)
+    l2 = streams.z2.log_softmax(-1)
+    l2.clamp_min_(_lowest(l2))
+    guided = torch.where(context, l1, l2) + weight * (l1 - l2)
+    return guided, torch.where(contested, weight, weight - 1)
+
+
+def _write(out: Tensor, primary: Tensor, guided: Tensor, observed: Tensor) -> None:
+    """Overwrites the primary rows; observed and absent ones keep what they hold."""
+    if observed.device.type == "cpu":
+        chosen = ~observed[:, 0]
+        out[primary[chosen]] = guided[chosen]
+        return
+    # A device is not asked which rows are absent: they repeat what a present one writes.
+    order = torch.arange(len(primary), device=primary.device)
+    order = torch.where(primary >= 0, order, primary.argmax())
+    index = primary[order].clamp_min(0)
+    values = torch.where(observed, out.index_select(0, primary.clamp_min(0)), guided)
+    out.index_copy_(0, index, values[order])

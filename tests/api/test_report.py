@@ -13,7 +13,7 @@ import pytest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import PrimedResponse, StreamReport, reported
-from divserve.decoding import Guide
+from divserve.decoding import STATISTICS, Guide
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.errors import DecodingFailed
@@ -30,7 +30,8 @@ class Output:
 
 
 def row(entropy: float, kl: float = 0.5) -> tuple[float, ...]:
-    return (entropy, kl, 0.25, 0.75, 0.5)
+    known = {"entropy": entropy, "kl": kl, "jsd": 0.25, "alpha": 0.75, "factor": 0.5}
+    return tuple(known.get(name, 1.0) for name in STATISTICS)
 
 
 def output(*token_ids: int, index: int = 0, finish: str | None = None) -> Output:

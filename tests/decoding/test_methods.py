@@ -48,7 +48,10 @@ def test_registry_is_complete(name: str) -> None:
         ({"method": "cad"}, Row(alpha=0.5)),
         ({"method": "cad", "alpha": 1}, Row(alpha=1.0)),
         ({"method": "adacad"}, Row(jsd_scale=1.0, floor=0.0)),
-        ({"method": "adacad", "floor": 0.3, "jsd_base": "bits"}, Row(0.0, 1 / math.log(2), 0.3)),
+        (
+            {"method": "adacad", "floor": 0.3, "jsd_base": "bits"},
+            Row(jsd_scale=1 / math.log(2), floor=0.3),
+        ),
         ({"method": "cfg"}, Row(alpha=0.5)),
         ({"method": "cfg", "scale": 0.25}, Row(alpha=-0.75)),
         ({"method": "kl_temperature"}, Row(kl_rate=1.0)),
@@ -70,7 +73,7 @@ def test_lowest_temperature_is_the_papers_at_any_base() -> None:
 
 
 def test_temperature_is_reported_as_used() -> None:
-    statistics = dict(zip(STATISTICS, (1.0, 0.3, 0.1, 0.0, 0.5), strict=True))
+    statistics = {**dict.fromkeys(STATISTICS, 0.0), "factor": 0.5}
     method = parse(method="kl_temperature", **GUIDE)
     assert method.report(statistics, 0.8)["temperature"] == pytest.approx(0.4)
     assert method.report(statistics, 0.0)["temperature"] == 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from divserve.decoding import STATISTICS, Row
 from tests.support.engine import Engine, order
 from tests.support.hf import Reference, combine
 
@@ -301,8 +302,11 @@ def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference)
     z1 = teacher_forced(reference, streams[0], tokens).double()
     entropies = -(z1.softmax(-1) * z1.log_softmax(-1)).sum(-1)
     for row, (kl, jsd), entropy in zip(rows, answer.divergences, entropies, strict=True):
-        assert row[:4] == pytest.approx((float(entropy), kl, jsd, jsd), rel=2e-3, abs=1e-4)
-        assert row[4] == 1.0
+        figures = dict(zip(STATISTICS, row, strict=True))
+        expected = {"entropy": float(entropy), "kl": kl, "jsd": jsd, "alpha": jsd, "factor": 1.0}
+        found = {name: figures[name] for name in expected}
+        assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
+        assert figures["kept"] == z1.shape[-1]
 
 
 def test_aborts_at_any_step_leave_nothing(engine: Engine, streams: Any) -> None:
@@ -335,4 +339,4 @@ def test_aborts_at_any_step_leave_nothing(engine: Engine, streams: Any) -> None:
 
 def test_the_default_floor_is_minus_infinity() -> None:
     """On the wire too: a floor of 0 would forbid the negative weights of cfg below scale 1."""
-    assert order("cad", [5])["divserve"]["row"][2] == -math.inf
+    assert Row(*order("cad", [5])["divserve"]["row"]).floor == -math.inf

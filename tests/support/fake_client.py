@@ -9,11 +9,13 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from typing import Any
 
+from divserve.decoding import STATISTICS
 from divserve.errors import ApiError
 from tests.support.models import SMOLLM2
 
 ANSWER = " Lyon is the capital"
-ROW = (1.0, 0.5, 0.25, 0.75, 1.0)
+FIGURES = {"entropy": 1.0, "kl": 0.5, "jsd": 0.25, "alpha": 0.75}
+ROW = tuple(FIGURES.get(name, 1.0) for name in STATISTICS)
 
 
 class FakeClient:

@@ -1,0 +1,94 @@
+"""A back end against the float64 reference on made-up logits: what a start-up and a doctor run."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from divserve_kernels import backends, reference
+from divserve_kernels.layout import Form, program
+from divserve_kernels.rows import Programs, Rows
+
+__all__ = ["EXAMPLES", "Check", "check"]
+
+EXAMPLES: dict[str, tuple[float, ...]] = {
+    "plain": program(),
+    "observe": program(form=Form.OBSERVE),
+    "cad": program(alpha=0.5),
+    "adacad": program(jsd_scale=1, floor=0.3),
+    "cfg below 1": program(alpha=-0.5),
+    "contrastive": program(guide_weight=-1, log_plausibility=math.log(0.1)),
+    "instructive": program(guide_weight=-0.3),
+    "linear alignment": program(alpha=2, top_p=0.8, top_p_temperature=0.7),
+    "dexperts": program(guide_weight=2, third_weight=-2, top_p=0.9),
+    "grounding": program(primary_weight=0, third_weight=1, top_p=0.5, top_p_temperature=0.5),
+    "coiecd": program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4)),
+    "uscd": program(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
+    "kl temperature": program(kl_rate=1),
+    "entropy temperature": program(entropy_rate=-0.1 * math.log2(0.8)),
+    "adacad, kl temperature": program(jsd_scale=1, kl_rate=0.5),
+}
+"""One program for each shape that a method gives the operation."""
+
+LIMIT = 1e-3
+"""Largest error that is put down to float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check found."""
+
+    back_end: str
+    why: str
+    """Why this back end serves the device."""
+    error: float
+    """Largest difference of a probability or statistic (relative to 1 + its size)."""
+    seconds: float
+    """Wall time, compilation included."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the back end may serve."""
+        return self.error <= LIMIT
+
+
+def check(device: torch.device, vocab: int = 1271) -> Check:
+    """Runs the device's back end on every example in one call, twice, beside the reference.
+
+    Raises:
+        ValueError: ``DIVSERVE_KERNELS`` names a back end that cannot serve the device.
+    """
+    start = time.perf_counter()
+    back_end = backends.choose(device)
+    logits, rows = example(device, vocab)
+    expected = logits.clone()
+    statistics = reference.guide(expected, rows, None, expected)
+    worst = 0.0
+    for _ in range(2):
+        mine = logits.clone()
+        found = back_end.run(mine, rows, None, mine)
+        worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
+        worst = max(worst, _difference(found, statistics))
+    return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
+
+
+def example(device: torch.device, vocab: int) -> tuple[Tensor, Rows]:
+    """Logits ``[3·len(EXAMPLES), vocab] float32`` and the rows of `EXAMPLES` over them."""
+    count = len(EXAMPLES)
+    programs = Programs(count, device)
+    programs.write(dict(enumerate(EXAMPLES.values())))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3 * count, vocab, generator=generator) * 3
+    logits[::4, vocab // 2 :: 3] = -math.inf
+    streams = (range(start, 3 * count, 3) for start in range(3))
+    return logits.to(device), Rows.pack(programs, range(count), *streams)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to 1 + size; infinite where only one side is a number."""
+    difference = (found.double() - expected.double()).abs() / (1 + expected.double().abs())
+    return float(difference.nan_to_num(nan=math.inf).max())

@@ -1,0 +1,151 @@
+"""What the kernel tests share: back ends by name, rows over made-up logits, what parity means."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divserve.decoding import METHODS
+from divserve_kernels import ABSENT, PARAMETERS, STATISTICS, Form, Programs, Rows
+from divserve_kernels.reference import guide as reference
+from divserve_kernels.selfcheck import EXAMPLES
+
+CPU = torch.device("cpu")
+MIX = list(EXAMPLES.values())
+
+BackEnd = Callable[[Tensor, Rows, Tensor | None, Tensor], Tensor]
+
+
+def back_end(name: str) -> BackEnd:
+    """A back end's own entry point; Triton's through the interpreter where there is no GPU."""
+    if name == "reference":
+        return reference
+    if name == "triton" and not torch.cuda.is_available():
+        return _interpreted()
+    found: BackEnd = importlib.import_module(f"divserve_kernels.{name}_backend").guide
+    return found
+
+
+def _interpreted() -> BackEnd:
+    """Triton decides when a kernel is decorated; the rest of the process keeps its compiler."""
+    import triton
+
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        module = importlib.import_module("divserve_kernels.triton_backend")
+    found: BackEnd = module.guide
+    return found
+
+
+def of_method(method: str, temperature: float = 1.0, **fields: Any) -> tuple[float, ...]:
+    """The program of a decoding method."""
+    payload = {"method": method, "guide": {"prompt": "x"}, **fields}
+    return METHODS[method].model_validate(payload).row(temperature)
+
+
+def rows_of(
+    programs: Sequence[Sequence[float]],
+    primary: Sequence[int],
+    guide: Sequence[int] | None = None,
+    third: Sequence[int] | None = None,
+    device: torch.device = CPU,
+) -> Rows:
+    """Rows that follow these programs, kept in slots that are neither dense nor in order."""
+    slots = [2 * i + 1 for i in reversed(range(len(programs)))]
+    table = Programs(4, device)
+    table.write(dict(zip(slots, programs, strict=True)))
+    return Rows.pack(table, slots, primary, guide, third)
+
+
+def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Rows:
+    """Pairs (0, 1), (2, 3) … of ``logits`` ``[2G, V]``."""
+    count = logits.shape[0]
+    return rows_of(programs, range(0, count, 2), range(1, count, 2), device=logits.device)
+
+
+def made_up(count: int, vocab: int, seed: int = 0, spread: float = 3.0) -> tuple[Tensor, Rows]:
+    """Logits and ``count`` rows of mixed methods over them; guides are shared to save memory."""
+    shared = min(count, 8)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count + 2 * shared, vocab, generator=generator) * spread
+    order = torch.randperm(len(logits), generator=generator).tolist()
+    guides = [order[count + i % shared] for i in range(count)]
+    thirds = [order[count + shared + i % shared] for i in range(count)]
+    programs = [MIX[(i + seed) % len(MIX)] for i in range(count)]
+    return logits, rows_of(programs, order[:count], guides, thirds)
+
+
+def assert_parity(
+    run: BackEnd, logits: Tensor, rows: Rows, helpers: Tensor | None = None, poison: bool = False
+) -> None:
+    """The back end agrees with the reference, and leaves all other rows alone.
+
+    Args:
+        poison: the output is a tensor full of NaN beside the logits.
+    """
+    expected = torch.full(logits.shape, math.nan) if poison else logits.float().clone()
+    mine = expected.clone() if logits.dtype is torch.float32 else expected.to(logits.device)
+    source = mine if logits.dtype is torch.float32 and not poison else logits
+    found = run(source, rows, helpers, mine)
+    statistics = reference(logits.clone(), rows, helpers, expected)
+
+    written = torch.zeros(len(logits), dtype=torch.bool)
+    for g, (primary, slot) in enumerate(
+        zip(rows.primary.tolist(), rows.slot.tolist(), strict=True)
+    ):
+        if primary == ABSENT:
+            assert not found[g].any()
+            continue
+        row = dict(zip(PARAMETERS, rows.table[:, slot].tolist(), strict=True))
+        written[primary] = row["form"] != Form.OBSERVE
+        figures = dict(zip(STATISTICS, statistics[g].tolist(), strict=True))
+        flipped = _assert_row(
+            row, logits[primary].cpu(), mine[primary].cpu(), expected[primary], figures
+        )
+        kept = STATISTICS.index("kept")
+        assert abs(float(found[g, kept]) - float(statistics[g, kept])) <= flipped
+        torch.testing.assert_close(
+            found[g, :kept].cpu(), statistics[g, :kept], rtol=2e-4, atol=2e-5, equal_nan=True
+        )
+    others = torch.full(logits.shape, math.nan) if poison else logits.float().cpu()
+    torch.testing.assert_close(
+        mine.cpu()[~written], others[~written], rtol=0, atol=0, equal_nan=True
+    )
+
+
+def _assert_row(
+    row: dict[str, float], z1: Tensor, mine: Tensor, expected: Tensor, figures: dict[str, float]
+) -> int:
+    """One row of guided logits; returns the number of tokens that only one side keeps."""
+    dropped, reference_dropped = torch.isneginf(mine), torch.isneginf(expected)
+    flipped = (dropped != reference_dropped).nonzero()[:, 0]
+    both = ~(dropped | reference_dropped)
+    if row["form"] == Form.PROBABILITY and figures["alpha"] != 0:
+        # A difference of probabilities near 0 has no accurate logarithm.
+        factor = figures["factor"]
+        q, reference_q = (mine * factor).exp(), (expected * factor).exp()
+        torch.testing.assert_close(q[both], reference_q[both], rtol=1e-3, atol=1e-6)
+        # Only one side may keep a token whose probability is all but at its floor, or q at 0.
+        p = z1.double().softmax(-1)[flipped] * len(z1)
+        at_floor = (p / row["min_prob"] - 1).abs() < 1e-4
+        assert (at_floor | (torch.maximum(q, reference_q)[flipped] < 1e-6)).all()
+    else:
+        # The contrast of two large logits may cancel: compare on the scale of its terms.
+        weights = 1 + abs(figures["alpha"]) + abs(row["third_weight"])
+        size = float(z1.nan_to_num(neginf=0).abs().max()) + 1
+        tolerance = 2e-5 * weights * size / figures["factor"]
+        # An error of the divergence is multiplied by the halvings that it causes.
+        relative = 2e-4 * (1 - math.log(figures["factor"]))
+        torch.testing.assert_close(
+            mine[both], expected[both], rtol=relative, atol=tolerance, equal_nan=True
+        )
+        for token in flipped.tolist():
+            assert row["top_p"] < 1
+            p = (z1.double() / row["top_p_temperature"]).softmax(-1)
+            assert abs(float(p[z1 > z1[token]].sum()) - row["top_p"]) < 1e-5
+    return len(flipped)

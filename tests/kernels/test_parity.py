@@ -1,0 +1,218 @@
+"""Every back end against the float64 reference: sizes, masks, dtypes, strides, recycled memory."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from divserve_kernels import ABSENT, Programs, Rows, guide, helper_row
+from divserve_kernels.layout import program
+from divserve_kernels.selfcheck import EXAMPLES
+from tests.kernels.cases import CPU, MIX, assert_parity, back_end, made_up, pairs, rows_of
+
+ON_CPU = ["numba", "torch"]
+ALL = [*ON_CPU, "triton"]
+"""Triton runs through its interpreter here: small vocabularies only."""
+SIZES = [1, 111, 1271, 49152, 151936, 262145]
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+@pytest.mark.parametrize("count", [1, 3, 99])
+@pytest.mark.parametrize("name", ALL)
+def test_mixed_methods(name: str, count: int, vocab: int) -> None:
+    """All methods in one call; odd sizes; rows anywhere in the batch."""
+    if name == "triton" and vocab * count > 1271 * 3 + 1:
+        count, vocab = min(count, 15), min(vocab, 1271)
+    for seed in range(15 if count == 1 and vocab < 49152 else 1):
+        assert_parity(back_end(name), *made_up(count, vocab, seed=seed))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 30.0])
+@pytest.mark.parametrize("name", ALL)
+def test_flat_and_peaked_rows(name: str, spread: float) -> None:
+    assert_parity(back_end(name), *made_up(len(MIX), 997, spread=spread))
+
+
+@pytest.mark.parametrize("vocab", [2, 7, 1271])
+@pytest.mark.parametrize("name", ALL)
+def test_masked_entries(name: str, vocab: int) -> None:
+    """−inf in the primary, the guide, the third stream, in two of them, in all."""
+    logits, rows = made_up(2 * len(MIX), vocab)
+    generator = torch.Generator().manual_seed(2)
+    logits[torch.rand(logits.shape, generator=generator) < 0.4] = -math.inf
+    logits[:, 0] = 1.0
+    assert_parity(back_end(name), logits, rows)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("which", ["primary", "guide", "third"])
+def test_streams_that_are_masked_everywhere(name: str, which: str) -> None:
+    """A dead primary stays dead, a dead guide or third stream counts as uniform."""
+    logits, rows = made_up(len(MIX), 301)
+    logits[getattr(rows, which)] = -math.inf
+    assert_parity(back_end(name), logits, rows)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_absent_streams(name: str) -> None:
+    """A missing guide is the primary itself, a missing third stream zero; absent rows stay."""
+    logits, rows = made_up(len(MIX), 301)
+    assert_parity(back_end(name), logits, rows_of(MIX, rows.primary.tolist()))
+    primaries = [row if row % 2 else ABSENT for row in rows.primary.tolist()]
+    guides = rows.guide.tolist()
+    assert_parity(back_end(name), logits, rows_of(MIX, primaries, guides, rows.third.tolist()))
+    assert_parity(back_end(name), logits, rows_of(MIX, [ABSENT] * len(MIX), guides))
+
+
+@pytest.mark.parametrize("length", [250, 301, 350])
+@pytest.mark.parametrize("name", ALL)
+def test_helper_rows_of_another_length(name: str, length: int) -> None:
+    """Streams of other models: what lies beyond the shared vocabulary cannot be sampled."""
+    logits, rows = made_up(len(MIX), 301)
+    helpers = torch.randn(5, length, generator=torch.Generator().manual_seed(3))
+    helpers[0, 7] = -math.inf
+    helpers[1] = -math.inf
+    guides, thirds = rows.guide.tolist(), rows.third.tolist()
+    guides[::2] = [helper_row(i % 5) for i in range(len(guides[::2]))]
+    thirds[::3] = [helper_row(i % 5) for i in range(len(thirds[::3]))]
+    mixed = rows_of(MIX, rows.primary.tolist(), guides, thirds)
+    assert_parity(back_end(name), logits, mixed, helpers)
+    assert_parity(back_end(name), logits, mixed, helpers, poison=True)
+
+
+@pytest.mark.parametrize("vocab", [111, 1271])
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_bfloat16_logits(name: str, vocab: int) -> None:
+    """Read as they are, written in float32 elsewhere."""
+    logits, rows = made_up(len(MIX), vocab)
+    assert_parity(back_end(name), logits.bfloat16(), rows, poison=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_entry_is_written(name: str) -> None:
+    logits, rows = made_up(len(MIX), 1271)
+    assert_parity(back_end(name), logits, rows, poison=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_strided_logits(name: str) -> None:
+    """vLLM crops padded vocabularies with a view."""
+    wide, rows = made_up(len(MIX), 160)
+    dense = wide[:, :131].clone()
+    view = wide[:, :131]
+    run = back_end(name)
+    assert torch.equal(run(view, rows, None, view), run(dense, rows, None, dense))
+    assert torch.equal(view, dense)
+
+
+def test_rows_with_gaps() -> None:
+    """Whatever the fused back end does not take, torch does."""
+    wide, rows = made_up(len(MIX), 262)
+    view, dense = wide[:, ::2], wide[:, ::2].clone()
+    guide(view, rows)
+    guide(dense, rows)
+    torch.testing.assert_close(view, dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_identical_rows(name: str) -> None:
+    """No divergence at all, and adaptive methods give back the logits bit for bit."""
+    logits = torch.randn(5, 97, generator=torch.Generator().manual_seed(0))
+    logits[4] = logits[1]
+    before = logits.clone()
+    adaptive = [program(kl_rate=1, jsd_scale=1)]
+    statistics = back_end(name)(logits, rows_of(adaptive, [4], [1]), None, logits)
+    assert torch.equal(logits, before)
+    assert statistics[0, 1:3].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", [*ALL, "reference"])
+def test_nan_stays_in_its_own_row(name: str) -> None:
+    """A broken row shows in its statistics and does not reach its neighbours."""
+    logits, rows = made_up(len(MIX), 50)
+    healthy = logits.clone()
+    run = back_end(name)
+    broken = 3
+    logits[rows.primary[broken], 5] = math.nan
+    statistics = run(logits, rows, None, logits)
+    expected = run(healthy, rows, None, healthy)
+    others = torch.arange(len(MIX)) != broken
+    assert statistics[broken, :2].isnan().all()
+    assert torch.equal(statistics[others], expected[others])
+    assert torch.equal(logits[rows.primary[others]], healthy[rows.primary[others]])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_repeat_runs_are_bitwise_equal(name: str) -> None:
+    logits, rows = made_up(len(MIX), 1271 if name == "triton" else 20011)
+    run, copies = back_end(name), [logits.clone(), logits.clone()]
+    first, second = (run(copy, rows, None, copy) for copy in copies)
+    assert torch.equal(first, second)
+    assert torch.equal(*copies)
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    """Segments are of a fixed length and merged in order."""
+    logits, rows = made_up(len(MIX), 30011)
+    before, copies = torch.get_num_threads(), [logits.clone(), logits.clone()]
+    found = []
+    for threads, copy in zip((1, 2), copies, strict=True):
+        torch.set_num_threads(threads)
+        found.append(guide(copy, rows))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+    assert torch.equal(*copies)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    vocab=st.integers(1, 300),
+    count=st.integers(1, 9),
+    spread=st.floats(0.01, 20),
+    masked=st.floats(0, 0.9),
+    name=st.sampled_from(ON_CPU),
+)
+def test_parity_anywhere(
+    seed: int, vocab: int, count: int, spread: float, masked: float, name: str
+) -> None:
+    """Random rows at random places of a batch, with random masks."""
+    logits, rows = made_up(count, vocab, seed, spread)
+    mask = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed)) < masked
+    mask[:, 0] = False
+    logits[mask] = -math.inf
+    assert_parity(back_end(name), logits, rows)
+
+
+def test_more_rows_than_one_chunk() -> None:
+    """Fifty pairs are worked on in parts by torch; nobody can tell."""
+    assert_parity(back_end("torch"), *made_up(50, 301))
+
+
+def test_inference_mode_leaves_no_trace() -> None:
+    """The engine calls in inference mode; what is kept between calls must serve everybody."""
+    wide = torch.randn(2, 100_003)
+    rows = pairs(wide, [EXAMPLES["cad"]])
+    run = back_end("torch")
+    with torch.inference_mode():
+        copy = wide.clone()
+        run(copy, rows, None, copy)
+    run(wide, rows, None, wide)
+
+
+def test_a_recycled_slot_follows_its_new_program() -> None:
+    """Programs are overwritten in place, and the table grows without losing any."""
+    programs = Programs(1, CPU)
+    programs.write({0: EXAMPLES["cad"]})
+    programs.write({0: EXAMPLES["instructive"], 5: EXAMPLES["cad"]})
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    mine, expected = logits.clone(), logits.clone()
+    guide(mine, Rows.pack(programs, [0, 5], [0, 2], [1, 3]))
+    guide(expected, pairs(expected, [EXAMPLES["instructive"], EXAMPLES["cad"]]))
+    assert torch.equal(mine, expected)
+    with pytest.raises(ValueError, match="16"):
+        programs.write({0: [1.0]})
