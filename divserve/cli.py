@@ -7,6 +7,7 @@ torch and vLLM take many seconds to import, so each command imports what it need
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -89,6 +90,32 @@ def prepare_model(
     with Progress(*columns, TimeElapsedColumn(), transient=True, disable=plain) as progress:
         task = progress.add_task("starting", total=models.STEPS)
         models.prepare(out, lambda step: progress.update(task, advance=1, description=step))
+
+
+@app.command()
+def doctor() -> int:
+    """Report versions and kernels, and check the kernels against float64 on this machine."""
+    import torch
+
+    from divserve_kernels.backends import available
+    from divserve_kernels.selfcheck import EXAMPLES, check
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    try:
+        first, found = check(device), check(device, vocab=49_152)
+    except ValueError as error:
+        raise StartupError(str(error)) from error
+    verdict = "agree with float64" if found.passed and first.passed else "WRONG: please report this"
+    lines = [
+        *_versions(),
+        f"device {device.type} ({name}, {torch.get_num_threads()} CPU threads)",
+        f"kernels {found.back_end}, {found.why}; here are: {', '.join(available(device))}",
+        f"check {len(EXAMPLES)} programs, V = 1,271 and 49,152: largest error "
+        f"{max(first.error, found.error):.0e}, compiled in {first.seconds:.1f} s: {verdict}",
+    ]
+    typer.echo("\n".join(lines))
+    return 0 if found.passed and first.passed else 1
 
 
 @app.callback(invoke_without_command=True)

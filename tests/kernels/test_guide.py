@@ -10,12 +10,12 @@ import torch
 
 from divserve_kernels import PARAMETERS, STATISTICS, Form, Rows, guide
 from divserve_kernels.layout import NEUTRAL, program
-from tests.kernels.cases import back_end, of_method, pairs, rows_of
+from tests.kernels.cases import ALL, back_end, of_method, pairs, rows_of
 
 Z1 = [2.0, 1.5, 0.3, -0.5, -1.0, -2.0]
 Z2 = [1.8, 0.2, 1.6, -0.4, -1.2, -0.5]
 INF = math.inf
-NAMES = ["reference", "numba", "torch", "triton"]
+NAMES = ["reference", *ALL]
 OL = math.log(0.1)
 
 

@@ -12,11 +12,8 @@ from hypothesis import given, settings
 from divserve_kernels import ABSENT, Programs, Rows, guide, helper_row
 from divserve_kernels.layout import program
 from divserve_kernels.selfcheck import EXAMPLES
-from tests.kernels.cases import CPU, MIX, assert_parity, back_end, made_up, pairs, rows_of
+from tests.kernels.cases import ALL, CPU, INTERPRETED, MIX, ON_CPU, assert_parity, back_end, made_up, pairs, rows_of
 
-ON_CPU = ["numba", "torch"]
-ALL = [*ON_CPU, "triton"]
-"""Triton runs through its interpreter here: small vocabularies only."""
 SIZES = [1, 111, 1271, 49152, 151936, 262145]
 
 
@@ -85,7 +82,7 @@ def test_helper_rows_of_another_length(name: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("vocab", [111, 1271])
-@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("name", ALL[1:])
 def test_bfloat16_logits(name: str, vocab: int) -> None:
     """Read as they are, written in float32 elsewhere."""
     logits, rows = made_up(len(MIX), vocab)

@@ -1,0 +1,160 @@
+"""The share of an engine step that is spent in divserve's code and not in vLLM's.
+
+Our overrides of vLLM's methods are wrapped to stop a clock when they enter and leave, and so are the
+methods of vLLM that they call: time counts for whoever's code is innermost. The kernels run inside
+ours. Steps are whole ones (schedule, forward, sample, update), decoding only.
+
+    python -m bench.step_overhead                 # SmolLM2, 1 pair and 8 pairs, about a minute
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from types import FunctionType
+from typing import Annotated, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench import record
+from tests.support import models
+from tests.support.engine import Engine, order, random_prompt
+
+TARGET = 0.05
+
+
+class Clock:
+    """Time by innermost owner."""
+
+    def __init__(self) -> None:
+        self.spent = {"ours": 0.0, "theirs": 0.0, "kernels": 0.0}
+        self._owners = ["theirs"]
+        self._since = time.perf_counter()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        self.spent[self._owners[-1]] += now - self._since
+        self._since = now
+
+    def wrap(self, function: Callable[..., Any], owner: str) -> Callable[..., Any]:
+        """The function, with its own time charged to ``owner``."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._charge()
+            self._owners.append(owner)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._charge()
+                self._owners.pop()
+
+        return timed
+
+    def read(self) -> dict[str, float]:
+        """What was spent since the last reading."""
+        self._charge()
+        found, self.spent = self.spent, dict.fromkeys(self.spent, 0.0)
+        return found
+
+
+def instrument(clock: Clock, cls: type) -> None:
+    """Wraps every method of ``cls`` that divserve defines or overrides, and what it overrides."""
+    ours = [base for base in cls.__mro__ if base.__module__.startswith("divserve")]
+    names = {
+        name
+        for base in ours
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and not name.startswith("__")
+    }
+    for base in cls.__mro__:
+        owner = "ours" if base in ours else "theirs"
+        for name in names & vars(base).keys():
+            setattr(base, name, clock.wrap(vars(base)[name], owner))
+
+
+def install(clock: Clock, engine: Engine) -> None:
+    """Puts the clock into the scheduler, the runner, its table of pairs and the kernels."""
+    from divserve.engine import output, pairs, runner
+
+    core = engine.core.engine_core.engine_core
+    instrument(clock, type(core.scheduler))
+    instrument(clock, type(core.model_executor.driver_worker.worker.model_runner))
+    instrument(clock, pairs.PairTable)
+    instrument(clock, pairs.Plan)
+    instrument(clock, output.Report)
+    pairs.guide = clock.wrap(pairs.guide, "kernels")  # type: ignore[assignment]
+    runner.attach = clock.wrap(runner.attach, "ours")
+
+
+def shares(engine: Engine, clock: Clock, pairs: int, steps: int) -> list[dict[str, float]]:
+    """Share of each owner in every decoding step of ``pairs`` guided requests."""
+    from vllm import SamplingParams
+
+    rng = random.Random(0)
+    for number in range(pairs):
+        prompt, guide = (random_prompt(rng, length, 49_152) for length in (64, 40))
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=steps + 20,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=order("adacad", guide),
+        )
+        engine.core.add_request(f"{pairs}-{number}", {"prompt_token_ids": prompt}, params)
+    found = []
+    for step in range(steps + 10):
+        clock.read()
+        engine.core.engine_core.get_output()
+        spent = clock.read()
+        if step >= 10:  # Prefill and warm-up.
+            total = sum(spent.values())
+            found.append({owner: value / total for owner, value in spent.items()})
+    engine.core.abort_request([f"{pairs}-{number}" for number in range(pairs)])
+    engine.leftovers()
+    return found
+
+
+def main(
+    pairs: Annotated[list[int], typer.Option(help="Guided requests at once.")] = [1, 8],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Measured steps.")] = 200,
+    save: Annotated[bool, typer.Option(help="Append to bench/results.csv.")] = True,
+) -> None:
+    """Measure and print one table."""
+    options: dict[str, Any] = {"max_num_seqs": 2 * max(pairs), "max_num_batched_tokens": 1024}
+    engine = Engine(models.SMOLLM2, max_model_len=512, **options)
+    clock = Clock()
+    install(clock, engine)
+    table = Table("case", "kernels", "rest of ours", "together", f"target ≤ {TARGET:.0%}")
+    saved = []
+    for count in track(pairs, console=Console(stderr=True)):
+        found = shares(engine, clock, count, steps)
+        kernels, ours = (
+            statistics.median(step[owner] for step in found) for owner in ("kernels", "ours")
+        )
+        both = sorted(step["ours"] + step["kernels"] for step in found)
+        middle = statistics.median(both)
+        verdict = "met" if middle <= TARGET else "missed"
+        case = f"smollm2, {count} pairs = {2 * count} rows, adacad"
+        table.add_row(case, f"{kernels:.2%}", f"{ours:.2%}", f"{middle:.2%}", verdict)
+        spread = f"{both[len(both) // 10]:.4f} to {both[-len(both) // 10]:.4f} (10 to 90 %)"
+        saved.append(
+            {"case": case, "metric": "share of a step", "value": f"{middle:.4f}", "spread": spread}
+        )
+    engine.close()
+    Console().print(table)
+    if save:
+        record.append("step_overhead", "python -m bench.step_overhead", saved)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,149 @@
+"""The guidance operation for NVIDIA GPUs: one launch for all rows of a step, in Triton.
+
+A row is cut into segments, one program each, which keep their tile of both streams in registers:
+one read of two rows, one write of one. Between the passes the programs of a row *meet* and merge
+what each found, a few numbers, in the same order: the result does not depend on who was first. The
+launch is cooperative: the driver promises that all programs run at once, or refuses.
+
+``DIVSERVE_TRITON=phased`` makes a launch of each pass instead, which reads the rows in each;
+Triton's interpreter, which runs one program after the other, knows no other way.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from divserve_kernels.layout import STATISTICS
+from divserve_kernels.rows import Rows
+from divserve_kernels.triton_math import ABSENT, INTERPRETED
+from divserve_kernels.triton_nucleus import FIELDS, search
+from divserve_kernels.triton_row import ALL, COMPARE, EXTENTS, WRITE, guide_segment
+
+__all__ = ["guide"]
+
+WARPS = 16
+WIDTH = 2048
+"""Entries of a strip: four of each thread."""
+STRIPS = 8
+"""Strips of a tile: 16,384 entries of two rows are what the registers of a program can hold."""
+COLUMNS = tl.constexpr(len(STATISTICS))
+
+
+@triton.jit
+def _row_of(primary, guide, third, slot, table, capacity, g):  # type: ignore[no-untyped-def]
+    """Where the stream indices and the program of row ``g`` are."""
+    return (primary + g, guide + g, third + g), (table + tl.load(slot + g), capacity)
+
+
+@triton.jit
+def _segments(  # type: ignore[no-untyped-def]
+    logits,  # [R, V] float32 or bfloat16
+    stride, step,
+    aids,  # [H, W] float32 or bfloat16
+    aids_stride, aids_step,
+    out,  # [R, V] float32, primary rows overwritten
+    out_stride, out_step,
+    primary, guide, third, slot,  # [rows] int64
+    table,  # [len(PARAMETERS), capacity] float32
+    found,  # [rows, FIELDS, padded] float32: what segments leave for each other
+    statistics,  # [rows, COLUMNS] float32
+    semaphores,  # [groups] int32, 0 at the very first launch
+    rows, vocab, shared, segments, capacity,
+    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, phase: tl.constexpr,
+    nucleus: tl.constexpr,
+):  # fmt: skip
+    """A phase, or all, of every row: a group of ``segments`` programs takes each n-th row."""
+    sources = (logits, stride, step, aids, aids_stride, aids_step, vocab, shared)
+    group, segment = tl.program_id(0) // segments, tl.program_id(0) % segments
+    groups = tl.num_programs(0) // segments
+    for g in range(group, rows, groups):
+        figures = statistics + g * COLUMNS
+        if tl.load(primary + g) == ABSENT:
+            if segment == 0:
+                tl.store(figures + tl.arange(0, COLUMNS), tl.zeros([COLUMNS], tl.float32))
+        else:
+            row, program = _row_of(primary, guide, third, slot, table, capacity, g)
+            here = (found + g * (FIELDS * padded), segment, segments)
+            guide_segment(
+                sources, row, program, out, out_stride, out_step, here, figures,
+                semaphores + group, width, strips, padded, phase, nucleus,
+            )  # fmt: skip
+
+
+@triton.jit
+def _nuclei(  # type: ignore[no-untyped-def]
+    logits, stride, step, aids, aids_stride, aids_step, primary, guide, third, slot, table, found,
+    vocab, shared, segments, capacity,
+    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
+):  # fmt: skip
+    """Between the phases: one program searches the nucleus of a row. Arguments as above."""
+    g = tl.program_id(0)
+    if tl.load(primary + g) != ABSENT:
+        sources = (logits, stride, step, aids, aids_stride, aids_step, vocab, shared)
+        row, program = _row_of(primary, guide, third, slot, table, capacity, g)
+        search(sources, row, program, found + g * (FIELDS * padded), segments, width, strips, padded)
+
+
+def guide(
+    logits: Tensor,
+    rows: Rows,
+    helpers: Tensor | None,
+    out: Tensor,
+    width: int = WIDTH,
+    strips: int = STRIPS,
+) -> Tensor:
+    """See `divserve_kernels.guide`.
+
+    Args:
+        width, strips: length of a strip, a power of two, and strips of a tile.
+    """
+    count, vocab = len(rows), logits.shape[1]
+    aids = logits if helpers is None else helpers
+    segments = triton.cdiv(vocab, width * strips)
+    padded = triton.next_power_of_2(segments)
+    device = logits.device
+    found = torch.empty(count, FIELDS.value, padded, device=device)
+    statistics = torch.empty(count, len(STATISTICS), device=device)
+    streams = (logits, *logits.stride(), aids, *aids.stride())
+    indices = (rows.primary, rows.guide, rows.third, rows.slot, rows.table)
+    sizes = (vocab, min(vocab, aids.shape[1]), segments, rows.table.shape[1])
+    tile = {"width": width, "strips": strips, "padded": padded, "num_warps": WARPS}
+    if _one_launch(segments, device):
+        groups = min(count, _multiprocessors(device) // segments)
+        phases, options = [ALL], {"launch_cooperative_grid": True}
+    else:
+        groups, phases, options = count, [EXTENTS, COMPARE, WRITE], {}
+    for phase in phases:
+        _segments[(groups * segments,)](
+            *streams, out, *out.stride(), *indices, found, statistics, _semaphores(device), count,
+            *sizes, phase=phase.value, nucleus=rows.any_nucleus, **tile, **options,
+        )  # fmt: skip
+        if phase is EXTENTS and rows.any_nucleus:
+            _nuclei[(count,)](*streams, *indices, found, *sizes, **tile)
+    return statistics
+
+
+def _one_launch(segments: int, device: torch.device) -> bool:
+    """Whether the programs of a row can run, and meet, all at once."""
+    if INTERPRETED.value or os.environ.get("DIVSERVE_TRITON") == "phased":
+        return False
+    return segments <= _multiprocessors(device)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _semaphores(device: torch.device) -> Tensor:
+    """``[multiprocessors] int32``, one for each group that may run; they leave themselves ready."""
+    groups = 1 if device.type == "cpu" else _multiprocessors(device)
+    with torch.inference_mode(False):
+        return torch.zeros(groups, dtype=torch.int32, device=device)

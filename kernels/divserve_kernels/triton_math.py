@@ -1,0 +1,183 @@
+"""What the Triton kernels share: constants, tiles and partials in memory, the group barrier.
+
+Log-probabilities are to base 2 inside the kernels, as the hardware's exponential is: one fused
+multiply-add makes it from a logit, the same one for equal logits, so that equal rows have a JSD of
+exactly 0. Comparisons are written so that NaN passes through them: a broken row shows in its
+statistics.
+
+A tile is a tuple of strips ``[n] float32``, which the passes work off one after the other: as one
+long vector its intermediate results would not fit the registers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from divserve_kernels import layout
+
+__all__ = [
+    "ABSENT", "ALPHA", "CLIP", "CLIP_LOG", "ENTROPY_RATE", "FLOOR", "FORM", "GATE", "GUIDE_WEIGHT",
+    "INFINITY", "INTERPRETED", "JSD_SCALE", "KL_RATE", "LN2", "LOG2E", "LOG_PLAUSIBILITY",
+    "LOG_RATIO", "MIN_ENTROPY", "MIN_FACTOR", "MIN_PROB", "OBSERVE", "PRIMARY_WEIGHT",
+    "PROBABILITY", "SMALLEST", "STATISTICS", "SWITCH", "THIRD_WEIGHT", "TINY", "TOP_P",
+    "TOP_P_TEMPERATURE", "at_least", "finite", "log2", "log2_prob", "meet", "parameter", "partials",
+    "put", "record", "record_sums", "stream",
+]  # fmt: skip
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+(
+    FORM, ALPHA, JSD_SCALE, FLOOR, PRIMARY_WEIGHT, GUIDE_WEIGHT, THIRD_WEIGHT, LOG_RATIO, GATE,
+    MIN_PROB, LOG_PLAUSIBILITY, TOP_P, TOP_P_TEMPERATURE, KL_RATE, ENTROPY_RATE, MIN_FACTOR,
+) = (tl.constexpr(i) for i in range(len(layout.PARAMETERS)))  # fmt: skip
+STATISTICS = tl.constexpr(len(layout.STATISTICS))
+OBSERVE = tl.constexpr(int(layout.Form.OBSERVE))
+SWITCH = tl.constexpr(int(layout.Form.SWITCH))
+PROBABILITY = tl.constexpr(int(layout.Form.PROBABILITY))
+ABSENT = tl.constexpr(layout.ABSENT)
+MIN_ENTROPY = tl.constexpr(layout.MIN_ENTROPY)
+
+INFINITY = tl.constexpr(math.inf)
+SMALLEST = tl.constexpr(-3.4028234663852886e38)
+LOG2E, LN2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2))
+CLIP = tl.constexpr(math.exp(layout.LOG_CLIP))
+CLIP_LOG = tl.constexpr(layout.LOG_CLIP * math.log2(math.e))
+LOG_ZERO = tl.constexpr(-80 * math.log2(math.e))
+"""Stands for log2 0: finite, so that no 0·∞ arises."""
+TINY = tl.constexpr(1.2e-38)
+"""About the smallest normal float32: the fast logarithm knows no denormal ones."""
+SIGN = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def at_least(x: tl.tensor, low: tl.tensor) -> tl.tensor:
+    """max(x, low); NaN stays."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def finite(x: tl.tensor) -> tl.tensor:
+    """0 for −∞, so that it can be taken off before exponentiating."""
+    return tl.where(x == -INFINITY, 0.0, x)
+
+
+@triton.jit
+def log2(x: tl.tensor) -> tl.tensor:
+    """log2 x for normal positive x; log2 1 is exactly 0."""
+    # The accurate one takes 25 instructions, as many as the rest of pass 2.
+    return tl.log2(x) if INTERPRETED else libdevice.fast_log2f(x)
+
+
+@triton.jit
+def log2_prob(z: tl.tensor, lse: tl.tensor) -> tl.tensor:
+    """log2 of a logit's probability; ``lse``: log2 Σ eᶻ."""
+    return at_least(tl.fma(z, LOG2E, -lse), LOG_ZERO)
+
+
+@triton.jit
+def parameter(program: tl.tensor, name: tl.constexpr) -> tl.tensor:
+    """One number of a program: a column of ``[len(PARAMETERS), capacity] float32``."""
+    column, capacity = program
+    return tl.load(column + name * capacity)
+
+
+@triton.jit
+def load(
+    row: tl.tensor, step: tl.tensor, size: tl.tensor, width: tl.constexpr, strips: tl.constexpr
+) -> tl.tensor:
+    """The tile that starts at ``row``; −∞ from ``size`` on."""
+    z = ()
+    for i in tl.static_range(strips):
+        at = row + i * width * step + tl.arange(0, width) * step
+        inside = tl.arange(0, width) < size - i * width
+        z += (tl.load(at, mask=inside, other=-INFINITY).to(tl.float32),)
+    return z
+
+
+@triton.jit
+def put(
+    row: tl.tensor, step: tl.tensor, i: tl.constexpr, size: tl.tensor, values: tl.tensor
+) -> None:
+    """Stores the i-th strip of a tile that starts at ``row`` and has ``size`` entries."""
+    width: tl.constexpr = values.shape[0]
+    at = row + i * width * step + tl.arange(0, width) * step
+    tl.store(at, values, mask=tl.arange(0, width) < size - i * width)
+
+
+@triton.jit
+def stream(
+    sources: tl.tensor, index: tl.tensor, start: tl.tensor, size: tl.tensor,
+    width: tl.constexpr, strips: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The tile from ``start`` on of the stream ``index``, which is not `ABSENT`."""
+    logits, stride, step, aids, aids_stride, aids_step, _, _ = sources
+    if index >= 0:
+        row = logits + (index * stride + start * step)
+        z = load(row, step, size, width, strips)
+    else:
+        row = aids + ((-2 - index) * aids_stride + start * aids_step)
+        z = load(row, aids_step, size, width, strips)
+    return z
+
+
+@triton.jit
+def places(sources: tl.tensor, row: tl.tensor) -> tl.tensor:
+    """(primary, guide, third stream, vocabulary that they share) of a row.
+
+    ``row``: where its three stream indices are, ``[1] int64`` each.
+    """
+    primary, second, third = tl.load(row[0]), tl.load(row[1]), tl.load(row[2])
+    vocab = tl.where((second < ABSENT) | (third < ABSENT), sources[7], sources[6])
+    return primary, tl.where(second == ABSENT, primary, second), third, vocab
+
+
+@triton.jit
+def record(here: tl.tensor, field: tl.tensor, value: tl.tensor, padded: tl.constexpr) -> None:
+    """Stores what a segment found.
+
+    ``here``: (the row's ``found`` ``[FIELDS, padded] float32``, the segment, how many there are).
+    """
+    tl.store(here[0] + here[1] + field * padded, value)
+
+
+@triton.jit
+def record_sums(
+    here: tl.tensor, field: tl.tensor, values: tl.tensor, padded: tl.constexpr
+) -> None:
+    """Sums four strips in one reduction and stores the sums from ``field`` on."""
+    even, odd = tl.join(values[0], values[2]), tl.join(values[1], values[3])
+    sums = tl.reshape(tl.sum(tl.join(even, odd), 0), [4])
+    tl.store(here[0] + here[1] + (field + tl.arange(0, 4)) * padded, sums)
+
+
+@triton.jit
+def partials(
+    here: tl.tensor, field: tl.tensor, other: tl.tensor, padded: tl.constexpr
+) -> tl.tensor:
+    """What all segments found, ``[padded] float32``; ``other`` behind the last."""
+    s = tl.arange(0, padded)
+    # Other programs wrote them while this one ran: not from this multiprocessor's own cache.
+    at = here[0] + s + field * padded
+    return tl.load(at, mask=s < here[2], other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def meet(semaphore: tl.tensor, here: tl.tensor) -> None:
+    """Waits until all programs of a row are here: what each stored before, all see after.
+
+    ``semaphore`` int32: the last one to come flips its sign and leaves the other bits 0, so it
+    never needs resetting.
+    """
+    tl.debug_barrier()
+    # −2³¹ − (segments − 1), without the overflow.
+    first = 2147483647 - (here[2] - 2)
+    before = tl.atomic_add(semaphore, tl.where(here[1] == 0, first, 1), sem="release")
+    flipped = False
+    while not flipped:
+        now = tl.atomic_add(semaphore, 0, sem="acquire")
+        flipped = ((before ^ now) & SIGN) != 0
+    tl.debug_barrier()
