@@ -65,8 +65,11 @@ format: $(DEV)  ## mend style and formatting
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: setup  ## measure throughput with guidance against plain rows
+bench: setup  ## measure throughput, kernels and overhead (ten minutes)
 	@$(BIN)/python -m bench.lockstep $(ARGS)
+	@$(BIN)/python -m bench.kernels
+	@$(BIN)/python -m bench.step_overhead
+	@$(BIN)/python -m bench.plot_kernels
 
 clean:  ## remove what make made: environment, model, caches
 	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ For each number of rows B and vocabulary V, in the same run and in turn:
 
 Every row is AdaCAD, whose weight depends on a statistic: no cheaper order of passes is possible.
 
-    python -m bench.kernels                       # the table for this machine; a GPU if there is one
+    python -m bench.kernels                       # the table of this machine, of its GPU if any
     python -m bench.kernels --rows 8 --vocab 49152 --no-save
 """
 
@@ -71,7 +71,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     call()
     end.record()
     end.synchronize()
-    return start_event.elapsed_time(end) / 1e3 / GRAPH_CALLS
+    return float(start_event.elapsed_time(end)) / 1e3 / GRAPH_CALLS
 
 
 def prepared(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -112,7 +112,11 @@ def sides(
 
 
 def measure(
-    count: int, vocab: int, device: torch.device, rounds: int, compiled: Callable[..., Tensor] | None
+    count: int,
+    vocab: int,
+    device: torch.device,
+    rounds: int,
+    compiled: Callable[..., Tensor] | None,
 ) -> dict[str, list[float]]:
     """Seconds of each side, round by round."""
     calls = sides(count, vocab, device, compiled)
@@ -124,8 +128,8 @@ def measure(
 
 
 def main(
-    rows: Annotated[list[int], typer.Option(help="Pairs in a call.")] = ROWS,  # noqa: B006
-    vocab: Annotated[list[int], typer.Option(help="Vocabulary.")] = VOCABULARIES,  # noqa: B006
+    rows: Annotated[list[int], typer.Option(help="Pairs in a call.")] = ROWS,
+    vocab: Annotated[list[int], typer.Option(help="Vocabulary.")] = VOCABULARIES,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 15,
     compile_formula: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
     save: Annotated[bool, typer.Option(help="Append to bench/results.csv.")] = True,

@@ -111,8 +111,8 @@ def doctor() -> int:
         *_versions(),
         f"device {device.type} ({name}, {torch.get_num_threads()} CPU threads)",
         f"kernels {found.back_end}, {found.why}; here are: {', '.join(available(device))}",
-        f"check {len(EXAMPLES)} programs, V = 1,271 and 49,152: largest error "
-        f"{max(first.error, found.error):.0e}, compiled in {first.seconds:.1f} s: {verdict}",
+        f"check {len(EXAMPLES)} programs, V = 1,271 and 49,152: {verdict}",
+        f"error {max(first.error, found.error):.0e} at most, ready in {first.seconds:.1f} s",
     ]
     typer.echo("\n".join(lines))
     return 0 if found.passed and first.passed else 1

@@ -119,3 +119,20 @@ def test_startup_error_is_one_line_and_code_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "divserve: vLLM 9.9.9 is not supported: install 0.32.0\n"
+
+
+def test_doctor_checks_the_kernels_of_this_machine() -> None:
+    result = divserve("doctor")
+    assert result.returncode == 0, result.stderr
+    assert f"divserve {__version__}" in result.stdout
+    assert "kernels numba, the best for cpu; here are: numba, torch, reference" in result.stdout
+    assert "49,152: agree with float64" in result.stdout
+
+
+def test_doctor_names_a_back_end_that_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIVSERVE_KERNELS", "cuda")
+    result = divserve("doctor")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "divserve: DIVSERVE_KERNELS=cuda: for cpu there is numba, torch, reference\n"
+    )

@@ -87,7 +87,9 @@ def _nuclei(  # type: ignore[no-untyped-def]
     if tl.load(primary + g) != ABSENT:
         sources = (logits, stride, step, aids, aids_stride, aids_step, vocab, shared)
         row, program = _row_of(primary, guide, third, slot, table, capacity, g)
-        search(sources, row, program, found + g * (FIELDS * padded), segments, width, strips, padded)
+        search(
+            sources, row, program, found + g * (FIELDS * padded), segments, width, strips, padded
+        )
 
 
 def guide(

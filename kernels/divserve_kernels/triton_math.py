@@ -116,11 +116,10 @@ def stream(
     """The tile from ``start`` on of the stream ``index``, which is not `ABSENT`."""
     logits, stride, step, aids, aids_stride, aids_step, _, _ = sources
     if index >= 0:
-        row = logits + (index * stride + start * step)
-        z = load(row, step, size, width, strips)
+        z = load(logits + (index * stride + start * step), step, size, width, strips)
     else:
-        row = aids + ((-2 - index) * aids_stride + start * aids_step)
-        z = load(row, aids_step, size, width, strips)
+        aid = aids + ((-2 - index) * aids_stride + start * aids_step)
+        z = load(aid, aids_step, size, width, strips)
     return z
 
 
@@ -145,9 +144,7 @@ def record(here: tl.tensor, field: tl.tensor, value: tl.tensor, padded: tl.const
 
 
 @triton.jit
-def record_sums(
-    here: tl.tensor, field: tl.tensor, values: tl.tensor, padded: tl.constexpr
-) -> None:
+def record_sums(here: tl.tensor, field: tl.tensor, values: tl.tensor, padded: tl.constexpr) -> None:
     """Sums four strips in one reduction and stores the sums from ``field`` on."""
     even, odd = tl.join(values[0], values[2]), tl.join(values[1], values[3])
     sums = tl.reshape(tl.sum(tl.join(even, odd), 0), [4])

@@ -13,9 +13,19 @@ import triton.language as tl
 
 from divserve_kernels import triton_passes
 from divserve_kernels.triton_math import (
-    INFINITY, LOG2E, TOP_P, TOP_P_TEMPERATURE, finite, meet, parameter, partials, places, record,
-    record_sums, stream,
-)  # fmt: skip
+    INFINITY,
+    LOG2E,
+    TOP_P,
+    TOP_P_TEMPERATURE,
+    finite,
+    meet,
+    parameter,
+    partials,
+    places,
+    record,
+    record_sums,
+    stream,
+)
 from divserve_kernels.triton_passes import TOP1, largest, sum_exp, total
 
 __all__ = ["FIELDS", "LINE", "rate", "search", "smallest_of_nucleus", "warm"]

@@ -11,10 +11,35 @@ import triton
 import triton.language as tl
 
 from divserve_kernels.triton_math import (
-    ALPHA, CLIP, CLIP_LOG, ENTROPY_RATE, FLOOR, GUIDE_WEIGHT, INFINITY, FORM, JSD_SCALE, KL_RATE, LN2,
-    LOG2E, LOG_RATIO, MIN_ENTROPY, MIN_FACTOR, MIN_PROB, PRIMARY_WEIGHT, PROBABILITY, SWITCH, TINY, at_least, finite,
-    log2, log2_prob, parameter, partials, record, record_sums,
-)  # fmt: skip
+    ALPHA,
+    CLIP,
+    CLIP_LOG,
+    ENTROPY_RATE,
+    FLOOR,
+    FORM,
+    GUIDE_WEIGHT,
+    INFINITY,
+    JSD_SCALE,
+    KL_RATE,
+    LN2,
+    LOG2E,
+    LOG_RATIO,
+    MIN_ENTROPY,
+    MIN_FACTOR,
+    MIN_PROB,
+    PRIMARY_WEIGHT,
+    PROBABILITY,
+    SWITCH,
+    TINY,
+    at_least,
+    finite,
+    log2,
+    log2_prob,
+    parameter,
+    partials,
+    record,
+    record_sums,
+)
 
 __all__ = [
     "ENTROPY", "FIELDS", "JSD", "KEPT", "KL", "LOW3", "SPECIAL", "SQUARES", "TOP1", "TOP2",
@@ -121,7 +146,9 @@ def compare(
 
 
 @triton.jit
-def merged(here: tl.tensor, field: tl.constexpr, dead: tl.tensor, padded: tl.constexpr) -> tl.tensor:
+def merged(
+    here: tl.tensor, field: tl.constexpr, dead: tl.tensor, padded: tl.constexpr
+) -> tl.tensor:
     """The sum of what all segments found; 0 for a row without a finite logit."""
     return tl.where(dead, 0.0, tl.sum(partials(here, field, 0.0, padded), 0))
 

@@ -6,15 +6,54 @@ import triton
 import triton.language as tl
 
 from divserve_kernels.triton_math import (
-    ABSENT, FORM, GATE, GUIDE_WEIGHT, INFINITY, LN2, LOG2E, LOG_PLAUSIBILITY, LOG_RATIO, MIN_PROB,
-    OBSERVE, PROBABILITY, SMALLEST, SWITCH, THIRD_WEIGHT, TOP_P, at_least, finite, log2, meet,
-    parameter, partials, places, put, record, stream,
-)  # fmt: skip
+    ABSENT,
+    FORM,
+    GATE,
+    GUIDE_WEIGHT,
+    INFINITY,
+    LN2,
+    LOG2E,
+    LOG_PLAUSIBILITY,
+    LOG_RATIO,
+    MIN_PROB,
+    OBSERVE,
+    PROBABILITY,
+    SMALLEST,
+    SWITCH,
+    THIRD_WEIGHT,
+    TOP_P,
+    at_least,
+    finite,
+    log2,
+    meet,
+    parameter,
+    partials,
+    places,
+    put,
+    record,
+    stream,
+)
 from divserve_kernels.triton_nucleus import LINE, rate, smallest_of_nucleus, warm
 from divserve_kernels.triton_passes import (
-    ENTROPY, JSD, KEPT, KL, LOW3, SPECIAL, SQUARES, TOP1, TOP2, compare, cool, extent, merged, mix,
-    smallest, switch, total, weights,
-)  # fmt: skip
+    ENTROPY,
+    JSD,
+    KEPT,
+    KL,
+    LOW3,
+    SPECIAL,
+    SQUARES,
+    TOP1,
+    TOP2,
+    compare,
+    cool,
+    extent,
+    merged,
+    mix,
+    smallest,
+    switch,
+    total,
+    weights,
+)
 
 __all__ = ["ALL", "COMPARE", "EXTENTS", "WRITE", "guide_segment"]
 
@@ -113,7 +152,9 @@ def guide_segment(
         if nucleus:
             if parameter(program, TOP_P) < 1:
                 if phase == ALL:
-                    least = smallest_of_nucleus(here, z1, semaphore, program, top1, low1, size, padded)
+                    least = smallest_of_nucleus(
+                        here, z1, semaphore, program, top1, low1, size, padded
+                    )
                     # Read anew, from the indices on: there are no registers to keep it meanwhile.
                     _, second, _, vocab = places(sources, row)
                     size = vocab - start

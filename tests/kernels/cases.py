@@ -69,7 +69,9 @@ def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Rows:
     return rows_of(programs, range(0, count, 2), range(1, count, 2), device=logits.device)
 
 
-def made_up(count: int, vocab: int, seed: int = 0, spread: float = 3.0) -> tuple[Tensor, Rows]:
+def made_up(
+    count: int, vocab: int, seed: int = 0, spread: float = 3.0, device: torch.device = CPU
+) -> tuple[Tensor, Rows]:
     """Logits and ``count`` rows of mixed methods over them; guides are shared to save memory."""
     shared = min(count, 8)
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +80,7 @@ def made_up(count: int, vocab: int, seed: int = 0, spread: float = 3.0) -> tuple
     guides = [order[count + i % shared] for i in range(count)]
     thirds = [order[count + shared + i % shared] for i in range(count)]
     programs = [MIX[(i + seed) % len(MIX)] for i in range(count)]
-    return logits, rows_of(programs, order[:count], guides, thirds)
+    return logits.to(device), rows_of(programs, order[:count], guides, thirds, device)
 
 
 def assert_parity(
@@ -90,12 +92,13 @@ def assert_parity(
         poison: the output is a tensor full of NaN beside the logits.
     """
     expected = torch.full(logits.shape, math.nan) if poison else logits.float().clone()
-    mine = expected.clone() if logits.dtype is torch.float32 else expected.to(logits.device)
+    expected = expected.to(logits.device)
+    mine = expected.clone()
     source = mine if logits.dtype is torch.float32 and not poison else logits
     found = run(source, rows, helpers, mine)
-    statistics = reference(logits.clone(), rows, helpers, expected)
+    statistics = reference(logits.clone(), rows, helpers, expected).cpu()
 
-    written = torch.zeros(len(logits), dtype=torch.bool)
+    found, written = found.cpu(), torch.zeros(len(logits), dtype=torch.bool)
     for g, (primary, slot) in enumerate(
         zip(rows.primary.tolist(), rows.slot.tolist(), strict=True)
     ):
@@ -105,13 +108,12 @@ def assert_parity(
         row = dict(zip(PARAMETERS, rows.table[:, slot].tolist(), strict=True))
         written[primary] = row["form"] != Form.OBSERVE
         figures = dict(zip(STATISTICS, statistics[g].tolist(), strict=True))
-        flipped = _assert_row(
-            row, logits[primary].cpu(), mine[primary].cpu(), expected[primary], figures
-        )
+        tokens = [t[primary].float().cpu() for t in (logits, mine, expected)]
+        flipped = _assert_row(row, figures, *tokens)
         kept = STATISTICS.index("kept")
         assert abs(float(found[g, kept]) - float(statistics[g, kept])) <= flipped
         torch.testing.assert_close(
-            found[g, :kept].cpu(), statistics[g, :kept], rtol=2e-4, atol=2e-5, equal_nan=True
+            found[g, :kept], statistics[g, :kept], rtol=2e-4, atol=2e-5, equal_nan=True
         )
     others = torch.full(logits.shape, math.nan) if poison else logits.float().cpu()
     torch.testing.assert_close(
@@ -120,7 +122,7 @@ def assert_parity(
 
 
 def _assert_row(
-    row: dict[str, float], z1: Tensor, mine: Tensor, expected: Tensor, figures: dict[str, float]
+    row: dict[str, float], figures: dict[str, float], z1: Tensor, mine: Tensor, expected: Tensor
 ) -> int:
     """One row of guided logits; returns the number of tokens that only one side keeps."""
     dropped, reference_dropped = torch.isneginf(mine), torch.isneginf(expected)

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from divserve_kernels import ABSENT, Programs, Rows, guide, helper_row
 from divserve_kernels.layout import program
 from divserve_kernels.selfcheck import EXAMPLES
-from tests.kernels.cases import ALL, CPU, INTERPRETED, MIX, ON_CPU, assert_parity, back_end, made_up, pairs, rows_of
+from tests.kernels.cases import (
+    ALL,
+    CPU,
+    INTERPRETED,
+    MIX,
+    ON_CPU,
+    assert_parity,
+    back_end,
+    made_up,
+    pairs,
+    rows_of,
+)
 
 SIZES = [1, 111, 1271, 49152, 151936, 262145]
 
@@ -22,9 +33,9 @@ SIZES = [1, 111, 1271, 49152, 151936, 262145]
 @pytest.mark.parametrize("name", ALL)
 def test_mixed_methods(name: str, count: int, vocab: int) -> None:
     """All methods in one call; odd sizes; rows anywhere in the batch."""
-    if name == "triton" and vocab * count > 1271 * 3 + 1:
-        count, vocab = min(count, 15), min(vocab, 1271)
-    for seed in range(15 if count == 1 and vocab < 49152 else 1):
+    if INTERPRETED and vocab > 1271:
+        pytest.skip("the interpreter takes minutes for a row of that length")
+    for seed in range(len(MIX) if count == 1 and vocab < 1271 else 1):
         assert_parity(back_end(name), *made_up(count, vocab, seed=seed))
 
 
@@ -145,7 +156,7 @@ def test_nan_stays_in_its_own_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_repeat_runs_are_bitwise_equal(name: str) -> None:
-    logits, rows = made_up(len(MIX), 1271 if name == "triton" else 20011)
+    logits, rows = made_up(len(MIX), 301 if name == "triton" else 20011)
     run, copies = back_end(name), [logits.clone(), logits.clone()]
     first, second = (run(copy, rows, None, copy) for copy in copies)
     assert torch.equal(first, second)

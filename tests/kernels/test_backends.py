@@ -1,0 +1,68 @@
+"""Which back end serves, and how a wrong one is found."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from divserve_kernels import backends, numba_backend, selfcheck
+from divserve_kernels.backends import BackEnd, available, choose
+from tests.kernels.cases import CPU
+
+
+def test_each_device_gets_its_best() -> None:
+    assert choose(CPU).name == "numba"
+    assert available(torch.device("cuda"))[0] == "triton"
+    assert available(torch.device("meta")) == ("torch", "reference")
+
+
+@pytest.mark.parametrize("name", ["numba", "torch", "reference"])
+def test_the_environment_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIVSERVE_KERNELS", name)
+    found = selfcheck.check(CPU)
+    assert (found.back_end, found.why) == (name, "DIVSERVE_KERNELS")
+    assert found.passed
+    assert found.error < 1e-5
+
+
+def test_a_back_end_that_cannot_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIVSERVE_KERNELS", "triton")
+    with pytest.raises(ValueError, match="for cpu there is numba, torch, reference"):
+        choose(CPU)
+
+
+def spoilt(kind: str) -> BackEnd:
+    """The CPU's back end with one figure wrong."""
+
+    def run(logits: Tensor, rows: Any, helpers: Tensor | None, out: Tensor) -> Tensor:
+        statistics = numba_backend.guide(logits, rows, helpers, out)
+        if kind == "statistic":
+            statistics[4, 2] += 0.01
+        elif kind == "nan":
+            statistics[4, 2] = math.nan
+        else:
+            out[rows.primary[4]] *= 1.1
+        return statistics
+
+    return BackEnd("spoilt", run, "a test")
+
+
+@pytest.mark.parametrize("kind", ["statistic", "nan", "logits"])
+def test_a_wrong_back_end_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "choose", lambda _: spoilt(kind))
+    assert not selfcheck.check(CPU).passed
+
+
+def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it serves anybody."""
+    from divserve.engine import worker
+    from divserve.errors import StartupError
+
+    worker._check_kernels(CPU)
+    monkeypatch.setattr(backends, "choose", lambda _: spoilt("logits"))
+    with pytest.raises(StartupError, match="DIVSERVE_KERNELS=torch avoids them"):
+        worker._check_kernels(CPU)
