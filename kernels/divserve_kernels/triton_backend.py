@@ -30,8 +30,9 @@ __all__ = ["guide"]
 WARPS = 16
 WIDTH = 2048
 """Entries of a strip: four of each thread."""
-STRIPS = 8
-"""Strips of a tile: 16,384 entries of two rows are what the registers of a program can hold."""
+STRIPS = 6
+"""Strips of a tile: 12,288 entries of two rows are what the registers of a program can hold."""
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
 COLUMNS = tl.constexpr(len(STATISTICS))
 
 
@@ -41,7 +42,11 @@ def _row_of(primary, guide, third, slot, table, capacity, g):  # type: ignore[no
     return (primary + g, guide + g, third + g), (table + tl.load(slot + g), capacity)
 
 
-@triton.jit
+# Numbers that change from step to step must not each make a kernel of their own.
+@triton.jit(
+    do_not_specialize=["rows", "segments", "capacity"],
+    do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
+)
 def _segments(  # type: ignore[no-untyped-def]
     logits,  # [R, V] float32 or bfloat16
     stride, step,
@@ -76,7 +81,10 @@ def _segments(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["segments", "capacity"],
+    do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
+)
 def _nuclei(  # type: ignore[no-untyped-def]
     logits, stride, step, aids, aids_stride, aids_step, primary, guide, third, slot, table, found,
     vocab, shared, segments, capacity,
@@ -115,7 +123,7 @@ def guide(
     streams = (logits, *logits.stride(), aids, *aids.stride())
     indices = (rows.primary, rows.guide, rows.third, rows.slot, rows.table)
     sizes = (vocab, min(vocab, aids.shape[1]), segments, rows.table.shape[1])
-    tile = {"width": width, "strips": strips, "padded": padded, "num_warps": WARPS}
+    tile = {"width": width, "strips": strips, "padded": padded, **OPTIONS}
     if _one_launch(segments, device):
         groups = min(count, _multiprocessors(device) // segments)
         phases, options = [ALL], {"launch_cooperative_grid": True}
@@ -143,9 +151,18 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@cache
 def _semaphores(device: torch.device) -> Tensor:
     """``[multiprocessors] int32``, one for each group that may run; they leave themselves ready."""
-    groups = 1 if device.type == "cpu" else _multiprocessors(device)
+    if device.type == "cpu":
+        return torch.zeros(1, dtype=torch.int32)
+    if torch.cuda.is_current_stream_capturing():
+        # The graph's own: memory that a capture sets to 0 is set when the graph runs.
+        return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)
+    return _semaphores_of(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@cache
+def _semaphores_of(device: torch.device, _stream: int) -> Tensor:
+    """Those of one stream: launches of two streams may run at the same time."""
     with torch.inference_mode(False):
-        return torch.zeros(groups, dtype=torch.int32, device=device)
+        return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)

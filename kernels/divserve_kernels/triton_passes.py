@@ -128,7 +128,11 @@ def compare(
             half = log2(0.5 + 0.5 * ratio)
             jsd += p1 * (ratio * (l2 - l1 - half) - half)
             squares += p1 * p1
-            kept += tl.where(z1[i] < line, 0.0, 1.0)
+    record_sums(here, ENTROPY, (entropy, kl, jsd, squares), padded)
+    # Not in the same loop: the registers are all in use there.
+    for i in tl.static_range(len(z1)):
+        kept += tl.where(z1[i] < line, 0.0, 1.0)
+    record(here, KEPT, tl.sum(kept, 0), padded)
     form = parameter(program, FORM)
     if form == SWITCH:
         above = top - parameter(program, LOG_RATIO)
@@ -140,8 +144,6 @@ def compare(
         for i in tl.static_range(len(z1)):
             q = mixed(z1[i], z2[i], lse1, lse2, a, b, min_p)
             special += tl.where((z1[i] >= line) & (q > 0), 1.0, 0.0)
-    record_sums(here, ENTROPY, (entropy, kl, jsd, squares), padded)
-    record(here, KEPT, tl.sum(kept, 0), padded)
     record(here, SPECIAL, tl.sum(special, 0), padded)
 
 

@@ -156,6 +156,7 @@ def guide_segment(
                         here, z1, semaphore, program, top1, low1, size, padded
                     )
                     # Read anew, from the indices on: there are no registers to keep it meanwhile.
+                    top1, lse1, low1 = total(here, TOP1, padded)
                     _, second, _, vocab = places(sources, row)
                     size = vocab - start
                     z2 = stream(sources, second, start, size, width, strips)
