@@ -39,12 +39,12 @@ class GuidedGPUWorker(Worker):
 def _install(worker: Any) -> None:
     module = runner_v2 if worker.use_v2_model_runner else runner
     module.install(worker.model_runner)
-    _check_kernels(worker.device)
+    _check_kernels(worker.device, worker.model_config.get_vocab_size())
 
 
-def _check_kernels(device: torch.device) -> None:
+def _check_kernels(device: torch.device, vocab: int) -> None:
     """Compiles the kernels before the first request needs them, and has them prove themselves."""
-    found = check(device)
+    found = check(device, vocab)
     if not found.passed:
         raise StartupError(
             f"the {found.back_end} kernels are wrong on {device} (error {found.error:.1e}): "

@@ -14,6 +14,7 @@ from divserve_kernels.layout import ABSENT, PARAMETERS, Form
 __all__ = ["Programs", "Rows"]
 
 _FORM, _THIRD_WEIGHT = PARAMETERS.index("form"), PARAMETERS.index("third_weight")
+_JSD_SCALE = PARAMETERS.index("jsd_scale")
 _LOG_PLAUSIBILITY, _TOP_P = PARAMETERS.index("log_plausibility"), PARAMETERS.index("top_p")
 
 
@@ -29,13 +30,16 @@ class Programs:
         """Stores programs by slot without waiting for the device.
 
         Raises:
-            ValueError: a program has not one number for each of ``PARAMETERS``.
+            ValueError: a program has not one number for each of ``PARAMETERS``, or lets the weights
+                of `Form.PROBABILITY` depend on the JSD.
         """
         if not programs:
             return
         for slot, program in programs.items():
             if len(program) != len(PARAMETERS):
                 raise ValueError(f"{len(program)} numbers, not {len(PARAMETERS)}")
+            if program[_FORM] == Form.PROBABILITY and program[_JSD_SCALE] != 0:
+                raise ValueError("Form.PROBABILITY has constant weights")
             self._host[slot] = tuple(program)
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from divserve_kernels import backends, reference
-from divserve_kernels.layout import Form, program
+from divserve_kernels.layout import PARAMETERS, Form, program
 from divserve_kernels.rows import Programs, Rows
 
 __all__ = ["EXAMPLES", "Check", "check"]
@@ -57,30 +57,37 @@ class Check:
 
 
 def check(device: torch.device, vocab: int = 1271) -> Check:
-    """Runs the device's back end on every example in one call, twice, beside the reference.
+    """Runs the device's back end on every example beside the reference.
+
+    In every variant that is compiled by itself, so that no request has to wait for it: float32 and
+    bfloat16 logits, with and without rows that keep a nucleus.
 
     Raises:
         ValueError: ``DIVSERVE_KERNELS`` names a back end that cannot serve the device.
     """
     start = time.perf_counter()
     back_end = backends.choose(device)
-    logits, rows = example(device, vocab)
-    expected = logits.clone()
-    statistics = reference.guide(expected, rows, None, expected)
     worst = 0.0
-    for _ in range(2):
-        mine = logits.clone()
-        found = back_end.run(mine, rows, None, mine)
-        worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
-        worst = max(worst, _difference(found, statistics))
+    for dtype in (torch.float32, torch.bfloat16):
+        for nucleus in (True, False):
+            logits, rows = example(device, vocab, nucleus)
+            logits = logits.to(dtype)
+            expected, mine = logits.float().clone(), logits.float().clone()
+            statistics = reference.guide(logits.clone(), rows, None, expected)
+            source = mine if dtype is torch.float32 else logits
+            found = back_end.run(source, rows, None, mine)
+            worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
+            worst = max(worst, _difference(found, statistics))
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
 
 
-def example(device: torch.device, vocab: int) -> tuple[Tensor, Rows]:
-    """Logits ``[3·len(EXAMPLES), vocab] float32`` and the rows of `EXAMPLES` over them."""
-    count = len(EXAMPLES)
+def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Tensor, Rows]:
+    """Logits ``[3G, vocab] float32`` and the rows of `EXAMPLES`, with a nucleus or without."""
+    top_p = PARAMETERS.index("top_p")
+    chosen = [p for p in EXAMPLES.values() if nucleus or p[top_p] >= 1]
+    count = len(chosen)
     programs = Programs(count, device)
-    programs.write(dict(enumerate(EXAMPLES.values())))
+    programs.write(dict(enumerate(chosen)))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3 * count, vocab, generator=generator) * 3
     logits[::4, vocab // 2 :: 3] = -math.inf

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from divserve_kernels import backends, numba_backend, selfcheck
+from divserve_kernels import backends, selfcheck, torch_backend
 from divserve_kernels.backends import BackEnd, available, choose
 from tests.kernels.cases import CPU
 
@@ -39,7 +39,7 @@ def spoilt(kind: str) -> BackEnd:
     """The CPU's back end with one figure wrong."""
 
     def run(logits: Tensor, rows: Any, helpers: Tensor | None, out: Tensor) -> Tensor:
-        statistics = numba_backend.guide(logits, rows, helpers, out)
+        statistics = torch_backend.guide(logits, rows, helpers, out)
         if kind == "statistic":
             statistics[4, 2] += 0.01
         elif kind == "nan":
@@ -62,7 +62,7 @@ def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     from divserve.engine import worker
     from divserve.errors import StartupError
 
-    worker._check_kernels(CPU)
+    worker._check_kernels(CPU, 512)
     monkeypatch.setattr(backends, "choose", lambda _: spoilt("logits"))
     with pytest.raises(StartupError, match="DIVSERVE_KERNELS=torch avoids them"):
-        worker._check_kernels(CPU)
+        worker._check_kernels(CPU, 512)

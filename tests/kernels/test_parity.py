@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from divserve_kernels import ABSENT, Programs, Rows, guide, helper_row
+from divserve_kernels import ABSENT, Form, Programs, Rows, guide, helper_row
 from divserve_kernels.layout import program
 from divserve_kernels.selfcheck import EXAMPLES
 from tests.kernels.cases import (
@@ -224,3 +224,5 @@ def test_a_recycled_slot_follows_its_new_program() -> None:
     assert torch.equal(mine, expected)
     with pytest.raises(ValueError, match="16"):
         programs.write({0: [1.0]})
+    with pytest.raises(ValueError, match="constant weights"):
+        programs.write({0: program(form=Form.PROBABILITY, jsd_scale=1)})
