@@ -22,7 +22,9 @@ class GuidedCPUWorker(CPUWorker):
     """CPU worker."""
 
     def init_device(self) -> None:
-        """Builds vLLM's runner, then hooks into it."""
+        """Checks the kernels, builds vLLM's runner, then hooks into it."""
+        # Before vLLM binds this thread to one core, for the kernels' threads inherit its cores.
+        _check_kernels(torch.device("cpu"), self.model_config.get_vocab_size())
         super().init_device()
         _install(self)
 
@@ -34,12 +36,12 @@ class GuidedGPUWorker(Worker):
         """Builds vLLM's runner, then hooks into it."""
         super().init_device()
         _install(self)
+        _check_kernels(self.device, self.model_config.get_vocab_size())
 
 
 def _install(worker: Any) -> None:
     module = runner_v2 if worker.use_v2_model_runner else runner
     module.install(worker.model_runner)
-    _check_kernels(worker.device, worker.model_config.get_vocab_size())
 
 
 def _check_kernels(device: torch.device, vocab: int) -> None:
