@@ -3,7 +3,7 @@
 The nucleus is the smallest set of likeliest entries whose mass reaches ``top_p``; equal logits are
 kept or dropped together. Each round weighs what lies above 8 lines across a bracket and goes on
 with the part in which the mass is reached; it ends when one value is left in the bracket, so the
-result is exact. A language model's row takes 4 to 7 rounds.
+result is exact. Rows like a language model's take 2 to 9 rounds.
 """
 
 from __future__ import annotations
