@@ -49,7 +49,7 @@ __all__ = [
 
 # Fields of `found`. Pass 1: three of each stream, of the third stream only the last.
 TOP1, SUM1, LOW1, TOP2, SUM2, LOW2, LOW3 = (tl.constexpr(i) for i in range(7))
-# Pass 2: the first four are stored together, from an even place.
+# Pass 2; the first four are stored together.
 ENTROPY, KL, JSD, SQUARES, KEPT, SPECIAL = (tl.constexpr(i) for i in range(8, 14))
 FIELDS = tl.constexpr(16)
 
