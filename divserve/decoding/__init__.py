@@ -1,29 +1,81 @@
 """The decoding methods: parameters, papers and formulas. Knows neither vLLM, HTTP nor tensors.
 
-`METHODS` is the registry; `Decoding` is the type of the ``decoding`` field of a request, a union
-discriminated by ``method``.
+`METHODS` is the registry; `Decoding` is the type of the ``decoding`` field of a request: one object
+or a list of them, each discriminated by ``method``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from divserve.decoding.adacad import AdaCad
-from divserve.decoding.base import Guide, Method
+from divserve.decoding.base import Guide, Method, Role
 from divserve.decoding.cad import Cad
 from divserve.decoding.cfg import Cfg
+from divserve.decoding.coiecd import Coiecd
+from divserve.decoding.entropy_temperature import EntropyTemperature
+from divserve.decoding.instructive import Instructive
 from divserve.decoding.kl_temperature import KlTemperature
+from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.row import STATISTICS, Form, Row, Spec
+from divserve.decoding.stack import Stack, share_guide
+from divserve.decoding.uscd import Uscd
+from divserve.decoding.vdgd import Vdgd
 
-__all__ = ["METHODS", "STATISTICS", "Decoding", "Form", "Guide", "Method", "Row", "Spec"]
+__all__ = [
+    "METHODS", "STATISTICS", "TAGS", "Decoding", "Form", "Guide", "Instructive", "Method", "Role",
+    "Row", "Spec", "Stack",
+]  # fmt: skip
 
-Decoding = Annotated[Cad | AdaCad | Cfg | KlTemperature, Field(discriminator="method")]
-"""Type of the ``decoding`` field: the one place where a new method is listed."""
+AnyMethod = Annotated[
+    Cad
+    | AdaCad
+    | Coiecd
+    | Cfg
+    | Instructive
+    | LinearAlignment
+    | Uscd
+    | Vdgd
+    | KlTemperature
+    | EntropyTemperature,
+    Field(discriminator="method"),
+]
+"""One method: the one place where a new one is listed."""
 
 METHODS: dict[str, type[Method]] = {
     get_args(cls.model_fields["method"].annotation)[0]: cls
-    for cls in get_args(get_args(Decoding)[0])
+    for cls in get_args(get_args(AnyMethod)[0])
 }
 """Every method by its name."""
+
+
+def _shape(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "one"
+
+
+def _shared(value: Any) -> Any:
+    return share_guide(value, {name: method.needs_guide() for name, method in METHODS.items()})
+
+
+def _stackable(methods: list[Method]) -> list[Method]:
+    Stack(methods)
+    return methods
+
+
+TAGS = ("one", "list")
+"""What pydantic puts into the path of an error to tell the two shapes apart."""
+
+Decoding = Annotated[
+    Annotated[AnyMethod, Tag("one")]
+    | Annotated[
+        list[AnyMethod],
+        Field(min_length=1, max_length=len(METHODS)),
+        AfterValidator(_stackable),
+        BeforeValidator(_shared),
+        Tag("list"),
+    ],
+    Discriminator(_shape),
+]
+"""Type of the ``decoding`` field."""

@@ -11,13 +11,19 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.row import Row
 
-__all__ = ["Guide", "Method"]
+__all__ = ["Guide", "Method", "Role"]
 
-NaturalGuide = Literal["last_token"]
+NaturalGuide = Literal["last_token", "noise"]
+
+Role = Literal["contrast", "filter", "temperature"]
+"""What a method does to the logits; a stack has at most one method of each."""
+
+CHOICES = ("without", "messages", "prompt", "documents")
+_CHOICES = "'without', 'messages', 'prompt' and 'documents'"
 
 
 class Guide(BaseModel):
-    """What the second stream sees. Give exactly one of the three fields."""
+    """What the second stream sees. Give exactly one of the four fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,19 +39,22 @@ class Guide(BaseModel):
         default=None,
         description="The guide's prompt in full: text or token ids (completions only).",
     )
+    documents: Literal[True] | None = Field(
+        default=None,
+        description="The guide is the same chat without its documents: the field 'documents' and "
+        'the text parts marked with "name": "document" (chat only).',
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Guide:
-        given = [
-            name for name in ("without", "messages", "prompt") if getattr(self, name) is not None
-        ]
+        given = [name for name in CHOICES if getattr(self, name) is not None]
         if len(given) != 1:
             raise PydanticCustomError(
                 "guide_choice",
-                "give exactly one of 'without', 'messages' and 'prompt' (given: {given})",
-                {"given": ", ".join(given) or "none"},
+                "give exactly one of {choices} (given: {given})",
+                {"choices": _CHOICES, "given": ", ".join(given) or "none"},
             )
-        if len(getattr(self, given[0])) == 0 or "" in self.texts():
+        if getattr(self, given[0]) in ("", []) or "" in self.texts():
             raise PydanticCustomError("guide_empty", "'{name}' is empty", {"name": given[0]})
         return self
 
@@ -72,8 +81,13 @@ class Method(BaseModel):
     paper: ClassVar[str]
     url: ClassVar[str]
     needs: ClassVar[str] = "a guide prompt"
+    role: ClassVar[Role] = "contrast"
+    guided: ClassVar[bool] = True
+    """Whether it compares with a second stream."""
     natural_guide: ClassVar[NaturalGuide | None] = None
     """The guide used when the request gives none; None: the request must give one."""
+    neutral: ClassVar[Mapping[str, float] | None] = None
+    """Parameters with which the answer is the plain one; None: there are none."""
     reports: ClassVar[tuple[str, ...]]
     """Names of the figures that `report` returns for every token."""
 
@@ -82,12 +96,25 @@ class Method(BaseModel):
 
     @model_validator(mode="after")
     def _guide_present(self) -> Method:
-        if self.guide is None and self.natural_guide is None:
+        if self.guide is not None and not self.guided:
+            raise PydanticCustomError("guide_unused", "has no second stream: leave 'guide' out")
+        if self.guide is None and self.needs_guide():
             raise PydanticCustomError(
                 "guide_missing",
-                "needs a guide: give 'guide' with one of 'without', 'messages' and 'prompt'",
+                "needs a guide: give 'guide' with one of {choices}",
+                {"choices": _CHOICES},
             )
         return self
+
+    @classmethod
+    def needs_guide(cls) -> bool:
+        """Whether a request must say what the second stream sees."""
+        return cls.guided and cls.natural_guide is None
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The roles that it leaves to no other method of a stack."""
+        return frozenset({self.role})
 
     @abstractmethod
     def row(self, temperature: float) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Cad(Method):
     paper = "Shi et al., NAACL 2024, arXiv:2305.14739"
     url = "https://arxiv.org/abs/2305.14739"
     reports = CONTRAST_REPORTS
+    neutral: ClassVar[Mapping[str, float] | None] = {"alpha": 0}
 
     method: Literal["cad"]
     alpha: float = Field(default=0.5, ge=0, le=10, description="Contrast strength; 0 is plain.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class Cfg(Method):
     needs = "a guide prompt, or nothing: the last prompt token"
     natural_guide = "last_token"
     reports = ("entropy", "kl", "jsd", "scale")
+    neutral: ClassVar[Mapping[str, float] | None] = {"scale": 1}
 
     method: Literal["cfg"]
     scale: float = Field(default=1.5, ge=0, le=20, description="Guidance scale; 1 is plain.")

@@ -1,4 +1,4 @@
-"""What the contrast methods (cad, adacad, cfg) report for a token."""
+"""What most contrast methods report for a token."""
 
 from __future__ import annotations
 

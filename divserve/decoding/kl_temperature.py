@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.row import Row
+from divserve.decoding.temperature import lowest_factor
 
 __all__ = ["KlTemperature"]
-
-MIN_TEMPERATURE = 1e-4
 
 
 class KlTemperature(Method):
@@ -29,7 +28,9 @@ class KlTemperature(Method):
     formula = "T = T0·2^(−KL(p1‖p2)/sigma)"
     paper = "Chang et al., 2023, arXiv:2306.01286"
     url = "https://arxiv.org/abs/2306.01286"
+    role = "temperature"
     reports = ("entropy", "kl", "jsd", "temperature")
+    neutral: ClassVar[Mapping[str, float] | None] = {"sigma": 0}
 
     method: Literal["kl_temperature"]
     sigma: float = Field(
@@ -39,7 +40,7 @@ class KlTemperature(Method):
     def row(self, temperature: float) -> Row:
         if self.sigma == 0 or temperature == 0:
             return Row()
-        return Row(kl_rate=1.0 / self.sigma, min_factor=min(1.0, MIN_TEMPERATURE / temperature))
+        return Row(kl_rate=1.0 / self.sigma, min_factor=lowest_factor(temperature))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         s = statistics

@@ -1,4 +1,4 @@
-"""What a method hands to the engine: one row of numbers for the kernel and the guide's token ids.
+"""What a method hands to the engine: a row of numbers for the kernel, and what the guides read.
 
 Every method is a program of the one operation in ``divserve_kernels`` (formulas there), so rows of
 different methods go through the same call. The columns are the kernel's ``PARAMETERS``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -73,15 +73,40 @@ class Spec:
     """The order that travels with one request to the engine (plain types: it serialises)."""
 
     row: Row
-    guide: list[int]
-    """Prompt token ids of the guide stream; never empty."""
+    guides: list[list[int]] = field(default_factory=list)
+    """Prompt token ids of the guide streams, none of them empty: first the guide of ``row``, then
+    that of ``cooling``."""
+    cooling: Row | None = None
+    """A program whose temperature factor comes from the second guide; None: there is none."""
+    grounding: list[int] = field(default_factory=list)
+    """Token ids of a text whose distributions, reduced, are the third stream; empty: none."""
+    average: bool = False
+    """Whether they are reduced to the mean of their log-probs instead of the maximum."""
 
     def to_wire(self) -> dict[str, Any]:
         """Returns a dict of plain lists for ``SamplingParams.extra_args``."""
-        return {"row": list(self.row), "guide": self.guide}
+        return {
+            "row": list(self.row),
+            "guides": self.guides,
+            "cooling": None if self.cooling is None else list(self.cooling),
+            "grounding": self.grounding,
+            "average": self.average,
+        }
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Spec:
         """Inverse of `to_wire`."""
         row: Sequence[float] = wire["row"]
-        return cls(row=Row(*row), guide=list(wire["guide"]))
+        cooling: Sequence[float] | None = wire["cooling"]
+        return cls(
+            row=Row(*row),
+            guides=[list(guide) for guide in wire["guides"]],
+            cooling=None if cooling is None else Row(*cooling),
+            grounding=list(wire["grounding"]),
+            average=wire["average"],
+        )
+
+    @property
+    def streams(self) -> list[list[int]]:
+        """Everything that is read beside the prompt: the guides, then the grounding text."""
+        return [*self.guides, *([self.grounding] if self.grounding else [])]

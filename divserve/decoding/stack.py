@@ -1,0 +1,191 @@
+"""A stack: the methods of one request, in the order in which they are applied.
+
+1. the contrast (cad … uscd) combines the streams' raw logits;
+2. the candidate filter drops tokens, judged by the primary's raw distribution;
+3. the temperature method divides by its factor, whose statistics are those of the raw streams;
+
+then come vLLM's grammar, penalties, temperature, top-k and top-p. So the order of a list does not
+matter. All methods of a stack are one program of the kernel, and methods with equal guides share
+one stream; only a temperature method with a guide of its own needs a second program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from divserve.decoding.base import Method
+from divserve.decoding.row import STATISTICS, Form, Row, Spec
+from divserve.decoding.vdgd import Vdgd
+
+__all__ = ["Stack", "share_guide"]
+
+ORDER = ("contrast", "filter", "temperature")
+
+OF_GUIDE = ("kl", "jsd")
+"""Figures that depend on the guide: reported under the method's name when a stack has two."""
+
+
+class Stack:
+    """One or more methods.
+
+    Raises:
+        PydanticCustomError: two of them clash.
+    """
+
+    def __init__(self, methods: Method | Sequence[Method]) -> None:
+        given = [methods] if isinstance(methods, Method) else list(methods)
+        for one, other in combinations(given, 2):
+            _check_pair(one, other)
+        self.methods = tuple(sorted(given, key=lambda m: ORDER.index(m.role)))
+
+    @property
+    def name(self) -> str:
+        """The names in the order of application: ``adacad+kl_temperature``."""
+        return "+".join(m.method for m in self.methods)
+
+    @property
+    def trace(self) -> bool:
+        """Whether one of them asks for the statistics of every token."""
+        return any(m.trace for m in self.methods)
+
+    @property
+    def grounded(self) -> Vdgd | None:
+        """The method that reads a grounding text, if there is one."""
+        return next((m for m in self.methods if isinstance(m, Vdgd)), None)
+
+    def spec(
+        self,
+        temperature: float,
+        guides: Sequence[list[int] | None],
+        grounding: Sequence[int] = (),
+    ) -> Spec:
+        """The order for the engine.
+
+        Args:
+            temperature: the request's sampling temperature; 0 means greedy.
+            guides: token ids of each method's guide; None for methods without one.
+            grounding: token ids of the grounding text.
+        """
+        rows = [method.row(temperature) for method in self.methods]
+        own = [guide for guide in guides if guide is not None]
+        cooling = None
+        if self.two_guides(guides):
+            cooling = rows.pop()._replace(form=float(Form.OBSERVE))
+        distinct = own[:1] if cooling is None else [own[0], own[-1]]
+        grounded = self.grounded
+        return Spec(
+            row=_merged(rows),
+            guides=distinct,
+            cooling=cooling,
+            grounding=list(grounding),
+            average=grounded is not None and grounded.reduce == "avg",
+        )
+
+    @staticmethod
+    def two_guides(guides: Sequence[list[int] | None]) -> bool:
+        """Whether the methods' guides (token ids) are two different streams."""
+        own = [guide for guide in guides if guide is not None]
+        return len(own) > 1 and own[0] != own[-1]
+
+    def reports(self, two_guides: bool) -> tuple[str, ...]:
+        """Names of the figures of a token."""
+        figures = dict.fromkeys(STATISTICS, 0.0)
+        return tuple(self._figures(figures, figures if two_guides else None, 0.0))
+
+    def report(self, row: Sequence[float], temperature: float) -> dict[str, float]:
+        """The figures of one token from its statistics row (a second row follows, if any)."""
+        size = len(STATISTICS)
+        main = dict(zip(STATISTICS, row[:size], strict=True))
+        second = dict(zip(STATISTICS, row[size:], strict=True)) if len(row) > size else None
+        return self._figures(main, second, temperature)
+
+    def _figures(
+        self, main: Mapping[str, float], second: Mapping[str, float] | None, temperature: float
+    ) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for method in self.methods:
+            if second is not None and method is self.methods[-1]:
+                figures = method.report(second, temperature)
+                found |= {
+                    f"{method.method}.{k}" if k in OF_GUIDE else k: v for k, v in figures.items()
+                }
+            else:
+                found |= method.report(main, temperature)
+        return found
+
+
+def share_guide(methods: Any, needs_guide: Mapping[str, bool]) -> Any:
+    """A list of method bodies in which those that lack their guide have the first one given.
+
+    Args:
+        methods: the list as the client sent it; whatever else it is comes back as it is.
+        needs_guide: by method name, whether a guide must be given.
+    """
+    if not isinstance(methods, list | tuple):
+        return methods
+    given = [m.get("guide") for m in methods if isinstance(m, Mapping)]
+    first = next((guide for guide in given if guide is not None), None)
+    if first is None:
+        return methods
+    return [
+        {**m, "guide": first}
+        if isinstance(m, Mapping) and m.get("guide") is None and _needs(m, needs_guide)
+        else m
+        for m in methods
+    ]
+
+
+def _needs(body: Mapping[str, Any], needs_guide: Mapping[str, bool]) -> bool:
+    name = body.get("method")
+    return isinstance(name, str) and needs_guide.get(name, False)
+
+
+def _merged(rows: Sequence[Row]) -> Row:
+    """One program of all: methods that may be stacked change different columns."""
+    neutral = Row()
+    changed = {
+        name: value
+        for row in rows
+        for name, value in row._asdict().items()
+        if value != getattr(neutral, name)
+    }
+    return neutral._replace(**changed)
+
+
+def _check_pair(one: Method, other: Method) -> None:
+    """Raises `PydanticCustomError` when two methods cannot be stacked."""
+    names = {"one": one.method, "other": other.method}
+    grounded, rest = (one, other) if isinstance(one, Vdgd) else (other, one)
+    if isinstance(grounded, Vdgd) and rest.role == "contrast":
+        if grounded.score == "replace":
+            raise PydanticCustomError(
+                "methods_clash",
+                "'{one}' and '{other}' clash: vdgd replaces the logits that the contrast makes; "
+                "set its 'score' to 'subtract'",
+                names,
+            )
+        if rest.row(1.0).form != Form.LINEAR:
+            raise PydanticCustomError(
+                "methods_clash",
+                "'{one}' and '{other}' clash: a grounding text can only be added to a contrast of "
+                "logits (cad, adacad, cfg, instructive, linear_alignment)",
+                names,
+            )
+    for role in ORDER:
+        if role in one.roles and role in other.roles:
+            raise PydanticCustomError(
+                "methods_clash",
+                "'{one}' and '{other}' clash: a stack has at most one {role}",
+                {**names, "role": ROLES[role]},
+            )
+
+
+ROLES = {
+    "contrast": "contrast",
+    "filter": "candidate filter",
+    "temperature": "temperature method",
+}
