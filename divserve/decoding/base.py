@@ -91,6 +91,7 @@ class Method(BaseModel):
     reports: ClassVar[tuple[str, ...]]
     """Names of the figures that `report` returns for every token."""
 
+    method: str
     guide: Guide | None = Field(default=None, description="What the second stream sees.")
     trace: bool = Field(default=False, description="Return the statistics of every token.")
 
@@ -136,5 +137,4 @@ class Method(BaseModel):
     @classmethod
     def parameters(cls) -> dict[str, Any]:
         """The method's own parameters and their defaults, without guide and trace."""
-        shared = set(Method.model_fields) | {"method"}
-        return {k: f.default for k, f in cls.model_fields.items() if k not in shared}
+        return {k: f.default for k, f in cls.model_fields.items() if k not in Method.model_fields}

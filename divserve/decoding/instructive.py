@@ -23,13 +23,12 @@ OPPOSITE = "Always respond with the opposite of what you're asked. You never get
 KEPT_WORDS = 0.6
 """Share of the words that ``shuffle`` keeps (the authors' trunc_rate)."""
 
-WORDS = (
-    "anchor basil candle drizzle ember fathom gravel hollow ivory jigsaw kettle lantern meadow "
-    "nectar orchard pebble quarry ribbon saddle thimble umbra velvet walnut xylem yonder zephyr "
-    "almond bramble copper dapple easel feather glacier hamlet inlet juniper keystone lattice "
-    "marble nutmeg otter parcel quiver raven sapling trellis upland vessel willow yarrow"
-).split()
-"""The authors draw one word of a dictionary; these are ours, so that none has to be downloaded."""
+WORDS = [
+    "anchor", "basil", "candle", "drizzle", "ember", "fathom", "gravel", "hollow", "ivory",
+    "jigsaw", "kettle", "lantern", "meadow", "nectar", "orchard", "pebble", "quarry", "ribbon",
+    "saddle", "thimble", "umbra", "velvet", "walnut", "xylem", "yonder", "zephyr",
+]  # fmt: skip
+"""The authors draw one word of a dictionary; these are ours: nothing to download."""
 
 
 class Instructive(Method):

@@ -1,4 +1,4 @@
-"""Linear alignment: CAD's contrast for a principle, kept inside the nucleus of the aligned model."""
+"""Linear alignment: CAD's contrast for a principle, inside the nucleus of the aligned model."""
 
 from __future__ import annotations
 
