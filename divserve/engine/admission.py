@@ -1,4 +1,4 @@
-"""Admission of groups: make the guide row, admit both members or none, hold them one token back.
+"""Admission of groups: make their rows, admit all members or none, hold them one token back.
 
 A member that is not released stops one token before the end of its known tokens, so nothing is
 sampled until the whole group can sample in one step (`divserve.engine.scheduler`).
@@ -42,7 +42,7 @@ class AdmissionMixin(Scheduler):
         """Tokens left for members that are not joining, in a step with joins."""
 
     def add_request(self, request: Request) -> None:
-        """Adds the request, and its guide row if it asks for one. Never raises: that kills all."""
+        """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
         params = request.sampling_params
         wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
         if wire is None or request.request_id in self.requests:
@@ -58,29 +58,28 @@ class AdmissionMixin(Scheduler):
         for member in group.members:
             super().add_request(member)
             self._groups[member.request_id] = group
-        if any(m.num_prompt_tokens == 1 for m in group.members):
+        if any(m.num_prompt_tokens == 1 for m in (group.primary, *group.guides)):
             self._one_token[request.request_id] = group
 
     def _refusal(self, request: Request, spec: Spec, max_tokens: int) -> str | None:
-        """Why the pair can never run; the front end checks the same before, with better words."""
-        if not spec.guide:
+        """Why the group can never run; the front end checks the same before, with better words."""
+        if not all(spec.streams):
             return "the guide prompt is empty"
-        if max_tokens < 1:
+        if max_tokens < 1 or not self._fits_empty(request, spec):
             return (
                 "the prompt and its guide leave no room for an answer in the context and KV cache"
             )
-        if self.max_num_active_reqs < 2:
-            return "guided requests need --max-num-seqs of at least 2"
+        if self.max_num_active_reqs < 1 + len(spec.streams):
+            return f"this request needs --max-num-seqs of at least {1 + len(spec.streams)}"
         if request.resumable or request.prompt_token_ids is None:
             return "guided decoding takes no streaming input and no prompt embeddings"
         return None
 
     def _longest_output(self, request: Request, spec: Spec) -> int:
-        """Most tokens that both rows can grow by in the context length and the whole KV cache."""
-        lengths = (request.num_prompt_tokens, len(spec.guide))
+        """Most tokens that all rows can grow by in the context length and the whole KV cache."""
+        lengths = (request.num_prompt_tokens, *map(len, spec.guides))
         room = self.max_model_len - max(lengths)
-        manager = self.kv_cache_manager
-        blocks = manager.block_pool.num_gpu_blocks - 1 - manager.watermark_blocks
+        blocks = self._cache_blocks()
         if sum(self._blocks_for(n + room) for n in lengths) <= blocks:
             return int(room)
         low, high = 0, room
@@ -91,6 +90,18 @@ class AdmissionMixin(Scheduler):
             else:
                 high = middle - 1
         return int(low)
+
+    def _fits_empty(self, request: Request, spec: Spec) -> bool:
+        """Whether an empty engine holds all prompts at once: the grounding text is read beside."""
+        lengths = (request.num_prompt_tokens, *map(len, spec.streams))
+        return (
+            max(lengths) < self.max_model_len
+            and sum(self._blocks_for(n + 1) for n in lengths) <= self._cache_blocks()
+        )
+
+    def _cache_blocks(self) -> int:
+        manager = self.kv_cache_manager
+        return int(manager.block_pool.num_gpu_blocks - 1 - manager.watermark_blocks)
 
     def _blocks_for(self, num_tokens: int) -> int:
         managers = self.kv_cache_manager.coordinator.single_type_managers
@@ -103,6 +114,8 @@ class AdmissionMixin(Scheduler):
         group = self._groups.get(request.request_id)
         if group is None or not ready or request.request_id in self._joining:
             return ready
+        if len(group.members) == 1:
+            return True
         return self._may_admit(request, group)
 
     def _may_admit(self, request: Request, group: Group) -> bool:
@@ -113,15 +126,15 @@ class AdmissionMixin(Scheduler):
         ):
             # The other one cannot come in yet (its grammar compiles, say): hold no memory for it.
             return False
-        if request.num_tokens == 1:
+        if request.num_tokens == 1 and group.holds(request):
             return False
         if self._partial is not None and self._partial is not group:
-            if 0 < self._partial.running() < len(group.members):
+            if self._partial.running() and self._partial.lacks_prefill():
                 return False
             self._partial = None
         if group.running() == 0 and not self._fits(group):
             self._blocked.add(request.request_id)
-        elif group.running() == 0 and group.primary.request_id not in self._one_token:
+        elif group.running() == 0 and group.lacks_prefill(besides=request):
             self._partial = group
         return True
 
@@ -138,7 +151,7 @@ class AdmissionMixin(Scheduler):
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        held = request.request_id in self._groups and request.request_id not in self._joining
+        held = self._is_held(request) and request.request_id not in self._joining
         if held and cached and cached >= request.num_tokens - 1:
             # The held token must not be the only one left to compute.
             cached = (request.num_tokens - 2) // self.block_size * self.block_size
@@ -157,12 +170,19 @@ class AdmissionMixin(Scheduler):
         if not self._groups:
             return tokens
         request_id = request.request_id
-        if request_id not in self._released and request_id in self._groups:
-            if request_id in self._blocked:
-                return 0
+        if request_id in self._blocked:
+            return 0
+        if self._is_held(request):
             known = request.num_tokens + request.num_output_placeholders
             tokens = max(0, min(tokens, known - num_computed_tokens - 1))
         if self._joining and request_id not in self._joining:
             tokens = min(tokens, self._budget)
             self._budget -= tokens
         return tokens
+
+    def _is_held(self, request: Request) -> bool:
+        """Whether the request is a member that has to stop one token before its sample."""
+        group = self._groups.get(request.request_id)
+        return (
+            group is not None and group.holds(request) and request.request_id not in self._released
+        )

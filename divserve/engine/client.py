@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any
@@ -22,7 +22,7 @@ from vllm.utils.math_utils import cdiv
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from divserve.decoding import Spec
-from divserve.engine.group import PAIR_KEY, WIRE_KEY
+from divserve.engine.group import GROUP_KEY, WIRE_KEY
 from divserve.engine.ledger import Account, Ledger
 from divserve.errors import DecodingFailed, InvalidRequest
 
@@ -51,17 +51,29 @@ class GuidedClient(EngineClient):
         cache = self.inner.vllm_config.cache_config
         return int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
 
-    def check_pair(self, prompt_tokens: int, guide_tokens: int) -> None:
-        """Raises `InvalidRequest` when prompt and guide can never be in the KV cache together."""
+    def check_streams(self, prompt_tokens: int, streams: Sequence[int]) -> None:
+        """Raises `InvalidRequest` when a prompt and its side streams can never run together.
+
+        Args:
+            prompt_tokens: length of the prompt.
+            streams: lengths of its guides and its grounding text.
+        """
         block = int(self.inner.vllm_config.cache_config.block_size)
-        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, guide_tokens))
+        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, *streams))
         if need > self._cache_tokens():
             raise InvalidRequest(
-                f"the prompt ({prompt_tokens} tokens) and its guide ({guide_tokens} tokens) do not "
+                f"the prompt ({prompt_tokens} tokens) and its guide ({sum(streams)} tokens) do not "
                 f"fit in the KV cache together ({self._cache_tokens()} tokens): shorten them, or "
                 "start the server with a larger KV cache",
                 param="decoding.guide",
                 code="context_length_exceeded",
+            )
+        rows = int(self.inner.vllm_config.scheduler_config.max_num_seqs)
+        if 1 + len(streams) > rows:
+            raise InvalidRequest(
+                f"this request needs {1 + len(streams)} rows; the server was started with "
+                f"--max-num-seqs {rows}",
+                param="decoding",
             )
 
     def generate(
@@ -75,7 +87,7 @@ class GuidedClient(EngineClient):
             VLLMValidationError: something else stands there; only a client can have put it there.
 
         Raises (while iterating):
-            InvalidRequest: the pair can never fit in the KV cache.
+            InvalidRequest: the group can never fit in the KV cache.
             DecodingFailed: a token was sampled without its guide.
         """
         spec = _order(sampling_params)
@@ -96,7 +108,7 @@ class GuidedClient(EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
-        self.check_pair(len(prompt["prompt_token_ids"]), len(spec.guide))
+        self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.streams])
         account, wire = self.ledger.open(spec)
         params.extra_args = {**params.extra_args, WIRE_KEY: wire}
         inner = self.inner.generate(prompt, params, request_id, **options)
@@ -133,7 +145,7 @@ def _order(params: SamplingParams) -> Spec | None:
     if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
         return None
     spec = extra.get(WIRE_KEY)
-    if isinstance(spec, Spec) and PAIR_KEY not in extra:
+    if isinstance(spec, Spec) and GROUP_KEY not in extra:
         return spec
     raise VLLMValidationError(
         f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "

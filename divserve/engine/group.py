@@ -1,4 +1,8 @@
-"""A group: one client request (the primary) and the guide row that the scheduler makes for it."""
+"""A group: one client request (the primary) and the rows that the scheduler makes for it.
+
+Guides run in lock-step with the primary, token by token. A grounding text is only read: its request
+ends with its prefill, of which the workers keep one vector, and leaves the group.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,15 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import Spec
 
-__all__ = ["ADMISSIBLE", "GUIDE_SUFFIX", "PAIR_KEY", "WIRE_KEY", "Group", "remaining_tokens"]
+__all__ = ["ADMISSIBLE", "GROUP_KEY", "GUIDE_SUFFIX", "WIRE_KEY", "Group", "remaining_tokens"]
 
 WIRE_KEY = "divserve"
 """Key in ``SamplingParams.extra_args`` (order from the front end) and in ``kv_transfer_params``
 (report to the front end)."""
-PAIR_KEY = "divserve_pair"
-"""Key in the guide's ``extra_args`` that tells the workers of the pair."""
+GROUP_KEY = "divserve_group"
+"""Key in the ``extra_args`` of primaries and grounding texts: what the workers must know."""
 GUIDE_SUFFIX = "~guide"
+GROUNDING_SUFFIX = "~grounding"
 
 ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 """Statuses of requests that wait for nothing but their place."""
@@ -26,26 +31,51 @@ ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 class Group:
     """The members of one guided request; the primary comes first."""
 
-    __slots__ = ("guide", "members", "primary")
+    __slots__ = ("grounding", "guides", "members", "primary")
 
-    def __init__(self, primary: Request, guide: Request) -> None:
+    def __init__(
+        self, primary: Request, guides: tuple[Request, ...], grounding: Request | None
+    ) -> None:
         self.primary = primary
-        self.guide = guide
-        self.members = (primary, guide)
+        self.guides = guides
+        self.grounding: Request | None = grounding
+        """The request that reads the grounding text, until it has."""
+        self.members = (primary, *guides, *(() if grounding is None else (grounding,)))
+
+    def drop_grounding(self) -> None:
+        """The grounding text has been read."""
+        self.grounding = None
+        self.members = (self.primary, *self.guides)
 
     def running(self) -> int:
         """How many members hold a place in the running list."""
         return sum(m.status == RequestStatus.RUNNING for m in self.members)
 
+    def reads(self, request_id: str) -> bool:
+        """Whether this is the request that reads the grounding text."""
+        return self.grounding is not None and bool(self.grounding.request_id == request_id)
+
+    def holds(self, member: Request) -> bool:
+        """Whether the member must wait for others before it takes its sampling token."""
+        return len(self.members) > 1 and member is not self.grounding
+
     def armed(self) -> bool:
-        """True when every member runs and has exactly its sampling token left to feed."""
-        return all(
-            m.status == RequestStatus.RUNNING and remaining_tokens(m) == 1 for m in self.members
+        """True when all guides run beside the primary, each with just its sampling token left."""
+        return (
+            len(self.guides) > 0
+            and self.grounding is None
+            and all(
+                m.status == RequestStatus.RUNNING and remaining_tokens(m) == 1 for m in self.members
+            )
         )
 
-    def lacks_prefill(self) -> bool:
-        """True when a member of more than one token still waits to be admitted."""
-        return any(m.status != RequestStatus.RUNNING and m.num_tokens > 1 for m in self.members)
+    def lacks_prefill(self, besides: Request | None = None) -> bool:
+        """True when a member that must prefill before the group samples waits to be admitted."""
+        return any(
+            m.status != RequestStatus.RUNNING and (m.num_tokens > 1 or m is self.grounding)
+            for m in self.members
+            if m is not besides
+        )
 
     def joinable(self) -> list[Request]:
         """Members of one token that wait while all others are armed; empty if not so.
@@ -53,6 +83,8 @@ class Group:
         Such a member (a guide of one BOS or last-prompt token) has nothing to prefill before its
         sampling token, so it can only be admitted in the very step in which the group samples.
         """
+        if len(self.guides) == 0 or self.grounding is not None:
+            return []
         waiting = [m for m in self.members if m.status != RequestStatus.RUNNING]
         if not waiting or any(
             m.num_tokens != 1 or m.num_stale_output_tokens or m.status not in ADMISSIBLE
@@ -64,42 +96,42 @@ class Group:
 
     @classmethod
     def create(cls, request: Request, spec: Spec, max_tokens: int) -> Group:
-        """Makes the guide row of ``request`` and marks both as a pair.
+        """Makes the other rows of ``request`` and marks it as the primary.
 
-        The guide never ends by itself: no EOS, no stop ids, no length below the primary's. The
+        The guides never end by themselves: no EOS, no stop ids, no length below the primary's. The
         primary's sampling parameters are copied first because the children of n > 1 share them.
 
         Args:
             request: the client's request; its sampling parameters are replaced.
             spec: its decoding order.
-            max_tokens: length cap of both rows.
+            max_tokens: length cap of the primary and its guides.
         """
-        guide_id = request.request_id + GUIDE_SUFFIX
+        primary = request.request_id
         params: SamplingParams = copy.copy(request.sampling_params)
+        guide_params = SamplingParams(
+            # Greedy beside greedy and random beside random keeps the sampler's fast paths.
+            temperature=params.temperature,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        names = [f"{primary}{GUIDE_SUFFIX}{i or ''}" for i in range(len(spec.guides))]
+        guides = tuple(
+            _twin(request, name, ids, guide_params)
+            for name, ids in zip(names, spec.guides, strict=True)
+        )
+        grounding = _grounding(request, spec) if spec.grounding else None
+        order = {
+            "row": list(spec.row),
+            "guides": names,
+            "cooling": None if spec.cooling is None else list(spec.cooling),
+            "grounded": grounding is not None,
+        }
         params.max_tokens = max_tokens
-        params.extra_args = _without_order(params.extra_args)
+        params.extra_args = {**_without_order(params.extra_args), GROUP_KEY: order}
         request.sampling_params = params
         request.max_tokens = max_tokens
-        guide = Request(
-            request_id=guide_id,
-            prompt_token_ids=spec.guide,
-            sampling_params=SamplingParams(
-                # Greedy beside greedy and random beside random keeps the sampler's fast paths.
-                temperature=params.temperature,
-                max_tokens=max_tokens,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args={PAIR_KEY: {"primary": request.request_id, "row": list(spec.row)}},
-            ),
-            pooling_params=None,
-            client_index=request.client_index,
-            arrival_time=request.arrival_time,
-            lora_request=request.lora_request,
-            cache_salt=request.cache_salt,
-            priority=request.priority,
-            block_hasher=request._block_hasher,
-        )
-        return cls(request, guide)
+        return cls(request, guides, grounding)
 
 
 def remaining_tokens(request: Request) -> int:
@@ -108,5 +140,42 @@ def remaining_tokens(request: Request) -> int:
     return int(known - request.num_computed_tokens)
 
 
-def _without_order(extra_args: dict[str, Any] | None) -> dict[str, Any] | None:
-    return {k: v for k, v in (extra_args or {}).items() if k != WIRE_KEY} or None
+def _grounding(request: Request, spec: Spec) -> Request:
+    """A request that reads the grounding text from its first token on, and ends."""
+    reads = {
+        "grounds": request.request_id,
+        "tokens": len(spec.grounding),
+        "average": spec.average,
+    }
+    params = SamplingParams(
+        temperature=request.sampling_params.temperature,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        # The distributions of cached tokens are gone.
+        skip_reading_prefix_cache=True,
+        extra_args={GROUP_KEY: reads},
+    )
+    return _twin(request, request.request_id + GROUNDING_SUFFIX, spec.grounding, params)
+
+
+def _twin(
+    request: Request, request_id: str, token_ids: list[int], params: SamplingParams
+) -> Request:
+    """A request of our own that goes where ``request`` goes."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=token_ids,
+        sampling_params=params,
+        pooling_params=None,
+        client_index=request.client_index,
+        arrival_time=request.arrival_time,
+        lora_request=request.lora_request,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+        block_hasher=request._block_hasher,
+    )
+
+
+def _without_order(extra_args: dict[str, Any] | None) -> dict[str, Any]:
+    return {k: v for k, v in (extra_args or {}).items() if k != WIRE_KEY}

@@ -18,26 +18,35 @@ class Report:
     """Statistics of one step on their way to the host."""
 
     primaries: tuple[str, ...]
+    cooled: tuple[int, ...]
+    """Places among `primaries` of those with a second program."""
     statistics: Tensor
-    """``[G, len(STATISTICS)] float32`` on the host, valid after `event`."""
+    """``[G + C, len(STATISTICS)] float32`` on the host, valid after `event`: first those of all
+    primaries, then those of the second programs."""
     event: torch.cuda.Event | None
 
     @classmethod
-    def start(cls, primaries: tuple[str, ...], statistics: Tensor) -> Report:
-        """Starts the copy of ``statistics`` ``[G, S] float32`` to the host; does not wait."""
+    def start(
+        cls, primaries: tuple[str, ...], statistics: Tensor, cooled: tuple[int, ...] = ()
+    ) -> Report:
+        """Starts the copy of ``statistics`` ``[G + C, S] float32`` to the host; does not wait."""
         if statistics.device.type != "cuda":
-            return cls(primaries, statistics, None)
+            return cls(primaries, cooled, statistics, None)
         host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
         host.copy_(statistics, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return cls(primaries, host, event)
+        return cls(primaries, cooled, host, event)
 
     def rows(self) -> dict[str, tuple[float, ...]]:
         """Waits for the copy; statistics by primary request id."""
         if self.event is not None:
             self.event.synchronize()
-        return dict(zip(self.primaries, map(tuple, self.statistics.tolist()), strict=True))
+        rows = self.statistics.tolist()
+        count = len(self.primaries)
+        for place, second in zip(self.cooled, rows[count:], strict=True):
+            rows[place] += second
+        return dict(zip(self.primaries, map(tuple, rows[:count]), strict=True))
 
 
 class GuidedOutput(AsyncModelRunnerOutput):

@@ -58,9 +58,7 @@ class PreflightMixin(AdmissionMixin):
         budget = self.max_num_scheduled_tokens
         need = 0
         for request in requests:
-            left = remaining_tokens(request)
-            if request.request_id in self._groups and request.request_id not in self._released:
-                left -= 1
+            left = remaining_tokens(request) - self._is_held(request)
             tokens = min(left, budget)
             if tokens <= 0:
                 continue

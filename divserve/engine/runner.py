@@ -12,8 +12,8 @@ from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 
+from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.output import Report, attach
-from divserve.engine.pairs import PairTable, Plan
 
 __all__ = ["install"]
 
@@ -21,11 +21,11 @@ __all__ = ["install"]
 class GuidedRunner:
     """Mixed into the runner's own class by `install`."""
 
-    divserve_pairs: PairTable
+    divserve_groups: GroupTable
     divserve_plan: Plan | None = None
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
-        self.divserve_pairs.observe(scheduler_output)
+        self.divserve_groups.observe(scheduler_output)
         return super()._update_states(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
@@ -33,7 +33,8 @@ class GuidedRunner:
         state: Any = self.execute_model_state
         if state is None or state.logits is None:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
-        report = self._guide(state) if len(self.divserve_pairs) else None
+        self._read_groundings(state)
+        report = self._guide(state) if len(self.divserve_groups) else None
         hidden = self._hide_idle_generators()
         try:
             output = super().sample_tokens(grammar_output)  # type: ignore[misc]
@@ -46,13 +47,23 @@ class GuidedRunner:
         batch = self.input_batch  # type: ignore[attr-defined]
         num_rows = len(batch.req_ids)
         samples = ~self.discard_request_mask.np[:num_rows]  # type: ignore[attr-defined]
-        plan = self.divserve_pairs.plan(batch.req_ids, samples)
+        plan = self.divserve_groups.plan(batch.req_ids, samples)
         if plan is None:
             return None
-        logits, statistics = plan.guide(state.logits)
+        logits, report = plan.guide(state.logits, self.divserve_groups.groundings.table)
         self.execute_model_state = state._replace(logits=logits)
         self.divserve_plan = plan
-        return Report.start(plan.primaries, statistics)
+        return report
+
+    def _read_groundings(self, state: Any) -> None:
+        groundings = self.divserve_groups.groundings
+        if groundings.reading():
+            groundings.read(
+                self.input_batch.req_ids,  # type: ignore[attr-defined]
+                self.query_start_loc.np,  # type: ignore[attr-defined]
+                state.hidden_states,
+                self.model.compute_logits,  # type: ignore[attr-defined]
+            )
 
     def _hide_idle_generators(self) -> dict[int, Any]:
         """Takes away the generators of rows whose sample is thrown away (unfinished prefills).
@@ -74,7 +85,7 @@ class GuidedRunner:
 
 
 def install(runner: Any) -> None:
-    """Re-classes a V1 runner so that it guides paired rows."""
+    """Re-classes a V1 runner so that it guides the rows of groups."""
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
-    runner.divserve_pairs = PairTable(runner.device)
+    runner.divserve_groups = GroupTable(runner.model_config.get_vocab_size(), runner.device)

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
+from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.output import Report, attach
-from divserve.engine.pairs import PairTable, Plan
 
 __all__ = ["install"]
 
@@ -21,12 +21,12 @@ __all__ = ["install"]
 class GuidedRunnerV2:
     """Mixed into the runner's own class by `install`."""
 
-    divserve_pairs: PairTable
+    divserve_groups: GroupTable
     divserve_report: Report | None = None
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """Called once a step; preempted requests come back here as new ones."""
-        self.divserve_pairs.observe(scheduler_output)
+        self.divserve_groups.observe(scheduler_output)
         super().add_requests(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
@@ -37,15 +37,17 @@ class GuidedRunnerV2:
 
     def sample(self, hidden_states: Tensor, input_batch: Any, grammar_output: Any) -> Any:
         """Samples with guided logits; the guide rows get their primaries' tokens."""
-        plan = self._plan(input_batch) if len(self.divserve_pairs) else None
+        self._read_groundings(hidden_states, input_batch)
+        plan = self._plan(input_batch) if len(self.divserve_groups) else None
         if plan is None:
             return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         model: Any = self.model  # type: ignore[attr-defined]
         compute_logits = model.compute_logits
 
         def guided_logits(*args: Any, **kwargs: Any) -> Tensor:
-            logits, statistics = plan.guide(compute_logits(*args, **kwargs))
-            self.divserve_report = Report.start(plan.primaries, statistics)
+            logits, self.divserve_report = plan.guide(
+                compute_logits(*args, **kwargs), self.divserve_groups.groundings.table
+            )
             return logits
 
         model.compute_logits = guided_logits
@@ -56,15 +58,25 @@ class GuidedRunnerV2:
         plan.copy_tokens(sampled[0].sampled_token_ids)
         return sampled
 
+    def _read_groundings(self, hidden_states: Tensor, input_batch: Any) -> None:
+        groundings = self.divserve_groups.groundings
+        if groundings.reading():
+            groundings.read(
+                input_batch.req_ids,
+                input_batch.query_start_loc_np,
+                hidden_states,
+                self.model.compute_logits,  # type: ignore[attr-defined]
+            )
+
     def _plan(self, input_batch: Any) -> Plan | None:
         num_rows = len(input_batch.req_ids)
         lengths = input_batch.seq_lens_cpu_upper_bound.numpy()[:num_rows]
         samples = lengths >= input_batch.prefill_len_np[:num_rows]
-        return self.divserve_pairs.plan(input_batch.req_ids, samples)
+        return self.divserve_groups.plan(input_batch.req_ids, samples)
 
 
 def install(runner: Any) -> None:
-    """Re-classes a V2 runner so that it guides paired rows."""
+    """Re-classes a V2 runner so that it guides the rows of groups."""
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunnerV2, cls), {})
-    runner.divserve_pairs = PairTable(runner.device)
+    runner.divserve_groups = GroupTable(runner.model_config.get_vocab_size(), runner.device)

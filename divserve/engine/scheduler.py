@@ -27,6 +27,9 @@ from divserve.engine.preflight import PreflightMixin
 
 __all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
 
+_READ = RequestStatus.FINISHED_LENGTH_CAPPED
+"""How rows of ours end by themselves: a guide at the longest length, a grounding text when read."""
+
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
 
@@ -41,6 +44,8 @@ class LockstepMixin(PreflightMixin):
         super().__init__(*args, **kwargs)
         self._ended: dict[int, Group] = {}
         """Groups that lost a member and are to be settled, by identity."""
+        self._grounded: list[str] = []
+        """Requests that have read their grounding text in this update."""
         self._updating = False
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -175,7 +180,7 @@ class LockstepMixin(PreflightMixin):
             return
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
-            if group is None or group.primary.request_id in reports:
+            if group is None or group.primary.request_id in reports or group.reads(request_id):
                 continue
             row = runner_output.req_id_to_index[request_id]
             if tokens[row]:
@@ -183,9 +188,9 @@ class LockstepMixin(PreflightMixin):
                 self._failed[group.primary.request_id] = LOST
 
     def _annotate(self, output: EngineCoreOutput, reports: dict[str, tuple[float, ...]]) -> bool:
-        """Adds statistics or the reason of a failure; False for a guide row's output."""
+        """Adds statistics or the reason of a failure; False for the output of a row of ours."""
         group = self._groups.get(output.request_id)
-        if group is not None and group.guide.request_id == output.request_id:
+        if group is not None and group.primary.request_id != output.request_id:
             return False
         report: dict[str, Any] = {}
         if group is not None and output.new_token_ids:
@@ -199,11 +204,18 @@ class LockstepMixin(PreflightMixin):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         group = self._groups.get(request.request_id)
-        if group is not None:
+        if group is not None and group.reads(request.request_id) and request.status == _READ:
+            group.drop_grounding()
+            self._grounded.append(request.request_id)
+        elif group is not None:
             self._ended[id(group)] = group
         freed = super()._free_request(request, *args, **kwargs)
-        if group is not None and request is group.guide and self.finished_req_ids_dict is not None:
-            # The front end has never heard of the guide.
+        if (
+            group is not None
+            and request is not group.primary
+            and self.finished_req_ids_dict is not None
+        ):
+            # The front end has never heard of it.
             self.finished_req_ids_dict[request.client_index].discard(request.request_id)
         return freed
 
@@ -215,25 +227,29 @@ class LockstepMixin(PreflightMixin):
             request_ids = [request_ids]
         wanted = list(self.requests if request_ids is None else request_ids)
         finished: list[Request] = super().finish_requests(wanted, finished_status)
-        guides = {id(g.guide) for g in self._ended.values()}
+        ours = {id(m) for g in self._ended.values() for m in g.members if m is not g.primary}
         if not self._updating:
             for request_id in wanted:
                 self._failed.pop(request_id, None)
             self._settle(None)
-        return [r for r in finished if id(r) not in guides]
+        return [r for r in finished if id(r) not in ours]
 
     def _settle(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
         """Ends what is left of every group that lost a member."""
+        while self._grounded:
+            self._groups.pop(self._grounded.pop(), None)
         while self._ended:
             _, group = self._ended.popitem()
-            if not group.guide.is_finished():
-                super().finish_requests(group.guide.request_id, RequestStatus.FINISHED_ABORTED)
+            capped = all(m.status == _READ for m in group.members[1:] if m.is_finished())
+            for member in group.members[1:]:
+                if not member.is_finished():
+                    super().finish_requests(member.request_id, RequestStatus.FINISHED_ABORTED)
             if not group.primary.is_finished():
                 if outputs is None:
                     # Only an update can tell the front end, so the group stays until the next one.
                     self._failed[group.primary.request_id] = LOST
                     continue
-                self._end_primary(group, outputs)
+                self._end_primary(group.primary, capped, outputs)
             for member in group.members:
                 self._groups.pop(member.request_id, None)
                 self._released.discard(member.request_id)
@@ -242,10 +258,10 @@ class LockstepMixin(PreflightMixin):
             if self._partial is group:
                 self._partial = None
 
-    def _end_primary(self, group: Group, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """The guide ended first: at its length limit the answer is complete, else it has failed."""
-        primary = group.primary
-        capped = group.guide.status == RequestStatus.FINISHED_LENGTH_CAPPED
+    def _end_primary(
+        self, primary: Request, capped: bool, outputs: dict[int, EngineCoreOutputs]
+    ) -> None:
+        """A guide ended first: at its length limit the answer is complete, else it has failed."""
         status = RequestStatus.FINISHED_LENGTH_CAPPED if capped else RequestStatus.FINISHED_ERROR
         super().finish_requests(primary.request_id, status)
         output = EngineCoreOutput(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from vllm import SamplingParams
 
-from divserve.engine.pairs import PairTable
+from divserve.engine.groups import GroupTable
 from divserve.engine.scheduler import LOST
 from tests.support.engine import Engine, order
 
@@ -59,19 +59,19 @@ def assert_only_victim_failed(engine: Engine, healthy: Any, got: Any, tokens: in
 
 def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers forget the first pair after three tokens: no fourth token is sent."""
-    build, steps = PairTable.plan, 0
+    build, steps = GroupTable.plan, 0
 
-    def forgetful(table: PairTable, req_ids: list[str], samples: np.ndarray) -> Any:
+    def forgetful(table: GroupTable, req_ids: list[str], samples: np.ndarray) -> Any:
         nonlocal steps
         plan = build(table, req_ids, samples)
         steps += plan is not None
         if steps == 4 and len(table) == 2:
-            table._pairs.pop(next(iter(table._pairs)))
+            table._entries.pop(next(iter(table._entries)))
             table._layout = []
             return build(table, req_ids, samples)
         return plan
 
-    monkeypatch.setattr(PairTable, "plan", forgetful)
+    monkeypatch.setattr(GroupTable, "plan", forgetful)
     assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=3)
 
 
@@ -89,7 +89,7 @@ def test_scheduler_splits_a_pair(
 
     def split(request: Any, computed: int, tokens: int) -> int:
         first = next(iter(scheduler._groups.values()), None)
-        if steps == 5 and first is not None and request is first.guide:
+        if steps == 5 and first is not None and request is first.guides[0]:
             return 0
         return int(reserve(request, computed, tokens))
 
@@ -113,7 +113,7 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
     for step in range(40):
         outputs += engine.core.step()
         if step == 5:
-            guide = next(iter(scheduler._groups.values())).guide
+            (guide,) = next(iter(scheduler._groups.values())).guides
             scheduler.finish_requests(guide.request_id, guide.status.FINISHED_ABORTED)
     assert [o.outputs[0].finish_reason for o in outputs if o.finished] == ["error"]
     assert set(engine.leftovers().values()) == {0}

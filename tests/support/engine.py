@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from divserve.decoding import METHODS, Spec
+from divserve.decoding import METHODS, Stack
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -20,11 +20,28 @@ ENVIRONMENT = {
 os.environ.update(ENVIRONMENT)
 
 
-def order(method: str, guide: list[int], temperature: float = 0.0, **fields: Any) -> dict[str, Any]:
-    """``SamplingParams.extra_args`` of a guided request."""
-    placeholder = {"guide": {"prompt": guide}}
-    parsed = METHODS[method].model_validate({"method": method, **placeholder, **fields})
-    return {"divserve": Spec(parsed.row(temperature), guide).to_wire()}
+def order(
+    method: str, guide: list[int] | None, temperature: float = 0.0, **fields: Any
+) -> dict[str, Any]:
+    """``SamplingParams.extra_args`` of a request with one method."""
+    body = {"method": method, **fields}
+    return stacked([body], [guide], temperature)
+
+
+def stacked(
+    bodies: list[dict[str, Any]],
+    guides: list[list[int] | None],
+    temperature: float = 0.0,
+    grounding: list[int] | None = None,
+) -> dict[str, Any]:
+    """``SamplingParams.extra_args`` of a request with these methods and their guides' token ids."""
+    parsed = []
+    for body, guide in zip(bodies, guides, strict=True):
+        given = {} if guide is None else {"guide": {"prompt": guide}}
+        parsed.append(METHODS[body["method"]].model_validate({**given, **body}))
+    stack = Stack(parsed)
+    in_order = [guides[parsed.index(method)] for method in stack.methods]
+    return {"divserve": stack.spec(temperature, in_order, grounding or ()).to_wire()}
 
 
 class Engine:

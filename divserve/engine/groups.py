@@ -1,0 +1,195 @@
+"""Worker side: which groups are alive, and where their rows are in the batch of this step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from divserve.decoding import STATISTICS, Form, Row
+from divserve.engine.grounding import Groundings
+from divserve.engine.group import GROUP_KEY
+from divserve.engine.output import Report
+from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, guide, helper_row
+from divserve_kernels import STATISTICS as KERNEL_STATISTICS
+from divserve_kernels import Form as KernelForm
+
+__all__ = ["GroupTable", "Plan"]
+
+assert Row._fields == PARAMETERS
+assert STATISTICS == KERNEL_STATISTICS
+assert {f.name: f.value for f in Form} == {f.name: f.value for f in KernelForm}
+
+FACTOR = STATISTICS.index("factor")
+SLOTS = 64
+"""Programs kept on the device at first; the table grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done to the logits and tokens of one step."""
+
+    primaries: tuple[str, ...]
+    rows: Rows
+    copies: tuple[Tensor, Tensor]
+    """``[N] int64`` each: a row whose token is copied, and the guide's row that gets it."""
+    cooling: Rows | None
+    """The second programs, of the primaries in `cooled`."""
+    cooled: tuple[int, ...]
+    """Their places among `primaries`."""
+
+    def guide(self, logits: Tensor, helpers: Tensor | None) -> tuple[Tensor, Report]:
+        """Guides the primary rows of the raw logits ``[R, V]``.
+
+        Args:
+            logits: on the device; float32 ones are overwritten.
+            helpers: ``[H, V] float32``: vectors of the grounding texts.
+
+        Returns:
+            The logits in float32 ``[R, V]`` and the statistics on their way to the host; the device
+            is not waited for.
+        """
+        guided = logits.to(torch.float32)
+        if self.cooling is None:
+            statistics = guide(logits, self.rows, helpers=helpers, out=guided)
+            return guided, Report.start(self.primaries, statistics)
+        second = guide(logits, self.cooling, out=guided)
+        statistics = guide(logits, self.rows, helpers=helpers, out=guided)
+        rows = self.cooling.primary
+        factors = second[:, FACTOR, None]
+        guided.index_copy_(0, rows, guided.index_select(0, rows) / factors)
+        return guided, Report.start(self.primaries, torch.cat((statistics, second)), self.cooled)
+
+    def copy_tokens(self, sampled: Tensor) -> None:
+        """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
+        source, target = self.copies
+        if len(target):
+            sampled.index_copy_(0, target, sampled.index_select(0, source))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the worker knows of a group."""
+
+    slot: int
+    """Its program is at twice this slot, its second program after it."""
+    guides: tuple[str, ...]
+    cooling: bool
+    grounded: bool
+
+
+class GroupTable:
+    """Groups by primary id, fed by the scheduler's outputs; plans are cached per batch layout."""
+
+    def __init__(self, vocab: int, device: torch.device) -> None:
+        self.groundings = Groundings(vocab, device)
+        self._programs = Programs(SLOTS, device)
+        self._entries: dict[str, Entry] = {}
+        self._free: list[int] = []
+        self._layout: list[str] = []
+        self._samples: np.ndarray = np.zeros(0, dtype=bool)
+        self._plan: Plan | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def observe(self, scheduler_output: SchedulerOutput) -> None:
+        """Takes up new groups and drops finished ones. Call once a step, before `plan`."""
+        for request_id in scheduler_output.finished_req_ids:
+            self.groundings.end(request_id)
+            if (entry := self._entries.pop(request_id, None)) is not None:
+                self._free.append(entry.slot)
+                self._layout = []
+        self.groundings.restart(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
+        programs: dict[int, Sequence[float]] = {}
+        for new in scheduler_output.scheduled_new_reqs:
+            params = new.sampling_params
+            order = (params.extra_args or {}).get(GROUP_KEY) if params is not None else None
+            if order is None:
+                continue
+            if "grounds" in order:
+                self.groundings.add(new.req_id, order)
+            else:
+                programs |= self._add(new.req_id, order)
+        self._programs.write(programs)
+
+    def _add(self, primary: str, order: dict[str, Any]) -> dict[int, Sequence[float]]:
+        """Takes up a group; returns its programs by slot."""
+        # A preempted one comes back under its old id: it keeps its slot.
+        known = self._entries.get(primary)
+        slot = self._take_slot() if known is None else known.slot
+        cooling = order["cooling"]
+        self._entries[primary] = Entry(
+            slot, tuple(order["guides"]), cooling is not None, order["grounded"]
+        )
+        self._layout = []
+        programs = {2 * slot: order["row"]}
+        return programs if cooling is None else {**programs, 2 * slot + 1: cooling}
+
+    def _take_slot(self) -> int:
+        """A slot that no group holds; every slot is free, held or beyond the ones used so far."""
+        return self._free.pop() if self._free else len(self._entries)
+
+    def plan(self, req_ids: list[str], samples: np.ndarray) -> Plan | None:
+        """The plan of this step, or None when no group samples.
+
+        Args:
+            req_ids: request id of each batch row.
+            samples: ``[R] bool``: which rows take a token in this step. A group of which a row does
+                not is left out; the scheduler then stops its request.
+        """
+        if req_ids != self._layout or not np.array_equal(samples, self._samples):
+            self._plan = self._build(req_ids, samples)
+            self._layout, self._samples = list(req_ids), samples.copy()
+        return self._plan
+
+    def _build(self, req_ids: list[str], samples: np.ndarray) -> Plan | None:
+        row_of = {request_id: i for i, request_id in enumerate(req_ids) if samples[i]}
+        found: list[tuple[str, Entry, int, list[int]]] = []
+        for primary, entry in self._entries.items():
+            rows = [row_of.get(request_id) for request_id in (primary, *entry.guides)]
+            here = [row for row in rows if row is not None]
+            if len(here) == len(rows):
+                found.append((primary, entry, here[0], here[1:]))
+        if not found:
+            return None
+        return self._pack(found)
+
+    def _pack(self, found: list[tuple[str, Entry, int, list[int]]]) -> Plan:
+        """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""
+        vectors = self.groundings.rows
+        rows = Rows.pack(
+            self._programs,
+            [2 * entry.slot for _, entry, _, _ in found],
+            [row for _, _, row, _ in found],
+            [guides[0] if guides else ABSENT for *_, guides in found],
+            [helper_row(vectors[p]) if e.grounded else ABSENT for p, e, _, _ in found],
+        )
+        cooled = [i for i, (_, entry, _, _) in enumerate(found) if entry.cooling]
+        pairs = [(row, guide_row) for *_, row, guides in found for guide_row in guides]
+        return Plan(
+            primaries=tuple(primary for primary, *_ in found),
+            rows=rows,
+            copies=self._send(pairs),
+            cooling=self._cooling([found[i] for i in cooled]) if cooled else None,
+            cooled=tuple(cooled),
+        )
+
+    def _cooling(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
+        return Rows.pack(
+            self._programs,
+            [2 * entry.slot + 1 for _, entry, _, _ in found],
+            [row for _, _, row, _ in found],
+            [guides[1] for *_, guides in found],
+        )
+
+    def _send(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        device = self._programs.table.device
+        host = torch.tensor(pairs, dtype=torch.int64, pin_memory=device.type == "cuda")
+        sent = host.reshape(-1, 2).T.contiguous().to(device, non_blocking=True)
+        return sent[0], sent[1]

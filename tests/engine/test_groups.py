@@ -1,0 +1,211 @@
+"""Groups that are not a pair: two guides, a grounding text, a method without a second stream."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm import SamplingParams
+
+from tests.engine.cases import NEAR_TIE
+from tests.support import hf
+from tests.support.engine import Engine, random_prompt, stacked
+from tests.support.models import TINY_VOCAB
+
+TOKENS = 12
+GUIDED = ("cad", "adacad", "coiecd", "cfg", "instructive", "linear_alignment", "uscd")
+PROBABILITY_MARGIN = 1e-2
+"""USCD's logarithms of differences are steep: float32 needs a wider berth there."""
+
+
+@dataclass
+class Case:
+    """One request and what the reference answers."""
+
+    name: str
+    prompt: list[int]
+    order: dict[str, Any] | None
+    expected: hf.Answer
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine whose budget cuts prompts and grounding texts into chunks."""
+    engine = Engine(tiny, asynchronous=request.param == "async", max_num_seqs=48)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_reference: hf.Reference) -> list[Case]:
+    """Every method alone, stacks of all kinds and plain requests."""
+    rng = random.Random(5)
+
+    def prompts() -> tuple[list[int], list[int], list[int], list[int]]:
+        lengths = [rng.choice([1, 2, 32, 33, 40, 100]) for _ in range(4)]
+        return tuple(random_prompt(rng, n, TINY_VOCAB) for n in lengths)  # type: ignore[return-value]
+
+    found = []
+    for _ in range(2):
+        for method in GUIDED:
+            prompt, guide, *_ = prompts()
+            answer = tiny_reference.greedy(prompt, guide, method, TOKENS)
+            found.append(Case(method, prompt, stacked([{"method": method}], [guide]), answer))
+        found += [grounded(tiny_reference, *prompts(), kind) for kind in KINDS]
+        found += [with_two_guides(tiny_reference, *prompts()[:3]), warm(tiny_reference, *prompts())]
+        prompt = prompts()[0]
+        found.append(Case("plain", prompt, None, tiny_reference.greedy(prompt, None, "", TOKENS)))
+    rng.shuffle(found)
+    return found
+
+
+KINDS = ("min", "avg", "subtract", "contrast")
+
+
+def grounded(
+    reference: hf.Reference,
+    prompt: list[int],
+    guide: list[int],
+    text: list[int],
+    _: list[int],
+    kind: str,
+) -> Case:
+    """VDGD alone in three variants, or added to CAD."""
+    body: dict[str, Any] = {"method": "vdgd", "grounding": "x"}
+    body |= {"reduce": "avg"} if kind == "avg" else {}
+    body |= {"score": "subtract"} if kind in ("subtract", "contrast") else {}
+    vector = reference.grounding(text, average=kind == "avg")
+    score = body.get("score", "replace")
+    if kind != "contrast":
+        answer = reference.stacked(prompt, [], lambda z: hf.vdgd(z[0], vector, score), TOKENS)
+        return Case(kind, prompt, stacked([body], [None], grounding=text), answer)
+
+    def both(z: list[Tensor]) -> Tensor:
+        return hf.vdgd(z[0], vector, score, hf.combine("cad", *z))
+
+    answer = reference.stacked(prompt, [guide], both, TOKENS)
+    order = stacked([body, {"method": "cad"}], [None, guide], grounding=text)
+    return Case("cad+vdgd", prompt, order, answer)
+
+
+def with_two_guides(
+    reference: hf.Reference, prompt: list[int], guide: list[int], other: list[int]
+) -> Case:
+    """A contrast, and a temperature method with a guide of its own: greedy shows the contrast."""
+    answer = reference.greedy(prompt, guide, "adacad", TOKENS)
+    bodies = [{"method": "kl_temperature"}, {"method": "adacad"}]
+    return Case("two guides", prompt, stacked(bodies, [other, guide]), answer)
+
+
+def warm(reference: hf.Reference, prompt: list[int], *_: list[int]) -> Case:
+    """EDT: greedy as plain."""
+    answer = reference.greedy(prompt, None, "", TOKENS)
+    return Case("edt", prompt, stacked([{"method": "entropy_temperature"}], [None]), answer)
+
+
+def run(engine: Engine, cases: list[Case]) -> list[list[int]]:
+    """All cases at once."""
+    outputs = engine.generate([(c.prompt, greedy(c.order)) for c in cases])
+    return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+def greedy(order: dict[str, Any] | None, **fields: Any) -> SamplingParams:
+    settings = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False}
+    return SamplingParams(**(settings | fields), extra_args=order)
+
+
+def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:
+    """Where an answer leaves the reference before the reference's first near-tie."""
+    found = []
+    for case, tokens in zip(cases, answers, strict=True):
+        limit = PROBABILITY_MARGIN if case.name == "uscd" else NEAR_TIE
+        ties = [k for k, margin in enumerate(case.expected.margins) if margin < limit]
+        sure = ties[0] if ties else TOKENS
+        if tokens[:sure] != case.expected.tokens[:sure] or len(tokens) != TOKENS:
+            found.append(f"{case.name}: {tokens} != {case.expected.tokens}")
+    return found
+
+
+def test_mixed_batch_equals_the_reference(engine: Engine, cases: list[Case]) -> None:
+    """Everything at once, one engine."""
+    assert mismatches(cases, run(engine, cases)) == []
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_mixed_batch_equals_solo_runs(engine: Engine, cases: list[Case]) -> None:
+    mixed = run(engine, cases)
+    solo = [run(engine, [case])[0] for case in cases]
+    differing = [c.name for c, one, other in zip(cases, mixed, solo, strict=True) if one != other]
+    assert differing == []
+
+
+def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
+    """Preemption takes whole groups; a grounding text is read again from its start."""
+    engine = Engine(tiny, blocks=27, block_size=16, max_model_len=256, max_num_seqs=12)
+    preempted = 0
+    preempt = engine.scheduler._preempt_request
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal preempted
+        preempted += 1
+        return preempt(*args, **kwargs)
+
+    engine.scheduler._preempt_request = counted
+    assert mismatches(cases, run(engine, cases)) == []
+    assert preempted > 0
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()
+
+
+def test_aborts_leave_nothing(engine: Engine, cases: list[Case]) -> None:
+    """Ended from outside after any number of steps, in any state of its members."""
+    guided = [case for case in cases if case.order is not None]
+    for steps in range(12):
+        for i, case in enumerate(guided):
+            engine.core.add_request(f"r{i}", {"prompt_token_ids": case.prompt}, greedy(case.order))
+        for _ in range(steps):
+            engine.core.step()
+        engine.core.abort_request([f"r{i}" for i in range(len(guided))])
+        assert set(engine.leftovers().values()) == {0}, steps
+
+
+def test_second_temperature_is_that_of_its_own_guide(
+    engine: Engine, tiny_reference: hf.Reference
+) -> None:
+    """Sampled frequencies of a contrast cooled by another guide (log-probs of the first token)."""
+    prompt, guide, other = (list(range(a, a + 30)) for a in (10, 60, 110))
+    bodies = [{"method": "cad"}, {"method": "kl_temperature", "sigma": 3.0}]
+    params = greedy(stacked(bodies, [guide, other], 1.0), temperature=1.0, logprobs=5, max_tokens=1)
+    (output,) = engine.generate([(prompt, params)])
+    with torch.inference_mode():
+        z = [
+            tiny_reference.model(torch.tensor([s])).logits[0, -1].double()
+            for s in (prompt, guide, other)
+        ]
+    cooled = hf.combine("cad", z[0], z[1]) / 2 ** (-hf.kl(z[0], z[2]) / 3.0)
+    assert_logprobs(output, cooled)
+
+
+def test_entropy_temperature_cools(engine: Engine, tiny_reference: hf.Reference) -> None:
+    prompt = list(range(10, 60))
+    order = stacked([{"method": "entropy_temperature", "theta": 2.0}], [None], 1.0)
+    params = greedy(order, temperature=1.0, logprobs=5, max_tokens=1)
+    (output,) = engine.generate([(prompt, params)])
+    with torch.inference_mode():
+        z = tiny_reference.model(torch.tensor([prompt])).logits[0, -1].double()
+    assert_logprobs(output, hf.edt(z, theta=2.0))
+
+
+def assert_logprobs(output: Any, guided: Tensor) -> None:
+    """The log-probs that are returned are those of the guided distribution."""
+    expected = guided.log_softmax(-1)
+    (found,) = output.outputs[0].logprobs
+    assert len(found) >= 5
+    for token, entry in found.items():
+        assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-3)
