@@ -111,7 +111,8 @@ def vdgd(z: Tensor, grounded: Tensor, score: str = "replace", base: Tensor | Non
 
 def edt(z: Tensor, theta: float = 0.1, base: float = 0.8) -> Tensor:
     """Zhang et al. 2024 at base temperature 1."""
-    return z / max(base ** (theta / max(edt_entropy(z), 1e-6)), 1e-4)
+    factor = max(base ** (theta / max(edt_entropy(z), 1e-6)), 1e-4)
+    return z / float(factor)
 
 
 @dataclass
