@@ -6,10 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from copy import copy
 from typing import Any
 
+from divserve.api.documents import check_documents_rendered
 from divserve.api.guide import chat_fields
 from divserve.api.requests import ChatRequest
 from divserve.api.serving import GuidedServing, is_guided
 from divserve.api.stream import Stream, StreamReport, reported
+from divserve.decoding import Method
 from divserve.engine.openai import ErrorResponse, OpenAIServingChat
 
 __all__ = ["GuidedChat"]
@@ -31,21 +33,27 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
         rendered = await super().render_chat_request(request)
         if isinstance(rendered, ErrorResponse):
             return rendered
-        _, (primary,) = rendered
-        self._check_primary([primary], "messages")
-        guide = request.decoding.guide
-        if guide is None:
-            request.give_guides([primary["prompt_token_ids"][-1:]])
-            return rendered
-        twin = fresh.model_copy(
+        await self._give_guides(request, fresh, rendered[1], "messages")
+        return rendered
+
+    async def _guides_of(
+        self, source: Any, method: Method, param: str, primaries: Sequence[Any]
+    ) -> list[list[int]]:
+        if method.guide is None and method.natural_guide == "last_token":
+            return [primary["prompt_token_ids"][-1:] for primary in primaries]
+        # Each twin is rendered once, so that none sees what rendering changed in another.
+        source = source.model_copy(deep=True)
+        twin = source.model_copy(
             update={
-                **chat_fields(fresh.messages, fresh.documents, guide),
+                **chat_fields(source.messages, source.documents, method, param),
                 "max_tokens": None,
                 "max_completion_tokens": None,
             }
         )
-        request.give_guides(await self._render_guides(lambda: self._render_twin(twin)))
-        return rendered
+        guides = await self._render_guides(f"{param}.guide", lambda: self._render_twin(twin))
+        if method.guide is not None and method.guide.documents:
+            check_documents_rendered(source, guides[0], primaries[0]["prompt_token_ids"], param)
+        return guides
 
     async def chat_completion_full_generator(
         self, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any

@@ -8,6 +8,7 @@ from typing import Any
 from divserve.api.guide import checked, completion_prompt, not_rendered
 from divserve.api.serving import GuidedServing, is_guided
 from divserve.api.stream import Stream, StreamReport, reported
+from divserve.decoding import Method
 from divserve.engine.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
 
 __all__ = ["GuidedCompletions"]
@@ -24,8 +25,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         """
         rendered = await super().render_completion_request(request)
         if is_guided(request) and not isinstance(rendered, ErrorResponse):
-            self._check_primary(rendered, "prompt")
-            request.give_guides(await self._guides(request, rendered))
+            await self._give_guides(request, request, rendered, "prompt")
         return rendered
 
     def request_output_to_completion_response(
@@ -61,31 +61,35 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         events = generate(request, engine_inputs, results, *args, **kwargs)
         return reported(events, results, report)
 
-    async def _guides(self, request: Any, primaries: Sequence[Any]) -> list[list[int]]:
-        """The guide's token ids for each of the rendered prompts."""
-        guide = request.decoding.guide
-        if guide is None:
+    async def _guides_of(
+        self, source: Any, method: Method, param: str, primaries: Sequence[Any]
+    ) -> list[list[int]]:
+        guide = method.guide
+        if guide is None and method.natural_guide == "last_token":
             return [primary["prompt_token_ids"][-1:] for primary in primaries]
-        if isinstance(guide.prompt, list):
-            return [self._checked_ids(guide.prompt)] * len(primaries)
-        twin = request.model_copy(
+        whole = None if guide is None else guide.prompt
+        if isinstance(whole, list):
+            return [self._checked_ids(whole, f"{param}.guide")] * len(primaries)
+        twin = source.model_copy(
             update={
-                "prompt": completion_prompt(request.prompt, guide),
-                "suffix": None if guide.prompt is not None else request.suffix,
+                "prompt": completion_prompt(source.prompt, method, param),
+                "suffix": None if whole is not None else source.suffix,
                 "echo": False,
                 "max_tokens": None,
             }
         )
-        guides = await self._render_guides(lambda: self.online_renderer.render_completion(twin))
-        return guides * len(primaries) if guide.prompt is not None else guides
+        guides = await self._render_guides(
+            f"{param}.guide", lambda: self.online_renderer.render_completion(twin)
+        )
+        return guides * len(primaries) if whole is not None else guides
 
-    def _checked_ids(self, token_ids: list[int]) -> list[int]:
+    def _checked_ids(self, token_ids: list[int], param: str) -> list[int]:
         limit = self.engine_client.max_guide_tokens
         try:
             self.renderer.validate_token_ids(token_ids)
         except VLLMValidationError as error:
-            raise not_rendered(error, limit, param="decoding.guide.prompt") from None
-        return checked(token_ids, limit)
+            raise not_rendered(error, limit, f"{param}.prompt") from None
+        return checked(token_ids, limit, param)
 
 
 async def _recorded(

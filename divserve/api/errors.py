@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from divserve.decoding import METHODS
+from divserve.decoding import METHODS, TAGS
 from divserve.engine.openai import clean_loc_for_param
 from divserve.errors import ApiError, InvalidRequest
 
@@ -33,6 +33,8 @@ CODES = {
 
 SUFFIXES = {
     "guide_missing": "guide",
+    "guide_unused": "guide",
+    "gate_choice": "s0",
     "union_tag_invalid": "method",
     "union_tag_not_found": "method",
 }
@@ -95,13 +97,23 @@ def _param(error: Mapping[str, Any]) -> str | None:
     loc = list(error["loc"])
     if loc[:1] == ["body"]:
         del loc[0]
-    if loc[:1] == ["decoding"] and len(loc) > 1 and loc[1] in METHODS:
-        del loc[1]
+    if loc[:1] == ["decoding"]:
+        loc = _without_tags(loc)
     if suffix := SUFFIXES.get(error["type"]):
         loc.append(suffix)
     if error["type"] == "guide_empty":
         loc.append(error["ctx"]["name"])
     return clean_loc_for_param(tuple(loc)) or None
+
+
+def _without_tags(loc: list[Any]) -> list[Any]:
+    """The path as in the body: ["decoding", "list", 0, "cad", "alpha"] is decoding.0.alpha."""
+    shape, rest = loc[1:2], loc[2:]
+    if not shape or shape[0] not in TAGS:
+        return loc
+    index = rest[:1] if shape[0] == "list" else []
+    rest = rest[len(index) :]
+    return ["decoding", *index, *(rest[1:] if rest[:1] and rest[0] in METHODS else rest)]
 
 
 def _message(error: Mapping[str, Any]) -> str:

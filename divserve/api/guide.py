@@ -1,111 +1,145 @@
-"""What the second stream sees: from ``decoding.guide`` to a prompt, before any token is generated.
+"""What the second stream sees: from a method's ``guide`` to a prompt, before any token is generated.
 
-``without`` removes text wherever it stands verbatim; ``messages`` and ``prompt`` replace the prompt
-as a whole. Rendering itself is vLLM's, so template, tools and flags are those of the primary.
+``without`` removes text wherever it stands verbatim, ``documents`` what is marked as a document,
+``noise`` distorts the instruction; ``messages`` and ``prompt`` replace the prompt as a whole.
+Rendering itself is vLLM's, so template, tools and flags are those of the primary.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import Guide
+from divserve.api.documents import without_documents
+from divserve.api.messages import Message, edited, text_of, texts_of
+from divserve.api.noise import noisy_messages, noisy_prompt
+from divserve.decoding import Guide, Instructive, Method
 from divserve.engine.openai import ChatCompletionMessageParam, VLLMValidationError
 from divserve.errors import InvalidRequest
 
 __all__ = ["chat_fields", "checked", "completion_prompt", "not_rendered"]
 
-Message = dict[str, Any]
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 MESSAGES: TypeAdapter[list[Any]] = TypeAdapter(list[ChatCompletionMessageParam])
 
 
 def chat_fields(
-    messages: Sequence[Message], documents: Sequence[dict[str, str]] | None, guide: Guide
+    messages: Sequence[Message],
+    documents: Sequence[dict[str, str]] | None,
+    method: Method,
+    param: str,
 ) -> dict[str, Any]:
-    """The fields of a chat request in which its guide differs: ``messages`` and ``documents``.
+    """The fields of a chat request in which a guide differs: ``messages`` and ``documents``.
+
+    Args:
+        messages: the request's own.
+        documents: likewise.
+        method: the method whose guide it is.
+        param: its path in the body.
 
     Raises:
-        InvalidRequest: a text to remove stands nowhere, or ``guide.messages`` are no messages.
+        InvalidRequest: a text to remove stands nowhere, there are no documents, or
+            ``guide.messages`` are no messages.
     """
+    guide = method.guide
+    if guide is None:
+        assert isinstance(method, Instructive)
+        return {"messages": noisy_messages(messages, method, param), "documents": documents}
     if guide.messages is not None:
-        return {"messages": _validated(guide.messages), "documents": None}
-    places = [text for message in messages for text in _texts_of(message.get("content"))]
+        return {"messages": _validated(guide.messages, param), "documents": None}
+    if guide.documents:
+        return {
+            "messages": without_documents(messages, bool(documents), param),
+            "documents": None,
+        }
+    places = [text for message in messages for text in texts_of(message.get("content"))]
     places += [text for document in documents or () for text in document.values()]
     texts = guide.texts()
-    _check_found(texts, places, guide, "the messages")
+    _check_found(texts, places, guide, "the messages", param)
     pattern = _pattern(texts)
+
+    def removed(text: str) -> str:
+        return pattern.sub("", text)
+
     return {
-        "messages": [_shortened(pattern, message) for message in messages],
+        "messages": [edited(removed, message) for message in messages],
         "documents": documents
-        and [{k: pattern.sub("", text) for k, text in one.items()} for one in documents],
+        and [{k: removed(text) for k, text in one.items()} for one in documents],
     }
 
 
-def completion_prompt(prompt: Prompt, guide: Guide) -> Prompt:
+def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
     """The guide's prompt of a completion request: one per prompt, or one for all of them.
+
+    Args:
+        prompt: the request's own.
+        method: the method whose guide it is.
+        param: its path in the body.
 
     Raises:
         InvalidRequest: the prompt is not text, or a text to remove stands nowhere.
     """
-    if guide.prompt is not None:
+    guide = method.guide
+    if guide is not None and guide.prompt is not None:
         return guide.prompt
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts_only = [text for text in prompts if isinstance(text, str)]
+    path = f"{param}.guide.without" if guide is not None else f"{param}.instruction"
     if len(texts_only) != len(prompts):
         raise InvalidRequest(
-            "'without' needs a text prompt: with token ids, give the guide as 'prompt'.",
-            param="decoding.guide.without",
+            f"'{path.rpartition('.')[2]}' needs a text prompt: with token ids, give the guide as "
+            "'prompt'.",
+            param=path,
         )
+    if guide is None:
+        assert isinstance(method, Instructive)
+        made = [noisy_prompt(text, method, param) for text in texts_only]
+        return made[0] if isinstance(prompt, str) else made
     texts = guide.texts()
-    _check_found(texts, texts_only, guide, "the prompt")
+    _check_found(texts, texts_only, guide, "the prompt", param)
     pattern = _pattern(texts)
     for number, text in enumerate(texts_only):
         if not pattern.search(text):
             raise InvalidRequest(
                 f"None of the texts occurs in prompt {number}: every prompt needs its own guide.",
-                param="decoding.guide.without",
+                param=path,
             )
     shortened = [pattern.sub("", text) for text in texts_only]
     return shortened[0] if isinstance(prompt, str) else shortened
 
 
-def checked(token_ids: Sequence[int], limit: int) -> list[int]:
+def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:
     """The guide's token ids, neither empty nor longer than `limit` tokens.
 
     Raises:
         InvalidRequest: they are.
     """
     if not token_ids:
-        raise InvalidRequest(
-            "The guide is empty: leave at least one token in it.", param="decoding.guide"
-        )
+        raise InvalidRequest("The guide is empty: leave at least one token in it.", param=param)
     if len(token_ids) > limit:
-        raise too_long(f"{len(token_ids)} tokens", limit)
+        raise too_long(f"{len(token_ids)} tokens", limit, param)
     return list(token_ids)
 
 
-def not_rendered(
-    error: VLLMValidationError, limit: int, param: str = "decoding.guide"
-) -> InvalidRequest:
+def not_rendered(error: VLLMValidationError, limit: int, param: str) -> InvalidRequest:
     """The error of a guide that vLLM's renderer refused."""
     match error.parameter:
         case "input_tokens":
-            return too_long(f"at least {error.value} tokens", limit)
+            return too_long(f"at least {error.value} tokens", limit, param)
         case "input_text":
-            return too_long(f"{error.value} characters", limit)
+            return too_long(f"{error.value} characters", limit, param)
     return InvalidRequest(f"The guide can not be rendered: {error.args[0]}", param=param)
 
 
-def too_long(size: str, limit: int) -> InvalidRequest:
+def too_long(size: str, limit: int, param: str) -> InvalidRequest:
     """The error of a guide of `size` where `limit` tokens fit."""
     return InvalidRequest(
         f"The guide has {size}; at most {limit} tokens fit. Shorten it.",
-        param="decoding.guide",
+        param=param,
         code="context_length_exceeded",
     )
 
@@ -115,43 +149,15 @@ def _pattern(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
 
 
-def _texts_of(content: Any) -> list[str]:
-    """The texts of a message's content: a string, or a list of parts."""
-    if isinstance(content, str):
-        return [content]
-    return [text for part in content or () if (text := _text_of(part)) is not None]
-
-
-def _text_of(part: Any) -> str | None:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    return text if isinstance(text, str) else None
-
-
-def _shortened(pattern: re.Pattern[str], message: Message) -> Message:
-    """The message without what `pattern` finds in its content."""
-    content = message.get("content")
-    if content is None:
-        return message
-    if isinstance(content, str):
-        return {**message, "content": pattern.sub("", content)}
-    return {**message, "content": [_shortened_part(pattern, part) for part in content]}
-
-
-def _shortened_part(pattern: re.Pattern[str], part: Any) -> Any:
-    text = _text_of(part)
-    if text is None:
-        return part
-    shorter = pattern.sub("", text)
-    return shorter if isinstance(part, str) else {**part, "text": shorter}
-
-
-def _check_found(texts: Sequence[str], places: Sequence[str], guide: Guide, where: str) -> None:
+def _check_found(
+    texts: Sequence[str], places: Sequence[str], guide: Guide, where: str, param: str
+) -> None:
     for index, text in enumerate(texts):
         if not any(text in place for place in places):
             raise InvalidRequest(
                 f"The text to leave out does not occur in {where}: give it exactly as it stands "
                 f"there, with the same spaces and line breaks ({_excerpt(text)}).",
-                param="decoding.guide.without"
+                param=f"{param}.guide.without"
                 + (f".{index}" if isinstance(guide.without, list) else ""),
             )
 
@@ -160,7 +166,7 @@ def _excerpt(text: str) -> str:
     return repr(text) if len(text) <= 60 else f"{text[:57]!r}…"
 
 
-def _validated(messages: list[Message]) -> list[Message]:
+def _validated(messages: list[Message], param: str) -> list[Message]:
     try:
         MESSAGES.validate_python(messages)
         wrong = next((i for i, message in enumerate(messages) if not _well_formed(message)), None)
@@ -169,7 +175,7 @@ def _validated(messages: list[Message]) -> list[Message]:
     if wrong is not None:
         raise InvalidRequest(
             f"Message {wrong} of the guide is not a chat message: it needs a 'role' and 'content'.",
-            param=f"decoding.guide.messages.{wrong}",
+            param=f"{param}.guide.messages.{wrong}",
         )
     return messages
 
@@ -178,5 +184,5 @@ def _well_formed(message: Message) -> bool:
     """What pydantic leaves open: it does not look into a list of content parts."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    texts = all(_text_of(part) is not None for part in parts)
+    texts = all(text_of(part) is not None for part in parts)
     return isinstance(message.get("role"), str) and texts

@@ -4,7 +4,7 @@
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", figure: …}, …]}
 
 Everything comes from what the engine reported with each token, so ``applied_steps`` is evidence,
-not arithmetic. Figures are those of the method's ``reports``, rounded to 6 decimals; numbers that
+not arithmetic. Figures are those of the methods' ``reports``, rounded to 6 decimals; numbers that
 are not finite become null, for JSON has none.
 """
 
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from divserve.decoding import STATISTICS, Method
+from divserve.decoding import Stack
 from divserve.errors import DecodingFailed
 
 __all__ = ["ChoiceReport", "GuidedOutput"]
@@ -40,15 +40,19 @@ class ChoiceReport:
     """Collects the engine's statistics of one choice and renders them."""
 
     def __init__(
-        self, method: Method, name: str, temperature: float, guide_tokens: int, decode: Decode
+        self,
+        stack: Stack,
+        two_guides: bool,
+        temperature: float,
+        guide_tokens: int,
+        decode: Decode,
     ) -> None:
-        self._method = method
-        self._name = name
+        self._stack = stack
         self._temperature = temperature
         self._guide_tokens = guide_tokens
         self._decode = decode
         self._steps = 0
-        self._sums = dict.fromkeys(method.reports, 0.0)
+        self._sums = dict.fromkeys(stack.reports(two_guides), 0.0)
         self._pending: list[dict[str, Any]] = []
 
     def add(self, output: GuidedOutput) -> None:
@@ -61,17 +65,14 @@ class ChoiceReport:
         if len(rows) != len(output.token_ids):
             raise DecodingFailed(
                 f"{len(output.token_ids)} tokens came with {len(rows)} statistics: "
-                f"{self._name} was not applied to all of them."
+                f"{self._stack.name} was not applied to all of them."
             )
-        figures = [
-            self._method.report(dict(zip(STATISTICS, row, strict=True)), self._temperature)
-            for row in rows
-        ]
+        figures = [self._stack.report(row, self._temperature) for row in rows]
         self._steps += len(figures)
         for one in figures:
             for name in self._sums:
                 self._sums[name] += one[name]
-        if self._method.trace:
+        if self._stack.trace:
             self._trace(output.token_ids, figures)
 
     def take_trace(self) -> list[dict[str, Any]]:
@@ -83,14 +84,14 @@ class ChoiceReport:
         """The whole object, with the trace entries that were not taken yet."""
         steps = self._steps
         summary: dict[str, Any] = {
-            "method": self._name,
+            "method": self._stack.name,
             "applied_steps": steps,
             "guide_prompt_tokens": self._guide_tokens,
             "mean": {
                 k: _number(total / steps) if steps else None for k, total in self._sums.items()
             },
         }
-        if self._method.trace:
+        if self._stack.trace:
             summary["trace"] = self.take_trace()
         return summary
 

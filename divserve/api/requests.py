@@ -1,8 +1,8 @@
 """The bodies of the two generation routes: vLLM's, with the typed field ``decoding``.
 
 A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives
-the request one guide per prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the order
-for the engine. Whatever would make vLLM drop or bend that order is refused here.
+the request the guides of every prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the
+order for the engine. Whatever would make vLLM drop or bend that order is refused here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.decoding import Decoding, Spec
+from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.openai import (
     ChatCompletionRequest,
@@ -33,6 +33,10 @@ CONFLICTS = {
 """Fields that exclude ``decoding`` when set, and why."""
 
 
+Guides = Sequence[list[int] | None]
+"""Token ids of the guide of each method of a stack; None for a method without one."""
+
+
 class Guided(BaseModel):
     """The part that both bodies share."""
 
@@ -41,8 +45,9 @@ class Guided(BaseModel):
         description="The method to decode with, and its parameters. See /v1/decoding/methods.",
     )
 
-    _guides: Sequence[list[int]] = PrivateAttr(default=())
-    _unpacked: Iterator[list[int]] = PrivateAttr(default=iter(()))
+    _guides: Sequence[Guides] = PrivateAttr(default=())
+    _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
+    _grounding: list[int] = PrivateAttr(default_factory=list)
     _temperature: float = PrivateAttr(default=1.0)
 
     @model_validator(mode="after")
@@ -65,26 +70,58 @@ class Guided(BaseModel):
         """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
 
     @property
-    def guide_lengths(self) -> list[int]:
-        """Tokens of the guide of each prompt."""
-        return [len(guide) for guide in self._guides]
+    def stack(self) -> Stack | None:
+        """The methods in the order of application; None for a plain request."""
+        return None if self.decoding is None else Stack(self.decoding)
 
     @property
     def sampled_at(self) -> float:
         """The temperature of the final sampling parameters, after the server's defaults."""
         return self._temperature
 
-    def give_guides(self, guides: Sequence[list[int]]) -> None:
-        """Sets the guide's token ids, one list per prompt."""
+    def param_of(self, method: Method) -> str:
+        """The path of a method in the body: ``decoding``, or ``decoding.0`` in a list."""
+        if not isinstance(self.decoding, list):
+            return "decoding"
+        return f"decoding.{next(i for i, m in enumerate(self.decoding) if m is method)}"
+
+    def guides(self) -> Iterator[tuple[str, Guide]]:
+        """The guides that the body gives, with their paths."""
+        given = self.decoding if isinstance(self.decoding, list) else [self.decoding]
+        for method in given:
+            if method is not None and method.guide is not None:
+                yield f"{self.param_of(method)}.guide", method.guide
+
+    def give_guides(self, guides: Sequence[Guides], grounding: Sequence[int] = ()) -> None:
+        """Sets the guides of each prompt: token ids for each method of the stack, or None.
+
+        Args:
+            guides: one entry per prompt.
+            grounding: token ids of the grounding text.
+        """
         self._guides = guides
         self._unpacked = iter(guides)
+        self._grounding = list(grounding)
+
+    def side_tokens(self, prompt: int) -> int:
+        """Tokens of all that is read beside the prompt of this index."""
+        return sum(map(len, self._order(self._guides[prompt]).streams))
+
+    def has_two_guides(self, prompt: int) -> bool:
+        """Whether the prompt of this index is compared with two different streams."""
+        return Stack.two_guides(self._guides[prompt])
+
+    def _order(self, guides: Guides) -> Spec:
+        stack = self.stack
+        assert stack is not None
+        return stack.spec(self._temperature, guides, self._grounding)
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
         if self.decoding is None:
             return params
         self._temperature = params.temperature
-        spec = Spec(row=self.decoding.row(params.temperature), guide=next(self._unpacked))
+        spec = self._order(next(self._unpacked))
         params.extra_args = {**(params.extra_args or {}), WIRE_KEY: spec}
         return params
 
@@ -100,7 +137,6 @@ class ChatRequest(Guided, ChatCompletionRequest):
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
     def _check_guided(self) -> None:
-        assert self.decoding is not None
         # Validation leaves some lists as iterators that can be read once; here they are read twice.
         for index, message in enumerate(self.messages):
             if not isinstance(message, dict):
@@ -111,26 +147,31 @@ class ChatRequest(Guided, ChatCompletionRequest):
             content = message.get("content")
             if not isinstance(content, str | list | None):
                 message["content"] = list(content)
-        guide = self.decoding.guide
-        if guide is not None and guide.prompt is not None:
-            raise InvalidRequest(
-                "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
-                param="decoding.guide.prompt",
-            )
-        for param, messages in (
-            ("messages", self.messages),
-            ("decoding.guide.messages", guide.messages if guide else None),
-        ):
+        texts = [("messages", self.messages)]
+        for param, guide in self.guides():
+            if guide.prompt is not None:
+                raise InvalidRequest(
+                    "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
+                    param=f"{param}.prompt",
+                )
+            texts.append((f"{param}.messages", guide.messages or []))
+        for param, messages in texts:
             if has_non_text_content(messages):
                 raise InvalidRequest(
                     "decoding takes text messages only: remove images, audio and video.",
                     param=param,
                 )
-        if self.decoding.trace and not self.include_reasoning:
-            raise InvalidRequest(
-                "A trace would show the reasoning that include_reasoning=false hides.",
-                param="decoding.trace",
-            )
+        if not self.include_reasoning:
+            self._refuse_traces()
+
+    def _refuse_traces(self) -> None:
+        methods = self.decoding if isinstance(self.decoding, list) else [self.decoding]
+        for method in methods:
+            if method is not None and method.trace:
+                raise InvalidRequest(
+                    "A trace would show the reasoning that include_reasoning=false hides.",
+                    param=f"{self.param_of(method)}.trace",
+                )
 
 
 class CompletionsRequest(Guided, CompletionRequest):
@@ -145,13 +186,13 @@ class CompletionsRequest(Guided, CompletionRequest):
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
     def _check_guided(self) -> None:
-        assert self.decoding is not None
-        guide = self.decoding.guide
-        if guide is not None and guide.messages is not None:
-            raise InvalidRequest(
-                "Completions take 'prompt' (or 'without') as their guide, not 'messages'.",
-                param="decoding.guide.messages",
-            )
+        for param, guide in self.guides():
+            for field in ("messages", "documents"):
+                if getattr(guide, field) is not None:
+                    raise InvalidRequest(
+                        f"Completions take 'prompt' (or 'without') as their guide, not '{field}'.",
+                        param=f"{param}.{field}",
+                    )
         if self.max_tokens == 0:
             raise InvalidRequest(
                 "max_tokens is 0: there is no token to decode.", param="max_tokens"

@@ -12,6 +12,7 @@ from divserve.api.guide import checked, not_rendered
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
+from divserve.decoding import Method
 from divserve.engine.openai import (
     ErrorResponse,
     VLLMValidationError,
@@ -46,19 +47,18 @@ class GuidedServing:
 
     def _choice_report(self, request: Any, prompt: int) -> ChoiceReport:
         """An empty account of a choice of the prompt of this index."""
-        method = request.decoding
         return ChoiceReport(
-            method,
-            method.method,
+            request.stack,
+            request.has_two_guides(prompt),
             request.sampled_at,
-            request.guide_lengths[prompt],
+            request.side_tokens(prompt),
             partial(self._texts, request.return_tokens_as_token_ids),
         )
 
     def _stream_report(self, request: Any) -> StreamReport:
         """Empty accounts of all choices of a streaming request."""
         new = partial(self._choice_report, request)
-        return StreamReport(new, request.n or 1, request.decoding.trace)
+        return StreamReport(new, request.n or 1, request.stack.trace)
 
     def _texts(self, as_token_ids: bool | None, token_ids: Sequence[int]) -> list[str]:
         """The text of each token, as logprobs show it."""
@@ -83,10 +83,70 @@ class GuidedServing:
                     code="context_length_exceeded",
                 )
 
-    async def _render_guides(
-        self, render: Callable[[], Awaitable[Sequence[Any] | ErrorResponse]]
+    async def _give_guides(
+        self, request: Any, source: Any, primaries: Sequence[Any], param: str
+    ) -> None:
+        """Gives the request the guides of all its methods and its grounding text.
+
+        Args:
+            request: a guided one.
+            source: a copy of it that no renderer has changed.
+            primaries: its rendered prompts.
+            param: the field that they come from.
+
+        Raises:
+            InvalidRequest: a guide cannot be made as asked.
+        """
+        self._check_primary(primaries, param)
+        made: list[tuple[Method, list[list[int]]]] = []
+        columns: list[Sequence[list[int] | None]] = []
+        for method in request.stack.methods:
+            column: Sequence[list[int] | None] = [None] * len(primaries)
+            if method.guided:
+                known = next((ids for other, ids in made if _same_guide(method, other)), None)
+                if (ids := known) is None:
+                    path = request.param_of(method)
+                    ids = await self._guides_of(source, method, path, primaries)
+                made.append((method, ids))
+                column = ids
+            columns.append(column)
+        request.give_guides(list(zip(*columns, strict=True)), self._grounding(request))
+
+    async def _guides_of(
+        self, source: Any, method: Method, param: str, primaries: Sequence[Any]
     ) -> list[list[int]]:
-        """The token ids of the guides that `render` renders.
+        """Token ids of the guide for each prompt; ``param`` is the method's path in the body."""
+        raise NotImplementedError
+
+    def _grounding(self, request: Any) -> list[int]:
+        """Token ids of the grounding text, with the special tokens of a text of its own.
+
+        Raises:
+            InvalidRequest: it has no tokens, or too many.
+        """
+        method = request.stack.grounded
+        if method is None:
+            return []
+        param = f"{request.param_of(method)}.grounding"
+        limit = self.engine_client.max_guide_tokens
+        tokenizer = self.renderer.tokenizer
+        if tokenizer is None:
+            raise InvalidRequest("A grounding text needs the server's tokenizer.", param=param)
+        token_ids = list(tokenizer.encode(method.grounding))
+        if not token_ids or not method.grounding.strip():
+            raise InvalidRequest("The grounding text is empty.", param=param)
+        if len(token_ids) > limit:
+            raise InvalidRequest(
+                f"The grounding text has {len(token_ids)} tokens; at most {limit} fit. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return token_ids
+
+    async def _render_guides(
+        self, param: str, render: Callable[[], Awaitable[Sequence[Any] | ErrorResponse]]
+    ) -> list[list[int]]:
+        """The token ids of the guides that `render` renders; ``param`` is where they are asked for.
 
         Raises:
             InvalidRequest: a guide can not be rendered, is empty or too long.
@@ -95,14 +155,19 @@ class GuidedServing:
         try:
             rendered = await render()
         except VLLMValidationError as error:
-            raise not_rendered(error, limit) from None
+            raise not_rendered(error, limit, param) from None
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             # What templates and vLLM's renderer raise for messages that no type forbids.
-            raise InvalidRequest(
-                f"The guide can not be rendered: {error}", param="decoding.guide"
-            ) from error
+            raise InvalidRequest(f"The guide can not be rendered: {error}", param=param) from error
         if isinstance(rendered, ErrorResponse):
             raise InvalidRequest(
-                f"The guide can not be rendered: {rendered.error.message}", param="decoding.guide"
+                f"The guide can not be rendered: {rendered.error.message}", param=param
             )
-        return [checked(engine_input["prompt_token_ids"], limit) for engine_input in rendered]
+        return [
+            checked(engine_input["prompt_token_ids"], limit, param) for engine_input in rendered
+        ]
+
+
+def _same_guide(one: Method, other: Method) -> bool:
+    """Whether two methods ask for the same second stream, so that it is rendered once."""
+    return one.guide is not None and one.guide == other.guide

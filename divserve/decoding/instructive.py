@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -94,7 +95,7 @@ class Instructive(Method):
                 return ""
             case "shuffle":
                 words = instruction.split()
-                return " ".join(rng.sample(words, max(1, int(KEPT_WORDS * len(words)))))
+                return " ".join(rng.sample(words, math.ceil(KEPT_WORDS * len(words))))
             case "random_words":
                 return f"{rng.choice(WORDS)}."
         return OPPOSITE
