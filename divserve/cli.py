@@ -152,19 +152,23 @@ def _methods_table() -> Table:
 
     from divserve.decoding import METHODS
 
-    table = Table(show_lines=True, caption="Send one as the request's “decoding” field.")
-    table.add_column("method", no_wrap=True, style="bold")
-    table.add_column("needs")
-    table.add_column("parameters (default)")
-    table.add_column("paper", overflow="fold")
+    table = Table(show_lines=True, caption="Send one as the request's “decoding” field, or a list.")
+    table.add_column("method, and what it needs", min_width=19)
+    table.add_column("parameters (default)", no_wrap=True)
+    table.add_column("paper", min_width=17)
     for name, method in METHODS.items():
         parameters = [
-            f"{key} ({'required' if default is PydanticUndefined else default})"
+            f"{key} ({'required' if default is PydanticUndefined else _short(default)})"
             for key, default in method.parameters().items()
         ]
+        what = Text.assemble((name, "bold"), "\n", method.needs)
         paper = Text(method.paper, style=f"link {method.url}")
-        table.add_row(name, method.needs, "\n".join(parameters) or "none", paper)
+        table.add_row(what, "\n".join(parameters) or "none", paper)
     return table
+
+
+def _short(default: object) -> str:
+    return f"{default:.3g}" if isinstance(default, float) else str(default)
 
 
 def _fail(message: str, code: int) -> int:

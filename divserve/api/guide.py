@@ -1,4 +1,4 @@
-"""What the second stream sees: from a method's ``guide`` to a prompt, before any token is generated.
+"""What the second stream sees: from a method's ``guide`` to a prompt, before any token is made.
 
 ``without`` removes text wherever it stands verbatim, ``documents`` what is marked as a document,
 ``noise`` distorts the instruction; ``messages`` and ``prompt`` replace the prompt as a whole.

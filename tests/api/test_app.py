@@ -56,7 +56,7 @@ def test_the_guide_is_the_prompt_without_the_document(
     assert http.post(path, json={**body, "stream": True}).status_code == 200
 
     (first, second) = engine.orders
-    guide = engine.renderer.tokenizer.decode(first["guide"])
+    guide = engine.renderer.tokenizer.decode(first["guides"][0])
     assert first == second
     assert DOCUMENT.strip() not in guide
     assert (QUESTION if "messages" in body else "The capital of France is") in guide
@@ -83,7 +83,9 @@ def test_the_guide_is_rendered_with_the_flags_of_the_request(
 ) -> None:
     body = {**CHAT, "add_generation_prompt": False}
     assert http.post("/v1/chat/completions", json=body).status_code == 200
-    assert not engine.renderer.tokenizer.decode(engine.orders[0]["guide"]).endswith("assistant\n")
+    assert not engine.renderer.tokenizer.decode(engine.orders[0]["guides"][0]).endswith(
+        "assistant\n"
+    )
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)

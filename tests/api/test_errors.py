@@ -85,7 +85,7 @@ def test_a_field_that_does_not_validate(
 def test_an_unknown_method_is_answered_with_the_known_ones(client: TestClient) -> None:
     message = error_of(client, {"method": "nope"})["message"]
     assert "'nope'" in message
-    assert "cad, adacad, cfg, kl_temperature" in message
+    assert "cad, adacad, coiecd, cfg, instructive" in message
 
 
 def test_the_other_errors_are_counted(client: TestClient) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import PrimedResponse, StreamReport, reported
-from divserve.decoding import STATISTICS, Guide
+from divserve.decoding import STATISTICS, Guide, Stack
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.errors import DecodingFailed
@@ -44,7 +44,7 @@ def texts(token_ids: Sequence[int]) -> list[str]:
 
 def report(trace: bool = True) -> ChoiceReport:
     method = Cad(method="cad", alpha=0.75, guide=GUIDE, trace=trace)
-    return ChoiceReport(method, "cad", 1.0, 7, texts)
+    return ChoiceReport(Stack(method), False, 1.0, 7, texts)
 
 
 def test_summary_counts_what_the_engine_reported() -> None:
@@ -66,7 +66,7 @@ def test_summary_counts_what_the_engine_reported() -> None:
 
 def test_figures_are_those_of_the_method() -> None:
     method = KlTemperature(method="kl_temperature", guide=GUIDE, trace=True)
-    account = ChoiceReport(method, "kl_temperature", 0.8, 7, texts)
+    account = ChoiceReport(Stack(method), False, 0.8, 7, texts)
     account.add(output(1))
     assert account.summary()["mean"] == {"entropy": 1, "kl": 0.5, "jsd": 0.25, "temperature": 0.4}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from divserve.api.requests import ChatRequest, CompletionsRequest
-from divserve.decoding import Spec
+from divserve.decoding import Row, Spec
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.errors import InvalidRequest
 
@@ -39,26 +39,26 @@ def test_a_plain_request_is_packed_as_in_vllm(fields: dict[str, Any]) -> None:
 
 def test_the_order_of_a_chat() -> None:
     request = chat(decoding={**CAD, "alpha": 0.75}, vllm_xargs={"mine": 1})
-    request.give_guides([[4, 5]])
+    request.give_guides([[[4, 5]]])
     extra = packed(request).extra_args
-    assert extra["divserve"] == Spec(request.decoding.row(1.0), [4, 5])  # type: ignore[union-attr]
+    assert extra["divserve"] == Spec(Row(alpha=0.75), [[4, 5]])
     assert extra["mine"] == 1
-    assert request.guide_lengths == [2]
+    assert request.side_tokens(0) == 2
 
 
 def test_every_prompt_gets_its_guide() -> None:
     request = completion(prompt=["A document", "document B"])
-    request.give_guides([[1], [2, 3]])
-    guides = [packed(request).extra_args["divserve"].guide for _ in range(2)]
-    assert guides == [[1], [2, 3]]
-    assert request.guide_lengths == [1, 2]
+    request.give_guides([[[1]], [[2, 3]]])
+    guides = [packed(request).extra_args["divserve"].guides for _ in range(2)]
+    assert guides == [[[1]], [[2, 3]]]
+    assert [request.side_tokens(i) for i in range(2)] == [1, 2]
 
 
 def test_the_temperature_is_the_final_one() -> None:
     """The server's default counts where the body has none: the row's floor depends on it."""
     decoding = {"method": "kl_temperature", "guide": {"without": "document"}}
     request = chat(decoding=decoding)
-    request.give_guides([[1]])
+    request.give_guides([[[1]]])
     spec = packed(request, temperature=0.5).extra_args["divserve"]
     assert isinstance(request.decoding, KlTemperature)
     assert spec.row == request.decoding.row(0.5)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import METHODS, STATISTICS, Decoding, Method, Row, Spec
+from divserve.decoding import METHODS, STATISTICS, Decoding, Form, Instructive, Method, Row, Spec
 
 GUIDE = {"guide": {"without": "the document"}}
+NEEDS: dict[str, Any] = {"vdgd": {"grounding": "A tower."}, "entropy_temperature": {}}
 adapter: TypeAdapter[Any] = TypeAdapter(Decoding)
 
 
@@ -37,7 +38,8 @@ def test_registry_is_complete(name: str) -> None:
     assert method.__doc__ != Method.__doc__
     described = {k for k, field in method.model_fields.items() if field.description}
     assert described == set(method.model_fields) - {"method"}
-    parsed = parse(method=name, **GUIDE)
+    assert set(method.neutral or ()) <= set(method.parameters())
+    parsed = parse(method=name, **NEEDS.get(name, GUIDE))
     figures = parsed.report(dict.fromkeys(STATISTICS, 0.5), 1.0)
     assert tuple(figures) == method.reports
 
@@ -54,6 +56,19 @@ def test_registry_is_complete(name: str) -> None:
         ),
         ({"method": "cfg"}, Row(alpha=0.5)),
         ({"method": "cfg", "scale": 0.25}, Row(alpha=-0.75)),
+        ({"method": "coiecd"}, Row(form=Form.SWITCH, alpha=1.0, log_ratio=math.log(4))),
+        ({"method": "coiecd", "ratio": 1}, Row()),
+        ({"method": "instructive"}, Row(guide_weight=-0.3)),
+        (
+            {"method": "linear_alignment"},
+            Row(alpha=2.0, top_p=0.8, top_p_temperature=1.0),
+        ),
+        ({"method": "linear_alignment", "nucleus": 1, "ratio": 3}, Row(alpha=3.0)),
+        (
+            {"method": "uscd"},
+            Row(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
+        ),
+        ({"method": "uscd", "weight": 0}, Row()),
         ({"method": "kl_temperature"}, Row(kl_rate=1.0)),
         ({"method": "kl_temperature", "sigma": 0}, Row()),
         ({"method": "kl_temperature", "sigma": 4}, Row(kl_rate=0.25)),
@@ -82,25 +97,28 @@ def test_temperature_is_reported_as_used() -> None:
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({"method": "cat"}, ("", "union_tag_invalid")),
-        ({}, ("", "union_tag_not_found")),
-        ({"method": "cad"}, ("cad", "guide_missing")),
-        ({"method": "cad", "beta": 1, **GUIDE}, ("cad.beta", "extra_forbidden")),
-        ({"method": "cad", "alpha": -0.1, **GUIDE}, ("cad.alpha", "greater_than_equal")),
-        ({"method": "cad", "alpha": math.nan, **GUIDE}, ("cad.alpha", "finite_number")),
-        ({"method": "cad", "alpha": math.inf, **GUIDE}, ("cad.alpha", "finite_number")),
-        ({"method": "cad", "alpha": "much", **GUIDE}, ("cad.alpha", "float_parsing")),
-        ({"method": "adacad", "jsd_base": "bans", **GUIDE}, ("adacad.jsd_base", "literal_error")),
-        ({"method": "cad", "guide": {}}, ("cad.guide", "guide_choice")),
-        ({"method": "cad", "guide": {"without": ""}}, ("cad.guide", "guide_empty")),
-        ({"method": "cad", "guide": {"without": []}}, ("cad.guide", "guide_empty")),
-        ({"method": "cad", "guide": {"prompt": []}}, ("cad.guide", "guide_empty")),
-        ({"method": "cad", "guide": {"without": ["a", ""]}}, ("cad.guide", "guide_empty")),
+        ({"method": "cat"}, ("one", "union_tag_invalid")),
+        ({}, ("one", "union_tag_not_found")),
+        ({"method": "cad"}, ("one.cad", "guide_missing")),
+        ({"method": "cad", "beta": 1, **GUIDE}, ("one.cad.beta", "extra_forbidden")),
+        ({"method": "cad", "alpha": -0.1, **GUIDE}, ("one.cad.alpha", "greater_than_equal")),
+        ({"method": "cad", "alpha": math.nan, **GUIDE}, ("one.cad.alpha", "finite_number")),
+        ({"method": "cad", "alpha": math.inf, **GUIDE}, ("one.cad.alpha", "finite_number")),
+        ({"method": "cad", "alpha": "much", **GUIDE}, ("one.cad.alpha", "float_parsing")),
+        (
+            {"method": "adacad", "jsd_base": "bans", **GUIDE},
+            ("one.adacad.jsd_base", "literal_error"),
+        ),
+        ({"method": "cad", "guide": {}}, ("one.cad.guide", "guide_choice")),
+        ({"method": "cad", "guide": {"without": ""}}, ("one.cad.guide", "guide_empty")),
+        ({"method": "cad", "guide": {"without": []}}, ("one.cad.guide", "guide_empty")),
+        ({"method": "cad", "guide": {"prompt": []}}, ("one.cad.guide", "guide_empty")),
+        ({"method": "cad", "guide": {"without": ["a", ""]}}, ("one.cad.guide", "guide_empty")),
         (
             {"method": "cad", "guide": {"without": "a", "prompt": "b"}},
-            ("cad.guide", "guide_choice"),
+            ("one.cad.guide", "guide_choice"),
         ),
-        ({"method": "cad", "guide": {"with": "a"}}, ("cad.guide.with", "extra_forbidden")),
+        ({"method": "cad", "guide": {"with": "a"}}, ("one.cad.guide.with", "extra_forbidden")),
     ],
 )
 def test_bad_bodies(fields: dict[str, Any], error: tuple[str, str]) -> None:
@@ -114,5 +132,63 @@ def test_cfg_needs_no_guide() -> None:
 
 def test_spec_survives_the_wire() -> None:
     """What the front end packs is what the engine unpacks, −inf included."""
-    spec = Spec(parse(method="cad", **GUIDE).row(1.0), [1, 2, 3])
+    spec = Spec(Row(alpha=0.5), [[1, 2, 3], [4]], Row(kl_rate=1.0), grounding=[5], average=True)
     assert Spec.from_wire(spec.to_wire()) == spec
+
+
+def test_methods_without_a_guide() -> None:
+    """VDGD replaces the logits by the grounding vector; EDT's rate is in nats and halvings."""
+    vdgd = parse(method="vdgd", grounding="A tower.")
+    assert vdgd.row(1.0) == Row(
+        primary_weight=0.0, third_weight=1.0, top_p=0.5, top_p_temperature=0.5
+    )
+    subtracting = parse(method="vdgd", grounding="A tower.", score="subtract")
+    assert subtracting.row(1.0).primary_weight == 1.0
+    edt = parse(method="entropy_temperature")
+    assert edt.row(1.0).entropy_rate == pytest.approx(-0.1 * math.log2(0.8))
+    assert edt.row(0.0) == parse(method="entropy_temperature", theta=0).row(1.0) == Row()
+
+
+def test_the_papers_gate_is_converted_at_its_own_vocabulary() -> None:
+    """algorithms.md §6(f): s0 0.005 is Σp² 0.80, 0.0035 is 0.39."""
+    gates = [parse(method="uscd", s0=s0, **GUIDE).row(1.0).gate for s0 in (0.005, 0.0035)]
+    assert gates == pytest.approx([0.8004, 0.3922], abs=1e-4)
+    assert ("one.uscd", "gate_choice") in errors(method="uscd", s0=0.005, uncertainty=0.5, **GUIDE)
+
+
+def test_the_nucleus_of_a_greedy_request_has_the_scripts_temperature() -> None:
+    method = parse(method="linear_alignment", **GUIDE)
+    assert method.row(0.0).top_p_temperature == 0.5
+    assert method.row(0.7).top_p_temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"), [("opposite", 14), ("null", 0), ("shuffle", 3), ("random_words", 1)]
+)
+def test_noises(noise: str, words: int) -> None:
+    """Seeded: the same text gives the same noise, another seed another one."""
+    made = [
+        parse(method="instructive", noise=noise, noise_seed=seed).distorted("one two three four")
+        for seed in (1, 1, 2, 3, 4)
+    ]
+    assert [len(text.split()) for text in made] == [words] * 5
+    assert made[0] == made[1]
+    assert (len(set(made)) > 1) == (noise in ("shuffle", "random_words"))
+    assert isinstance(parse(method="instructive").distorted("a"), str)
+    if noise == "shuffle":
+        assert set(made[0].split()) < {"one", "two", "three", "four"}
+
+
+def test_a_guide_excludes_a_noise() -> None:
+    assert ("one.instructive", "guide_choice") in errors(
+        method="instructive", noise="null", **GUIDE
+    )
+    assert isinstance(parse(method="instructive", **GUIDE), Instructive)
+
+
+def test_methods_without_a_second_stream_take_no_guide() -> None:
+    assert ("one.entropy_temperature", "guide_unused") in errors(
+        method="entropy_temperature", **GUIDE
+    )
+    assert ("one.vdgd", "guide_unused") in errors(method="vdgd", grounding="a", **GUIDE)
+    assert ("one.vdgd.grounding", "missing") in errors(method="vdgd")

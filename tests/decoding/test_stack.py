@@ -1,0 +1,104 @@
+"""Stacks: what may be combined, in which order, and what of it reaches the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from divserve.decoding import STATISTICS, Decoding, Form, Row, Stack
+
+GUIDE = {"guide": {"without": "the document"}}
+OTHER = {"guide": {"without": "the question"}}
+CAD = {"method": "cad", **GUIDE}
+USCD = {"method": "uscd", **GUIDE}
+KL = {"method": "kl_temperature", **GUIDE}
+EDT = {"method": "entropy_temperature"}
+VDGD = {"method": "vdgd", "grounding": "A tower."}
+ADDED = {**VDGD, "score": "subtract"}
+ALIGN = {"method": "linear_alignment", **GUIDE}
+adapter: TypeAdapter[Any] = TypeAdapter(Decoding)
+
+
+def stack(*bodies: dict[str, Any]) -> Stack:
+    return Stack(adapter.validate_python(list(bodies)))
+
+
+def test_order_of_the_list_does_not_matter() -> None:
+    one, other = stack(CAD, ADDED, KL), stack(KL, ADDED, CAD)
+    assert one.name == other.name == "cad+vdgd+kl_temperature"
+    assert one.methods == other.methods
+
+
+def test_one_program_of_all() -> None:
+    spec = stack(KL, ADDED, CAD).spec(1.0, [[1], None, [1]], [7, 8])
+    assert spec.row == Row(
+        alpha=0.5, third_weight=1.0, top_p=0.5, top_p_temperature=0.5, kl_rate=1.0
+    )
+    assert (spec.guides, spec.cooling, spec.grounding) == ([[1]], None, [7, 8])
+    assert spec.streams == [[1], [7, 8]]
+
+
+def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
+    spec = stack(CAD, {**KL, **OTHER, "sigma": 2}).spec(1.0, [[1], [2]])
+    assert spec.row == Row(alpha=0.5)
+    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=0.5)
+    assert spec.guides == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("bodies", "words"),
+    [
+        ((CAD, {**CAD, "method": "adacad"}), ("'cad' and 'adacad'", "one contrast")),
+        ((CAD, CAD), ("'cad' and 'cad'", "one contrast")),
+        ((KL, EDT), ("'kl_temperature' and 'entropy_temperature'", "one temperature")),
+        ((VDGD, VDGD), ("'vdgd' and 'vdgd'", "one contrast")),
+        ((CAD, VDGD), ("'cad' and 'vdgd'", "'score' to 'subtract'")),
+        ((ADDED, USCD), ("'vdgd' and 'uscd'", "contrast of logits")),
+        ((ALIGN, ADDED), ("'linear_alignment' and 'vdgd'", "candidate filter")),
+    ],
+)
+def test_clashes_name_both(bodies: tuple[dict[str, Any], ...], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        stack(*bodies)
+    (error,) = refused.value.errors()
+    assert (error["loc"], error["type"]) == (("list",), "methods_clash")
+    for word in words:
+        assert word in error["msg"]
+
+
+def test_what_may_be_combined() -> None:
+    assert stack(ALIGN, KL).name == "linear_alignment+kl_temperature"
+    assert stack({**ALIGN, "nucleus": 1}, ADDED).name == "linear_alignment+vdgd"
+    assert stack(VDGD, EDT).name == "vdgd+entropy_temperature"
+    assert stack(USCD, EDT).spec(1.0, [[1], None]).row.entropy_rate > 0
+
+
+def test_a_missing_guide_is_the_first_one_given() -> None:
+    methods = stack({"method": "cad"}, KL).methods
+    assert [m.guide for m in methods] == [methods[1].guide] * 2
+    with pytest.raises(ValidationError):
+        stack({"method": "cad"}, EDT)
+    # cfg has a natural guide, which nothing replaces.
+    assert stack({"method": "cfg"}, KL).methods[0].guide is None
+
+
+@pytest.mark.parametrize("body", [[], [3], ["cad"], [None]])
+def test_a_list_of_anything_else_is_refused(body: Any) -> None:
+    with pytest.raises(ValidationError):
+        adapter.validate_python(body)
+
+
+def test_figures_of_two_guides_are_told_apart() -> None:
+    one = stack(CAD, KL)
+    assert one.reports(False) == ("entropy", "kl", "jsd", "alpha", "temperature")
+    names = one.reports(True)
+    assert names == (
+        "entropy", "kl", "jsd", "alpha", "kl_temperature.kl", "kl_temperature.jsd", "temperature",
+    )  # fmt: skip
+    main = dict(zip(STATISTICS, range(8), strict=True))
+    figures = one.report([*main.values(), *(10.0 * v for v in main.values())], 2.0)
+    assert tuple(figures) == names
+    assert (figures["kl"], figures["kl_temperature.kl"]) == (main["kl"], 10 * main["kl"])
+    assert figures["temperature"] == 20 * main["factor"]
