@@ -83,18 +83,18 @@ def instrument(clock: Clock, cls: type) -> None:
 
 
 def install(clock: Clock, engine: Engine) -> None:
-    """Puts the clock into the scheduler, the runner, its table of pairs and the kernels."""
-    from divserve.engine import output, pairs, runner
+    """Puts the clock into the scheduler, the runner, its table of groups and the kernels."""
+    from divserve.engine import groups, output, runner
     from divserve_kernels import guide
 
     core = engine.core.engine_core.engine_core
     instrument(clock, type(core.scheduler))
     instrument(clock, type(core.model_executor.driver_worker.worker.model_runner))
-    instrument(clock, pairs.PairTable)
-    instrument(clock, pairs.Plan)
+    instrument(clock, groups.GroupTable)
+    instrument(clock, groups.Plan)
     instrument(clock, output.Report)
     # Names that these modules imported: replaced where they are called.
-    setattr(pairs, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
+    setattr(groups, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
     setattr(runner, "attach", clock.wrap(output.attach, "ours"))  # noqa: B010
 
 

@@ -56,37 +56,52 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
         return guides
 
     async def chat_completion_full_generator(
-        self, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+        self,
+        request: Any,
+        results: AsyncIterator[Any],
+        request_id: str,
+        model: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """vLLM's answer, with the account in every choice."""
         generate = super().chat_completion_full_generator
         if not is_guided(request):
-            return await generate(request, result_generator, *args, **kwargs)
+            return await generate(request, results, request_id, model, *args, **kwargs)
         reports = {}
 
         async def recorded() -> AsyncIterator[Any]:
-            async for result in result_generator:
+            async for result in results:
                 for output in result.outputs:
                     reports[output.index] = self._choice_report(request, 0)
                     reports[output.index].add(output)
                 yield result
 
-        response = await generate(request, recorded(), *args, **kwargs)
+        name = request.answered_as(model)
+        response = await generate(request, recorded(), request_id, name, *args, **kwargs)
         if not isinstance(response, ErrorResponse):
             for choice in response.choices:
                 choice.decoding = reports[choice.index].summary()
         return response
 
     def chat_completion_stream_generator(
-        self, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+        self,
+        request: Any,
+        results: AsyncIterator[Any],
+        request_id: str,
+        model: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> AsyncGenerator[str, None]:
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().chat_completion_stream_generator
         if not is_guided(request):
-            return generate(request, result_generator, *args, **kwargs)
+            return generate(request, results, request_id, model, *args, **kwargs)
         report = self._stream_report(request)
-        results = _recorded(result_generator, report)
-        return reported(generate(request, results, *args, **kwargs), results, report)
+        recorded = _recorded(results, report)
+        name = request.answered_as(model)
+        events = generate(request, recorded, request_id, name, *args, **kwargs)
+        return reported(events, recorded, report)
 
     async def _render_twin(self, twin: ChatRequest) -> Sequence[Any] | ErrorResponse:
         rendered = await self.online_renderer.render_chat(twin)

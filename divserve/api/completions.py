@@ -29,11 +29,19 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         return rendered
 
     def request_output_to_completion_response(
-        self, final_res_batch: Sequence[Any], request: Any, *args: Any, **kwargs: Any
+        self,
+        final_res_batch: Sequence[Any],
+        request: Any,
+        request_id: str,
+        created: int,
+        model: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """vLLM's answer, with the account in every choice."""
+        name = request.answered_as(model) if is_guided(request) else model
         response = super().request_output_to_completion_response(
-            final_res_batch, request, *args, **kwargs
+            final_res_batch, request, request_id, created, name, *args, **kwargs
         )
         if is_guided(request):
             choices = iter(response.choices)
@@ -48,18 +56,26 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         self,
         request: Any,
         engine_inputs: Sequence[Any],
-        result_generator: AsyncIterator[tuple[int, Any]],
+        results: AsyncIterator[tuple[int, Any]],
+        request_id: str,
+        created: int,
+        model: str,
         *args: Any,
         **kwargs: Any,
     ) -> AsyncGenerator[str, None]:
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().completion_stream_generator
         if not is_guided(request):
-            return generate(request, engine_inputs, result_generator, *args, **kwargs)
+            return generate(
+                request, engine_inputs, results, request_id, created, model, *args, **kwargs
+            )
         report = self._stream_report(request)
-        results = _recorded(result_generator, report)
-        events = generate(request, engine_inputs, results, *args, **kwargs)
-        return reported(events, results, report)
+        recorded = _recorded(results, report)
+        name = request.answered_as(model)
+        events = generate(
+            request, engine_inputs, recorded, request_id, created, name, *args, **kwargs
+        )
+        return reported(events, recorded, report)
 
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]

@@ -1,7 +1,9 @@
 """Refuses ``decoding`` where it would be ignored.
 
 vLLM's other routes (responses, messages, batch, render, invocations …) allow unknown fields and
-would answer plainly, so a JSON body with a non-null ``decoding`` at its top level is a 400 there.
+would answer plainly, so a JSON body with a non-null ``decoding`` at its top level, or with a
+preset's alias as its ``model``, is a 400 there (an alias not for the tokenizer, which decodes
+nothing).
 The two guided routes pass through without a look; other bodies reach their route as they came.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,15 +22,23 @@ from divserve.errors import InvalidRequest
 
 __all__ = ["RefuseDecoding"]
 
+PLAIN_ROUTES = ("/tokenize", "/detokenize")
+
 # The key may be written with escapes or in UTF-16, both of which json.loads reads.
-MAY_HAVE_KEY = re.compile(rb"decoding|\\u|\x00")
+MAY_HAVE_KEY = re.compile(rb"decoding|@|\\u|\x00")
 
 
 class RefuseDecoding:
-    """Pure ASGI middleware, to be placed inside authentication."""
+    """Pure ASGI middleware, to be placed inside authentication.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the application.
+        aliases: the model names that stand for a preset.
+    """
+
+    def __init__(self, app: ASGIApp, aliases: Container[str] = ()) -> None:
         self.app = app
+        self.aliases = aliases
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or not _to_check(scope):
@@ -35,7 +46,8 @@ class RefuseDecoding:
             return
         messages = await _read(receive)
         body = b"".join(message.get("body", b"") for message in messages)
-        if _has_decoding(body):
+        aliases = () if scope["path"].endswith(PLAIN_ROUTES) else self.aliases
+        if _asks_for_decoding(body, aliases):
             await error_response(_refusal(scope["path"]))(scope, receive, send)
             return
         await self.app(scope, _replay(messages, receive), send)
@@ -58,20 +70,25 @@ async def _read(receive: Receive) -> list[Message]:
     return messages
 
 
-def _has_decoding(body: bytes) -> bool:
+def _asks_for_decoding(body: bytes, aliases: Container[str]) -> bool:
     if not MAY_HAVE_KEY.search(body):
         return False
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and value.get("decoding") is not None
+    if not isinstance(value, dict):
+        return False
+    model = value.get("model")
+    return value.get("decoding") is not None or (isinstance(model, str) and model in aliases)
 
 
 def _refusal(path: str) -> InvalidRequest:
     routes = " and ".join(GUIDED_ROUTES)
     return InvalidRequest(
-        f"{path} does not take 'decoding': send it to {routes}, or leave it out.", param="decoding"
+        f"{path} does not take 'decoding', nor the model alias of a preset: send it to {routes}, "
+        "or leave it out.",
+        param="decoding",
     )
 
 

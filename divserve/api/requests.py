@@ -49,6 +49,7 @@ class Guided(BaseModel):
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
     _grounding: list[int] = PrivateAttr(default_factory=list)
     _temperature: float = PrivateAttr(default=1.0)
+    _alias: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Guided:
@@ -78,6 +79,14 @@ class Guided(BaseModel):
     def sampled_at(self) -> float:
         """The temperature of the final sampling parameters, after the server's defaults."""
         return self._temperature
+
+    def answer_as(self, alias: str) -> None:
+        """Makes the answer carry this model name."""
+        self._alias = alias
+
+    def answered_as(self, model: str) -> str:
+        """The model name of the answer, where vLLM's would be ``model``."""
+        return self._alias or model
 
     def param_of(self, method: Method) -> str:
         """The path of a method in the body: ``decoding``, or ``decoding.0`` in a list."""

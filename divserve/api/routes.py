@@ -1,4 +1,4 @@
-"""The routes: vLLM's two generation routes with our bodies, and the list of methods."""
+"""The routes: vLLM's two generation routes with our bodies, and the lists of what we add."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from divserve.api.errors import ErrorBody
+from divserve.api.presets import with_preset
 from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
@@ -44,7 +45,7 @@ router = APIRouter()
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    return _primed(await answer_chat(request, raw_request))
+    return _primed(await answer_chat(await with_preset(request, raw_request), raw_request))
 
 
 @router.post(
@@ -57,7 +58,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    return _primed(await answer_completion(request, raw_request))
+    return _primed(await answer_completion(await with_preset(request, raw_request), raw_request))
 
 
 @router.get("/v1/decoding/methods")
@@ -67,6 +68,14 @@ async def list_methods() -> dict[str, Any]:
         "object": "list",
         "data": [_describe(name, method) for name, method in METHODS.items()],
     }
+
+
+@router.get("/v1/decoding/presets")
+async def list_presets(raw_request: Request) -> dict[str, Any]:
+    """The presets by name: what the model alias ``MODEL@NAME`` stands for."""
+    presets = raw_request.app.state.presets
+    data = [{"preset": name, "decoding": value} for name, value in presets.items()]
+    return {"object": "list", "data": data}
 
 
 def install(app: FastAPI) -> None:
@@ -99,7 +108,8 @@ def _describe(name: str, method: type[Method]) -> dict[str, Any]:
         "paper": method.paper,
         "url": method.url,
         "needs": method.needs,
-        "guide_required": method.natural_guide is None,
+        "guide_required": method.needs_guide(),
+        "role": method.role,
         "reports": list(method.reports),
         "parameters": {"type": "object", "properties": own, "additionalProperties": False},
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from divserve import __version__
+from divserve.decoding import presets
 from divserve.engine import checks, cpu
 from divserve.errors import StartupError
 
@@ -66,7 +68,17 @@ def parse(argv: Sequence[str]) -> Namespace:
         )
     )
     parser.set_defaults(host="127.0.0.1", **(cpu.flag_defaults(model) if _is_cpu() else {}))
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.json",
+        help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
+    )
+    # What vLLM makes of a mapping 'presets' in the file of --config.
+    parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
+    args.decodings = presets.load(args.preset, args.presets)
     if args.model_tag is not None:
         args.model = args.model_tag
     elif args.model == parser.get_default("model") and args.config is None:

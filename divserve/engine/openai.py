@@ -9,6 +9,7 @@
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
+| `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
@@ -31,6 +32,7 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.utils.api_utils import (
@@ -42,6 +44,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
 
 __all__ = [
+    "BaseModelPath",
     "ChatCompletionMessageParam",
     "ChatCompletionRequest",
     "CompletionRequest",

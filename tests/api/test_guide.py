@@ -184,7 +184,7 @@ def test_noise_of_a_prompt_needs_the_instruction() -> None:
         ([1, 2], {"instruction": "Add."}, "decoding.instruction"),
     ):
         with pytest.raises(InvalidRequest) as refusal:
-            completion_prompt(prompt, Instructive(method="instructive", **fields), "decoding")  # type: ignore[arg-type]
+            completion_prompt(prompt, Instructive(method="instructive", **fields), "decoding")
         assert refusal.value.param == param
 
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import AsyncIterator
 from typing import Any
 
-from divserve.decoding import STATISTICS
+from divserve.decoding import STATISTICS, presets
 from divserve.errors import ApiError
 from tests.support.models import SMOLLM2
 
@@ -39,6 +39,7 @@ class FakeClient:
         self.fail_at: int | None = None
         """Number of tokens after which `error` is raised."""
         self.error: Exception = ApiError("broken")
+        self.row: tuple[float, ...] = ROW
         self.report = True
         """Whether statistics come with the tokens."""
 
@@ -78,7 +79,7 @@ class FakeClient:
         reason = "length" if last else None
         output = CompletionOutput(index, text, tokens, None, None, finish_reason=reason)
         if self.orders[-1] is not None and self.report:
-            output.guidance = [ROW] * len(tokens)
+            output.guidance = [self.row] * len(tokens)
         return output
 
 
@@ -91,4 +92,5 @@ def arguments() -> Namespace:
     flags = ["--served-model-name", "smol", "--dtype", "float32", "--max-model-len", "256"]
     args: Namespace = parser.parse_args([str(SMOLLM2), *flags])
     args.model = args.model_tag
+    args.decodings = presets.load([])
     return args

@@ -1,0 +1,53 @@
+"""Presets behind model aliases: ``MODEL@NAME`` decodes with the preset of that name."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+
+from divserve.api.requests import Guided
+from divserve.engine.openai import BaseModelPath
+from divserve.errors import InvalidRequest
+
+__all__ = ["aliases_of", "install", "with_preset"]
+
+T = TypeVar("T", bound=Guided)
+
+
+def aliases_of(args: Namespace) -> dict[str, Any]:
+    """The presets of a server by their model aliases: one per served name and preset."""
+    served = args.served_model_name or [args.model]
+    return {f"{model}@{name}": value for model in served for name, value in args.decodings.items()}
+
+
+def install(app: FastAPI, args: Namespace) -> None:
+    """Adds the aliases to the models of `app`, which its registry lists at /v1/models."""
+    aliases = aliases_of(args)
+    models = app.state.openai_serving_models.base_model_paths
+    models += [BaseModelPath(name=alias, model_path=args.model) for alias in aliases]
+    app.state.presets = args.decodings
+    app.state.preset_of_alias = aliases
+
+
+async def with_preset(request: T, raw_request: Request) -> T:
+    """The request, decoded with the preset of its model unless it says how itself.
+
+    Raises:
+        InvalidRequest: the preset does not go with the rest of the request.
+    """
+    alias: str | None = getattr(request, "model", None)
+    preset = raw_request.app.state.preset_of_alias.get(alias)
+    if preset is None or alias is None:
+        return request
+    if "decoding" not in request.model_fields_set:
+        body = await raw_request.json()
+        try:
+            request = type(request).model_validate({**body, "decoding": preset})
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"The preset of {alias}: {error.message}", param=error.param, code=error.code
+            ) from None
+    request.answer_as(alias)
+    return request

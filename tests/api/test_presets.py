@@ -1,0 +1,198 @@
+"""Presets behind model aliases, stacks and documents, on a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from divserve.decoding import presets
+from tests.support.fake_client import ROW, FakeClient, arguments
+
+# vLLM reads its own deprecated field.
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
+DOCUMENT = "The capital of France is Lyon."
+QUESTION = "What is the capital of France?"
+PARTS = [
+    {"type": "text", "text": f"{DOCUMENT} ", "name": "document"},
+    {"type": "text", "text": QUESTION},
+]
+MARKED = [{"role": "user", "content": PARTS}]
+CFG = {"method": "cfg", "scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeClient:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return FakeClient(AsyncEngineArgs.from_cli_args(arguments()).create_engine_config())
+
+
+@pytest.fixture(scope="module")
+def app(engine: FakeClient) -> Any:
+    from divserve.server import build_app
+
+    args = arguments()
+    args.decodings = presets.load([], {"strong": CFG})
+    return asyncio.run(build_app(engine, args))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def http(app: Any, engine: FakeClient) -> TestClient:
+    engine.orders.clear()
+    return TestClient(app)
+
+
+def ask(http: TestClient, **body: Any) -> Any:
+    body = {"model": "smol", "messages": MARKED, **body}
+    return http.post("/v1/chat/completions", json=body)
+
+
+def error(response: Any) -> dict[str, Any]:
+    assert response.status_code == 400, response.text
+    found: dict[str, Any] = response.json()["error"]
+    return found
+
+
+def test_aliases_are_listed(http: TestClient) -> None:
+    models = [model["id"] for model in http.get("/v1/models").json()["data"]]
+    assert models == ["smol", "smol@faithful", "smol@diverse", "smol@strong"]
+    listed = http.get("/v1/decoding/presets").json()["data"]
+    assert listed[-1] == {"preset": "strong", "decoding": CFG}
+
+
+def test_a_preset_decodes(http: TestClient, engine: FakeClient) -> None:
+    answer = ask(http, model="smol@faithful").json()
+    assert answer["model"] == "smol@faithful"
+    account = answer["choices"][0]["decoding"]
+    assert account["method"] == "adacad+kl_temperature"
+    (order,) = engine.orders
+    (guide,) = order["guides"]
+    text = engine.renderer.tokenizer.decode(guide)
+    assert QUESTION in text
+    assert DOCUMENT not in text
+    assert account["guide_prompt_tokens"] == len(guide)
+
+
+def test_a_preset_streams_under_its_alias(http: TestClient) -> None:
+    lines = ask(http, model="smol@strong", stream=True).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert {chunk["model"] for chunk in chunks} == {"smol@strong"}
+    assert chunks[-1]["choices"][0]["decoding"]["method"] == "cfg"
+
+
+def test_text_completions_take_presets(http: TestClient) -> None:
+    answer = http.post("/v1/completions", json={"model": "smol@strong", "prompt": "A b"}).json()
+    assert (answer["model"], answer["choices"][0]["decoding"]["method"]) == ("smol@strong", "cfg")
+    refused = http.post("/v1/completions", json={"model": "smol@faithful", "prompt": "A b"})
+    assert error(refused)["message"].startswith("The preset of smol@faithful: Completions take")
+
+
+def test_the_requests_own_field_wins(http: TestClient, engine: FakeClient) -> None:
+    own = ask(http, model="smol@strong", decoding={"method": "cfg", "scale": 3}).json()
+    assert own["model"] == "smol@strong"
+    plain = ask(http, model="smol@strong", decoding=None).json()
+    assert "decoding" not in plain["choices"][0]
+    assert [order and order["row"][1] for order in engine.orders] == [2.0, None]
+
+
+def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:
+    question = [{"role": "user", "content": QUESTION}]
+    missing = error(ask(http, model="smol@faithful", messages=question))
+    assert missing["param"] == "decoding.0.guide.documents"
+    assert '"name": "document"' in missing["message"]
+    assert "beam" in error(ask(http, model="smol@strong", use_beam_search=True))["message"]
+    assert ask(http, model="smol@nothing").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_an_alias_elsewhere_is_refused(http: TestClient, path: str) -> None:
+    refused = error(http.post(path, json={"model": "smol@strong", "input": "a"}))
+    assert "alias of a preset" in refused["message"]
+
+
+def test_an_alias_can_be_tokenized(http: TestClient) -> None:
+    body = {"model": "smol@strong", "prompt": "a"}
+    assert http.post("/tokenize", json=body).status_code == 200
+    assert error(http.post("/tokenize", json={**body, "decoding": CFG}))["param"] == "decoding"
+
+
+def test_the_template_must_show_the_documents(http: TestClient) -> None:
+    """SmolLM2's does not, so the guide would be the prompt itself."""
+    refused = error(
+        ask(
+            http,
+            model="smol@diverse",
+            messages=[{"role": "user", "content": QUESTION}],
+            documents=[{"title": "a", "text": DOCUMENT}],
+        )
+    )
+    assert "does not render 'documents'" in refused["message"]
+
+
+def test_a_list_of_one_is_that_method(http: TestClient, engine: FakeClient) -> None:
+    one, several = (ask(http, decoding=value).json() for value in (CFG, [CFG]))
+    assert one["choices"] == several["choices"]
+    assert engine.orders[0] == engine.orders[1]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "param"),
+    [
+        ([CFG, {"method": "cad", "guide": {"without": DOCUMENT}}], "decoding"),
+        ([CFG, {"method": "kl_temperature", "sigma": -1}], "decoding.1.sigma"),
+        ([{"method": "cad", "guide": {"without": "nowhere"}}], "decoding.0.guide.without"),
+        ([{"method": "cad", "guide": {"prompt": "x"}}], "decoding.0.guide.prompt"),
+        ([{"method": "kl_temperature"}], "decoding.0.guide"),
+        ([], "decoding"),
+        ({"method": "vdgd", "grounding": " "}, "decoding.grounding"),
+        ({"method": "vdgd", "grounding": "word " * 600}, "decoding.grounding"),
+        ({"method": "entropy_temperature", "guide": {"documents": True}}, "decoding.guide"),
+        ({"method": "instructive", "noise": "null"}, "decoding.noise"),
+        ({"method": "instructive", "instruction": "Sing!"}, "decoding.instruction"),
+    ],
+)
+def test_refusals_name_the_field(http: TestClient, decoding: Any, param: str) -> None:
+    assert error(ask(http, decoding=decoding))["param"] == param
+
+
+def test_two_guides_are_two_streams(http: TestClient, engine: FakeClient) -> None:
+    """Their figures are told apart, and both streams are counted."""
+    engine.row = (*ROW, *ROW)
+    decoding = [
+        {"method": "adacad", "guide": {"documents": True}},
+        {"method": "kl_temperature", "guide": {"without": QUESTION}, "trace": True},
+    ]
+    account = ask(http, decoding=decoding).json()["choices"][0]["decoding"]
+    engine.row = ROW
+    assert {"kl", "kl_temperature.kl", "temperature"} < account["mean"].keys()
+    assert account["guide_prompt_tokens"] == sum(map(len, engine.orders[0]["guides"]))
+    assert len(engine.orders[0]["guides"]) == 2
+    assert "kl_temperature.jsd" in account["trace"][0]
+
+
+def test_a_grounding_text_is_a_stream(http: TestClient, engine: FakeClient) -> None:
+    decoding = {"method": "vdgd", "grounding": DOCUMENT, "reduce": "avg"}
+    account = ask(http, decoding=decoding).json()["choices"][0]["decoding"]
+    (order,) = engine.orders
+    assert engine.renderer.tokenizer.decode(order["grounding"]) == DOCUMENT
+    assert (order["guides"], order["average"]) == ([], True)
+    assert account["guide_prompt_tokens"] == len(order["grounding"])
+
+
+def test_settings_file(tmp_path: Path) -> None:
+    """The section ``presets`` beside vLLM's own settings."""
+    from divserve.engine.launch import parse
+
+    settings, preset = tmp_path / "settings.yaml", tmp_path / "soft.json"
+    settings.write_text("port: 8123\npresets:\n  strong: {method: cfg, scale: 2}\n")
+    preset.write_text('{"method": "entropy_temperature"}')
+    args = parse(["some/model", "--config", str(settings), "--preset", f"soft={preset}"])
+    assert args.port == 8123
+    assert args.decodings["strong"] == {"method": "cfg", "scale": 2}
+    assert args.decodings["soft"] == {"method": "entropy_temperature"}

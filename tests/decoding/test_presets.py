@@ -1,0 +1,55 @@
+"""Named decodings: what is shipped, what a user may add, and what stops a start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from divserve.decoding import Decoding, Stack
+from divserve.decoding.presets import SHIPPED, load
+from divserve.errors import StartupError
+
+CFG = {"method": "cfg", "scale": 2}
+
+
+def test_the_shipped_presets_are_decodings() -> None:
+    names = {
+        name: Stack(TypeAdapter(Decoding).validate_python(v)).name for name, v in SHIPPED.items()
+    }
+    assert names == {"faithful": "adacad+kl_temperature", "diverse": "kl_temperature"}
+    assert load([]) == SHIPPED
+
+
+def test_a_file_and_a_section(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([CFG, {"method": "entropy_temperature"}]))
+    found = load([f"mine={file}"], {"diverse": CFG})
+    assert found["mine"][0] == CFG
+    assert found["diverse"] == CFG
+    assert found["faithful"] == SHIPPED["faithful"]
+
+
+@pytest.mark.parametrize(
+    ("files", "section", "words"),
+    [
+        (["mine"], None, "NAME=FILE.json, not 'mine'"),
+        (["mine={folder}/none.json"], None, "cannot read"),
+        (["mine={folder}/bad.json"], None, "not valid JSON"),
+        ([], ["cfg"], "maps names"),
+        ([], {"a b": CFG}, "preset 'a b': a name is"),
+        ([], {"mine": {"method": "cfg", "scale": -1}}, "preset 'mine': cfg.scale: Input should be"),
+        ([], {"mine": [CFG, CFG]}, "'cfg' and 'cfg' clash"),
+        (["mine={folder}/cfg.json"], {"mine": CFG}, "'mine' is given twice"),
+    ],
+)
+def test_what_stops_a_start(tmp_path: Path, files: list[str], section: Any, words: str) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "cfg.json").write_text(json.dumps(CFG))
+    with pytest.raises(StartupError) as refused:
+        load([item.format(folder=tmp_path) for item in files], section)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
