@@ -65,8 +65,9 @@ format: $(DEV)  ## mend style and formatting
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: setup  ## measure throughput, kernels and overhead (ten minutes)
+bench: setup  ## measure throughput, methods, kernels and overhead (15 minutes)
 	@$(BIN)/python -m bench.lockstep $(ARGS)
+	@$(BIN)/python -m bench.menu
 	@$(BIN)/python -m bench.kernels
 	@$(BIN)/python -m bench.step_overhead
 	@$(BIN)/python -m bench.plot_kernels
