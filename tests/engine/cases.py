@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.engine import Engine, order, random_prompt
+from tests.support.engine import Engine, order, random_prompt, stacked
 from tests.support.hf import Answer, Reference
 from tests.support.models import TINY_VOCAB
 
-METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature")
+METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature", "coiecd", "instructive")
 NEAR_TIE = 1e-3
 """Below this gap between the two best logits float32 rounding may pick either token."""
 
@@ -60,7 +60,7 @@ def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
                     max_tokens=case.max_tokens,
                     ignore_eos=True,
                     detokenize=False,
-                    extra_args=order(case.method, case.guide) if case.guide else None,
+                    extra_args=order_of(case),
                 ),
             )
             for case in cases
@@ -68,6 +68,13 @@ def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
         **options,
     )
     return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+def order_of(case: Case) -> dict[str, Any] | None:
+    """What the engine is told of a case; the guide of VDGD is its grounding text."""
+    if case.method == "vdgd":
+        return stacked([{"method": "vdgd", "grounding": "x"}], [None], grounding=case.guide)
+    return order(case.method, case.guide) if case.method else None
 
 
 def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:

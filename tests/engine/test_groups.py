@@ -44,23 +44,28 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def cases(tiny_reference: hf.Reference) -> list[Case]:
-    """Every method alone, stacks of all kinds and plain requests."""
+    """Twice every method alone, stacks of all kinds and a plain request."""
+    return make_cases(tiny_reference, rounds=2)
+
+
+def make_cases(reference: hf.Reference, rounds: int) -> list[Case]:
+    """All kinds of groups over random prompts, in random order."""
     rng = random.Random(5)
 
-    def prompts() -> tuple[list[int], list[int], list[int], list[int]]:
-        lengths = [rng.choice([1, 2, 32, 33, 40, 100]) for _ in range(4)]
+    def prompts() -> tuple[list[int], list[int], list[int]]:
+        lengths = [rng.choice([1, 2, 32, 33, 40, 100]) for _ in range(3)]
         return tuple(random_prompt(rng, n, TINY_VOCAB) for n in lengths)  # type: ignore[return-value]
 
     found = []
-    for _ in range(2):
+    for _ in range(rounds):
         for method in GUIDED:
-            prompt, guide, *_ = prompts()
-            answer = tiny_reference.greedy(prompt, guide, method, TOKENS)
+            prompt, guide, _ = prompts()
+            answer = reference.greedy(prompt, guide, method, TOKENS)
             found.append(Case(method, prompt, stacked([{"method": method}], [guide]), answer))
-        found += [grounded(tiny_reference, *prompts(), kind) for kind in KINDS]
-        found += [with_two_guides(tiny_reference, *prompts()[:3]), warm(tiny_reference, *prompts())]
+        found += [grounded(reference, *prompts(), kind) for kind in KINDS]
+        found += [with_two_guides(reference, *prompts()), warm(reference, prompts()[0])]
         prompt = prompts()[0]
-        found.append(Case("plain", prompt, None, tiny_reference.greedy(prompt, None, "", TOKENS)))
+        found.append(Case("plain", prompt, None, reference.greedy(prompt, None, "", TOKENS)))
     rng.shuffle(found)
     return found
 
@@ -73,7 +78,6 @@ def grounded(
     prompt: list[int],
     guide: list[int],
     text: list[int],
-    _: list[int],
     kind: str,
 ) -> Case:
     """VDGD alone in three variants, or added to CAD."""
@@ -103,7 +107,7 @@ def with_two_guides(
     return Case("two guides", prompt, stacked(bodies, [other, guide]), answer)
 
 
-def warm(reference: hf.Reference, prompt: list[int], *_: list[int]) -> Case:
+def warm(reference: hf.Reference, prompt: list[int]) -> Case:
     """EDT: greedy as plain."""
     answer = reference.greedy(prompt, None, "", TOKENS)
     return Case("edt", prompt, stacked([{"method": "entropy_temperature"}], [None]), answer)

@@ -1,4 +1,4 @@
-"""SmolLM2 in float32: twelve documents × four methods and plain requests, in one batch.
+"""SmolLM2 in float32: twelve documents × all methods and plain requests, in one batch.
 
 The reference runs the two prompts separately in Hugging Face; plain requests are also compared with
 an engine without divserve.
@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.engine.cases import METHOD_NAMES, Case, mismatches, run
+from divserve.decoding import METHODS
+from tests.engine.cases import Case, mismatches, run
 from tests.support.engine import Engine
-from tests.support.hf import Reference
+from tests.support.hf import Reference, vdgd
 
 TOKENS = 10
 ROOM: dict[str, Any] = {"max_num_seqs": 128, "max_num_batched_tokens": 512, "max_model_len": 512}
-"""All 12 × (4 × 2 + 1) rows at once."""
+"""All rows of a few documents at once."""
+CONTRASTS = ("cad", "adacad", "cfg", "coiecd", "instructive", "linear_alignment", "uscd")
 
 FACTS = [
     ("The capital of France is Lyon.", "What is the capital of France?"),
@@ -69,7 +71,11 @@ def cases(reference: Reference, prompts: list[tuple[list[int], list[int]]]) -> l
         found.append(Case(prompt, None, "", TOKENS, plain))
         # Temperature never changes the order of the tokens.
         found.append(Case(prompt, guide, "kl_temperature", TOKENS, plain))
-        for method in ("cad", "adacad", "cfg"):
+        found.append(Case(prompt, None, "entropy_temperature", TOKENS, plain))
+        vector = reference.grounding(guide)
+        grounded = reference.stacked(prompt, [], lambda z, v=vector: vdgd(z[0], v), TOKENS)  # type: ignore[misc]
+        found.append(Case(prompt, guide, "vdgd", TOKENS, grounded))
+        for method in CONTRASTS:
             expected = reference.greedy(prompt, guide, method, TOKENS)
             found.append(Case(prompt, guide, method, TOKENS, expected))
     return found
@@ -82,7 +88,7 @@ def stock_answers(smollm2: Path, cases: list[Case]) -> list[list[int]]:
     Before the other engine: closing one tears down torch's process groups of both.
     """
     stock = Engine(smollm2, lockstep=False, **ROOM)
-    answers = run(stock, [c for c in cases if c.guide is None])
+    answers = run(stock, [c for c in cases if not c.method])
     stock.close()
     return answers
 
@@ -96,7 +102,7 @@ def engine(smollm2: Path, stock_answers: Any) -> Iterator[Engine]:
 
 
 def test_one_batch_equals_the_reference(engine: Engine, cases: list[Case]) -> None:
-    assert Counter(c.method for c in cases) == dict.fromkeys((*METHOD_NAMES, ""), 12)
+    assert Counter(c.method for c in cases) == dict.fromkeys((*METHODS, ""), 12)
     assert mismatches(cases, run(engine, cases)) == []
     assert set(engine.leftovers().values()) == {0}
 
@@ -105,13 +111,13 @@ def test_plain_requests_equal_stock_vllm(
     engine: Engine, cases: list[Case], stock_answers: list[list[int]]
 ) -> None:
     mixed = run(engine, cases)
-    assert [t for t, c in zip(mixed, cases, strict=True) if c.guide is None] == stock_answers
+    assert [t for t, c in zip(mixed, cases, strict=True) if not c.method] == stock_answers
 
 
 def test_methods_change_answers(cases: list[Case]) -> None:
     """Guards the tests above: the guide matters to what is compared."""
     by_method: dict[str, int] = Counter()
-    plain = {tuple(c.prompt): c.expected.tokens for c in cases if c.guide is None}
+    plain = {tuple(c.prompt): c.expected.tokens for c in cases if not c.method}
     for case in cases:
         by_method[case.method] += case.expected.tokens != plain[tuple(case.prompt)]
-    assert min(by_method[m] for m in ("cad", "adacad", "cfg")) > 0
+    assert min(by_method[m] for m in (*CONTRASTS, "vdgd")) > 0

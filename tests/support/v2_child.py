@@ -33,10 +33,13 @@ def main(model: Path, mode: str, blocks: int) -> None:
 
     from vllm import SamplingParams
 
+    from tests.engine import test_groups
     from tests.engine.cases import mismatches, mixed_cases, run
     from tests.support.engine import Engine, order
     from tests.support.hf import Reference
 
+    test_groups.TOKENS = 6
+    groups = test_groups.make_cases(Reference(model), rounds=1)
     cases = mixed_cases(Reference(model), guided=8, plain=3, longest=80, seed=2)
     for case in cases:
         case.max_tokens = min(case.max_tokens, 10)
@@ -49,7 +52,10 @@ def main(model: Path, mode: str, blocks: int) -> None:
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     result: dict[str, object] = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],
-        "mismatches": mismatches(cases, run(engine, cases)),
+        "mismatches": [
+            *mismatches(cases, run(engine, cases)),
+            *test_groups.mismatches(groups, test_groups.run(engine, groups)),
+        ],
         "leftovers": engine.leftovers(),
     }
     seeded = SamplingParams(
