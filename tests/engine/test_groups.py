@@ -151,7 +151,7 @@ def test_mixed_batch_equals_solo_runs(engine: Engine, cases: list[Case]) -> None
 
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
     """Preemption takes whole groups; a grounding text is read again from its start."""
-    engine = Engine(tiny, blocks=14, max_model_len=256, max_num_seqs=12)
+    engine = Engine(tiny, blocks=17, max_model_len=256, max_num_seqs=12)
     preempted = 0
     preempt = engine.scheduler._preempt_request
 
