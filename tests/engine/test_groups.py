@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from vllm import SamplingParams
 
+from divserve.decoding import METHODS
 from tests.engine.cases import NEAR_TIE
 from tests.support import hf
 from tests.support.engine import Engine, random_prompt, stacked
@@ -177,6 +178,20 @@ def test_aborts_leave_nothing(engine: Engine, cases: list[Case]) -> None:
             engine.core.step()
         engine.core.abort_request([f"r{i}" for i in range(len(guided))])
         assert set(engine.leftovers().values()) == {0}, steps
+
+
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.neutral is not None])
+def test_neutral_parameters_are_plain(engine: Engine, method: str) -> None:
+    """Sampled with a seed: token for token what the plain request gets."""
+    rng = random.Random(9)
+    prompt, guide = (random_prompt(rng, n, TINY_VOCAB) for n in (50, 35))
+    neutral = METHODS[method].neutral or {}
+    order = stacked([{"method": method, **neutral}], [guide if METHODS[method].guided else None], 1)
+    tokens = []
+    for extra in (order, None):
+        params = greedy(extra, temperature=1.0, seed=4)
+        tokens.append(engine.generate([(prompt, params)])[0].outputs[0].token_ids)
+    assert tokens[0] == tokens[1]
 
 
 def test_second_temperature_is_that_of_its_own_guide(
