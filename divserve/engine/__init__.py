@@ -4,8 +4,8 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 
 | seam | what we do there | file |
 |---|---|---|
-| ``Scheduler.add_request`` | make the guide row of a request | admission.py |
-| ``Scheduler._handle_blocked_waiting_request`` | admit both members or none | admission.py |
+| ``Scheduler.add_request`` | make the other rows of a request | admission.py |
+| ``Scheduler._handle_blocked_waiting_request`` | admit all members or none | admission.py |
 | ``Scheduler._get_local_prefix_cache_hit`` | leave a token before the held one | admission.py |
 | ``Scheduler._reserve_prefill_lookahead`` | hold members one token back | admission.py |
 | ``Scheduler.schedule``, ``_pause_state`` | release, join, preempt whole groups | scheduler.py |
@@ -17,6 +17,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``ModelRunnerOutput`` (open attributes) | statistics to the scheduler | output.py |
 | ``GPUModelRunner.sample_tokens``, ``_sample`` (V1) | guide logits, copy token | runner.py |
 | ``GPUModelRunner.sample`` (V2) | guide logits, copy token | runner_v2.py |
+| ``hidden_states`` of both, ``model.compute_logits`` | read grounding texts | grounding.py |
 | ``Worker.init_device``, ``CPUWorker.init_device`` | install the runner hook | worker.py |
 | ``OutputProcessor.add_request``, ``process_outputs`` | collect statistics | ledger.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
