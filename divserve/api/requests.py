@@ -32,6 +32,14 @@ CONFLICTS = {
 }
 """Fields that exclude ``decoding`` when set, and why."""
 
+MASKS = {
+    "structured_outputs": "the grammar (response_format, structured_outputs, a forced tool)",
+    "allowed_token_ids": "allowed_token_ids",
+    "bad_words": "bad_words",
+    "min_tokens": "min_tokens",
+}
+"""Sampling parameters that forbid tokens, and what set them."""
+
 
 Guides = Sequence[list[int] | None]
 """Token ids of the guide of each method of a stack; None for a method without one."""
@@ -131,8 +139,21 @@ class Guided(BaseModel):
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
+        if spec.row.drops_tokens():
+            self._refuse_masks(params)
         params.extra_args = {**(params.extra_args or {}), WIRE_KEY: spec}
         return params
+
+    def _refuse_masks(self, params: Any) -> None:
+        """Raises `InvalidRequest` for what masks tokens after a method has dropped others."""
+        stack = self.stack
+        masks = next((name for name in MASKS if getattr(params, name, None)), None)
+        if masks is not None and stack is not None:
+            raise InvalidRequest(
+                f"{stack.name} drops tokens, which could leave none that {MASKS[masks]} allows: "
+                "use one without the other, or a method that only contrasts (cad, adacad, cfg …).",
+                param="decoding",
+            )
 
 
 class ChatRequest(Guided, ChatCompletionRequest):

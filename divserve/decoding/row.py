@@ -67,6 +67,10 @@ class Row(NamedTuple):
     min_factor: float = 1e-4
     """Smallest temperature factor."""
 
+    def drops_tokens(self) -> bool:
+        """Whether it may give tokens the probability 0."""
+        return self.top_p < 1 or self.log_plausibility > -math.inf or self.form == Form.PROBABILITY
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:

@@ -36,6 +36,7 @@ class Vdgd(Method):
     method: Literal["vdgd"]
     grounding: str = Field(
         min_length=1,
+        max_length=1_000_000,
         description="The text, read by the model on its own: not inserted into the prompt.",
     )
     reduce: Literal["min", "avg"] = Field(

@@ -161,6 +161,26 @@ def test_refusals_name_the_field(http: TestClient, decoding: Any, param: str) ->
     assert error(ask(http, decoding=decoding))["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("allowed_token_ids", [5, 6]),
+        ("bad_words", ["no"]),
+        ("min_tokens", 2),
+    ],
+)
+def test_what_drops_tokens_and_what_forbids_them(http: TestClient, field: str, value: Any) -> None:
+    """Together they could leave no token at all; a contrast leaves them all."""
+    for method in ("uscd", "linear_alignment"):
+        dropping = {"method": method, "guide": {"documents": True}}
+        refused = error(ask(http, decoding=dropping, **{field: value}))
+        assert refused["message"].startswith(f"{method} drops tokens")
+        assert refused["param"] == "decoding"
+    contrast = {"method": "linear_alignment", "nucleus": 1, "guide": {"documents": True}}
+    assert ask(http, decoding=contrast, **{field: value}).status_code == 200
+
+
 def test_two_guides_are_two_streams(http: TestClient, engine: FakeClient) -> None:
     """Their figures are told apart, and both streams are counted."""
     engine.row = (*ROW, *ROW)
