@@ -7,10 +7,11 @@ from typing import Any
 import openai
 import pytest
 
-from divserve.decoding import METHODS as REGISTRY
+from divserve.decoding import METHODS
 from tests.support.chat import (
-    METHODS,
+    DOCUMENT,
     PROMPT,
+    QUESTION,
     Streamed,
     account,
     chat,
@@ -32,12 +33,54 @@ def test_every_method_answers_and_accounts_for_each_token(
     report = account(choice)
     steps = response.usage.completion_tokens
     assert report["method"] == method
-    assert report["applied_steps"] == len(report["trace"]) == steps == 12
-    assert tuple(report["mean"]) == REGISTRY[method].reports
+    assert report["applied_steps"] == len(report["trace"]) == steps > 2
+    assert tuple(report["mean"]) == METHODS[method].reports
     for name, mean in report["mean"].items():
         figures = [entry[name] for entry in report["trace"]]
         assert mean == pytest.approx(sum(figures) / steps, abs=1e-6)
-    assert "".join(entry["token"] for entry in report["trace"]) == choice.message.content
+    text = "".join(entry["token"] for entry in report["trace"])
+    assert text.removesuffix("<|im_end|>") == choice.message.content
+
+
+STACK = [
+    guided("adacad"),
+    {"method": "kl_temperature", "guide": {"without": QUESTION}, "trace": True},
+]
+
+
+def test_a_stack_with_two_guides(client: openai.OpenAI) -> None:
+    """Streamed and whole; both divergences are told, and they differ."""
+    (whole,) = chat(client, STACK, temperature=0.8, seed=2).choices
+    streamed = Streamed(chat(client, STACK, temperature=0.8, seed=2, stream=True))
+    report = account(whole)
+    assert report["method"] == "adacad+kl_temperature"
+    assert streamed.text == {0: whole.message.content}
+    assert any(abs(e["kl"] - e["kl_temperature.kl"]) > 0.01 for e in report["trace"])
+    for entry in report["trace"]:
+        expected = 0.8 * 2 ** -entry["kl_temperature.kl"]
+        assert entry["temperature"] == pytest.approx(max(expected, 1e-4), rel=1e-3)
+        assert entry["alpha"] == pytest.approx(entry["jsd"], abs=1e-6)
+
+
+def test_a_preset_by_its_model_name(client: openai.OpenAI) -> None:
+    """What a closed app does: a model name and a marked document, nothing else."""
+    assert "smol@faithful" in [model.id for model in client.models.list()]
+    parts: list[Any] = [
+        {"type": "text", "text": DOCUMENT, "name": "document"},
+        {"type": "text", "text": QUESTION},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    preset = chat(client, model="smol@faithful", messages=messages)
+    body = [{"method": m, "guide": {"documents": True}} for m in ("adacad", "kl_temperature")]
+    spelt_out = chat(client, body, messages=messages)
+    assert preset.model == "smol@faithful"
+    assert account(preset.choices[0]) == account(spelt_out.choices[0])
+    assert preset.choices[0].message.content == spelt_out.choices[0].message.content
+
+
+def test_two_methods_that_clash(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="'cad' and 'adacad' clash"):
+        chat(client, [guided("cad"), guided("adacad")])
 
 
 @pytest.mark.parametrize("method", METHODS)

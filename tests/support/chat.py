@@ -13,12 +13,13 @@ PROMPT = DOCUMENT + "The capital of France is"
 
 GUIDE = {"without": DOCUMENT}
 CAD = {"method": "cad", "guide": GUIDE}
-METHODS = ["cad", "adacad", "cfg", "kl_temperature"]
+OWN: dict[str, dict[str, Any]] = {"vdgd": {"grounding": DOCUMENT}, "entropy_temperature": {}}
+"""What the methods without a second stream need."""
 
 
 def guided(method: str = "cad", **fields: Any) -> dict[str, Any]:
-    """A ``decoding`` object whose guide is the request without the document."""
-    return {"method": method, "guide": GUIDE, **fields}
+    """A ``decoding`` object whose guide, if it takes one, is the request without the document."""
+    return {"method": method, **OWN.get(method, {"guide": GUIDE}), **fields}
 
 
 def chat(client: openai.OpenAI, decoding: Any = None, **fields: Any) -> Any:
