@@ -35,7 +35,7 @@ SEGMENT = 8192
     FORM, ALPHA, JSD_SCALE, FLOOR, PRIMARY_WEIGHT, GUIDE_WEIGHT, THIRD_WEIGHT, LOG_RATIO, GATE,
     MIN_PROB, LOG_PLAUSIBILITY, TOP_P, TOP_P_TEMPERATURE, KL_RATE, ENTROPY_RATE, MIN_FACTOR,
 ) = range(len(PARAMETERS))  # fmt: skip
-_OBSERVE, LINEAR, SWITCH, PROBABILITY = (int(form) for form in Form)
+OBSERVE, LINEAR, SWITCH, PROBABILITY = (int(form) for form in Form)
 
 # Per segment, float64: what pass 1 and pass 2 found.
 TOP1, SUM1, LOW1, TOP2, SUM2, LOW2, LOW3 = range(7)
@@ -53,12 +53,6 @@ MISSING, OWN, HELPER = range(3)
 """Where a stream is."""
 MAX_PROB = STATISTICS.index("max_prob")
 SMALLEST = np.float32(np.finfo(np.float32).min)
-
-(
-    FORM, ALPHA, JSD_SCALE, FLOOR, PRIMARY_WEIGHT, GUIDE_WEIGHT, THIRD_WEIGHT, LOG_RATIO, GATE,
-    MIN_PROB, LOG_PLAUSIBILITY, TOP_P, TOP_P_TEMPERATURE, KL_RATE, ENTROPY_RATE, MIN_FACTOR,
-) = range(len(PARAMETERS))  # fmt: skip
-OBSERVE, LINEAR, SWITCH, PROBABILITY = (int(form) for form in Form)
 
 
 def supports(logits: Tensor, helpers: Tensor | None, out: Tensor) -> bool:
