@@ -79,6 +79,13 @@ class Guided(BaseModel):
         """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
 
     @property
+    def methods(self) -> list[Method]:
+        """The methods in the order of the body; none for a plain request."""
+        if self.decoding is None:
+            return []
+        return [*self.decoding] if isinstance(self.decoding, list) else [self.decoding]
+
+    @property
     def stack(self) -> Stack | None:
         """The methods in the order of application; None for a plain request."""
         return None if self.decoding is None else Stack(self.decoding)
@@ -100,13 +107,12 @@ class Guided(BaseModel):
         """The path of a method in the body: ``decoding``, or ``decoding.0`` in a list."""
         if not isinstance(self.decoding, list):
             return "decoding"
-        return f"decoding.{next(i for i, m in enumerate(self.decoding) if m is method)}"
+        return f"decoding.{next(i for i, m in enumerate(self.methods) if m is method)}"
 
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides that the body gives, with their paths."""
-        given = self.decoding if isinstance(self.decoding, list) else [self.decoding]
-        for method in given:
-            if method is not None and method.guide is not None:
+        for method in self.methods:
+            if method.guide is not None:
                 yield f"{self.param_of(method)}.guide", method.guide
 
     def give_guides(self, guides: Sequence[Guides], grounding: Sequence[int] = ()) -> None:
@@ -191,13 +197,8 @@ class ChatRequest(Guided, ChatCompletionRequest):
                     "decoding takes text messages only: remove images, audio and video.",
                     param=param,
                 )
-        if not self.include_reasoning:
-            self._refuse_traces()
-
-    def _refuse_traces(self) -> None:
-        methods = self.decoding if isinstance(self.decoding, list) else [self.decoding]
-        for method in methods:
-            if method is not None and method.trace:
+        for method in self.methods:
+            if method.trace and not self.include_reasoning:
                 raise InvalidRequest(
                     "A trace would show the reasoning that include_reasoning=false hides.",
                     param=f"{self.param_of(method)}.trace",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -103,8 +104,8 @@ class GuidedServing:
         for method in request.stack.methods:
             column: Sequence[list[int] | None] = [None] * len(primaries)
             if method.guided:
-                known = next((ids for other, ids in made if _same_guide(method, other)), None)
-                if (ids := known) is None:
+                ids = next((ids for other, ids in made if _same_guide(method, other)), None)
+                if ids is None:
                     path = request.param_of(method)
                     ids = await self._guides_of(source, method, path, primaries)
                 made.append((method, ids))
@@ -112,11 +113,11 @@ class GuidedServing:
             columns.append(column)
         request.give_guides(list(zip(*columns, strict=True)), self._grounding(request))
 
+    @abstractmethod
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
     ) -> list[list[int]]:
         """Token ids of the guide for each prompt; ``param`` is the method's path in the body."""
-        raise NotImplementedError
 
     def _grounding(self, request: Any) -> list[int]:
         """Token ids of the grounding text, with the special tokens of a text of its own.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from divserve.decoding.adacad import AdaCad
-from divserve.decoding.base import Guide, Method, Role
+from divserve.decoding.base import Guide, Method
 from divserve.decoding.cad import Cad
 from divserve.decoding.cfg import Cfg
 from divserve.decoding.coiecd import Coiecd
@@ -25,7 +25,7 @@ from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = [
-    "METHODS", "STATISTICS", "TAGS", "Decoding", "Form", "Guide", "Instructive", "Method", "Role",
+    "METHODS", "STATISTICS", "TAGS", "Decoding", "Form", "Guide", "Instructive", "Method",
     "Row", "Spec", "Stack",
 ]  # fmt: skip
 

@@ -30,7 +30,6 @@ class LinearAlignment(Method):
     formula = "z* = (1+ratio)·z1 − ratio·z2 in the nucleus of softmax(z1/T)"
     paper = "Gao et al., ICML 2024, arXiv:2401.11458"
     url = "https://arxiv.org/abs/2401.11458"
-    role = "contrast"
     reports = (*CONTRAST_REPORTS, "candidates")
     neutral: ClassVar[Mapping[str, float] | None] = {"ratio": 0, "nucleus": 1}
 

@@ -174,7 +174,7 @@ def test_noises(noise: str, words: int) -> None:
     assert [len(text.split()) for text in made] == [words] * 5
     assert made[0] == made[1]
     assert (len(set(made)) > 1) == (noise in ("shuffle", "random_words"))
-    assert isinstance(parse(method="instructive").distorted("a"), str)
+    assert parse(method="instructive").distorted("a").startswith("Always respond with the opposite")
     if noise == "shuffle":
         assert set(made[0].split()) < {"one", "two", "three", "four"}
 

@@ -197,7 +197,7 @@ def test_neutral_parameters_are_plain(engine: Engine, method: str) -> None:
 def test_second_temperature_is_that_of_its_own_guide(
     engine: Engine, tiny_reference: hf.Reference
 ) -> None:
-    """Sampled frequencies of a contrast cooled by another guide (log-probs of the first token)."""
+    """Log-probs of the first token of a contrast that another guide cools."""
     prompt, guide, other = (list(range(a, a + 30)) for a in (10, 60, 110))
     bodies: list[dict[str, Any]] = [
         {"method": "cad"},
