@@ -15,18 +15,23 @@ from divserve.decoding.base import Guide, Method
 from divserve.decoding.cad import Cad
 from divserve.decoding.cfg import Cfg
 from divserve.decoding.coiecd import Coiecd
+from divserve.decoding.contrastive import Contrastive
+from divserve.decoding.dexperts import DExperts
+from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.entropy_temperature import EntropyTemperature
 from divserve.decoding.instructive import Instructive
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
+from divserve.decoding.proxy_tuning import ProxyTuning
 from divserve.decoding.row import STATISTICS, Form, Row, Spec
 from divserve.decoding.stack import Stack, share_guide
+from divserve.decoding.switch import ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = [
-    "METHODS", "STATISTICS", "TAGS", "Decoding", "Form", "Guide", "Instructive", "Method",
-    "Row", "Spec", "Stack",
+    "METHODS", "STATISTICS", "TAGS", "Decoding", "EntropySwitch", "Form", "Guide", "Instructive",
+    "Method", "ModelSize", "Row", "Spec", "Stack", "Switch", "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[
@@ -39,7 +44,11 @@ AnyMethod = Annotated[
     | Uscd
     | Vdgd
     | KlTemperature
-    | EntropyTemperature,
+    | EntropyTemperature
+    | Contrastive
+    | ProxyTuning
+    | DExperts
+    | EntropySwitch,
     Field(discriminator="method"),
 ]
 """One method: the one place where a new one is listed."""

@@ -15,8 +15,8 @@ __all__ = ["Guide", "Method", "Role"]
 
 NaturalGuide = Literal["last_token", "noise"]
 
-Role = Literal["contrast", "filter", "temperature"]
-"""What a method does to the logits; a stack has at most one method of each."""
+Role = Literal["contrast", "filter", "temperature", "switch"]
+"""What a method does. A stack has at most one of each; one that switches stands alone."""
 
 CHOICES = ("without", "messages", "prompt", "documents")
 _CHOICES = "'without', 'messages', 'prompt' and 'documents'"
@@ -84,6 +84,10 @@ class Method(BaseModel):
     role: ClassVar[Role] = "contrast"
     guided: ClassVar[bool] = True
     """Whether it compares with a second stream."""
+    helpers: ClassVar[tuple[str, ...]] = ()
+    """Models beside the served one whose logits it takes: the second stream, then the third."""
+    engines: ClassVar[tuple[str, ...]] = ()
+    """Engines beside the served model's that it needs."""
     natural_guide: ClassVar[NaturalGuide | None] = None
     """The guide used when the request gives none; None: the request must give one."""
     neutral: ClassVar[Mapping[str, float] | None] = None

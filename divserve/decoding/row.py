@@ -12,14 +12,20 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from divserve.decoding.switch import Switch
+
 __all__ = ["STATISTICS", "Form", "Row", "Spec"]
 
-STATISTICS = ("entropy", "kl", "jsd", "max_prob", "sum_p2", "alpha", "factor", "kept")
+STATISTICS = (
+    "entropy", "kl", "jsd", "max_prob", "sum_p2", "alpha", "factor", "kept", "overlap", "agree",
+)  # fmt: skip
 """Columns of the statistics row that the engine returns for every guided token (nats).
 
 ``max_prob`` and ``sum_p2`` (Σp²) are of the primary's raw distribution; ``alpha`` is the weight
 that was taken off the guide, ``factor`` what the temperature was multiplied by, ``kept`` the number
-of tokens that could still be sampled.
+of tokens that could still be sampled. ``overlap`` is Σ min(p1, p2), the probability that a token
+drafted from the guide would be accepted; ``agree`` is 1 if some token is likeliest in both raw
+distributions, else 0.
 """
 
 
@@ -86,6 +92,11 @@ class Spec:
     """Token ids of a text whose distributions, reduced, are the third stream; empty: none."""
     average: bool = False
     """Whether they are reduced to the mean of their log-probs instead of the maximum."""
+    helpers: tuple[str, ...] = ()
+    """Models whose logits are the second stream of ``row``, and the third; the guides are then for
+    ``cooling`` alone."""
+    switch: Switch | None = None
+    """How the request moves between a small and a large engine; None: it stays where it is."""
 
     def to_wire(self) -> dict[str, Any]:
         """Returns a dict of plain lists for ``SamplingParams.extra_args``."""
@@ -95,6 +106,8 @@ class Spec:
             "cooling": None if self.cooling is None else list(self.cooling),
             "grounding": self.grounding,
             "average": self.average,
+            "helpers": list(self.helpers),
+            "switch": None if self.switch is None else self.switch.to_wire(),
         }
 
     @classmethod
@@ -108,6 +121,8 @@ class Spec:
             cooling=None if cooling is None else Row(*cooling),
             grounding=list(wire["grounding"]),
             average=wire["average"],
+            helpers=tuple(wire["helpers"]),
+            switch=None if wire["switch"] is None else Switch.from_wire(wire["switch"]),
         )
 
     @property

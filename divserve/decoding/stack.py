@@ -18,12 +18,13 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method
+from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.row import STATISTICS, Form, Row, Spec
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = ["Stack", "share_guide"]
 
-ORDER = ("contrast", "filter", "temperature")
+ORDER = ("contrast", "filter", "temperature", "switch")
 
 OF_GUIDE = ("kl", "jsd")
 """Figures that depend on the guide: reported under the method's name when a stack has two."""
@@ -53,6 +54,11 @@ class Stack:
         return any(m.trace for m in self.methods)
 
     @property
+    def switches(self) -> bool:
+        """Whether the request moves between two models."""
+        return isinstance(self.methods[0], EntropySwitch)
+
+    @property
     def grounded(self) -> Vdgd | None:
         """The method that reads a grounding text, if there is one."""
         return next((m for m in self.methods if isinstance(m, Vdgd)), None)
@@ -73,28 +79,39 @@ class Stack:
         rows = [method.row(temperature) for method in self.methods]
         own = [guide for guide in guides if guide is not None]
         cooling = None
-        if self.two_guides(guides):
+        if self.two_seconds(guides):
             cooling = rows.pop()._replace(form=float(Form.OBSERVE))
-        distinct = own[:1] if cooling is None else [own[0], own[-1]]
+        distinct = own[:1] if cooling is None or self.helpers else [own[0], own[-1]]
         grounded = self.grounded
+        switching = self.methods[0]
         return Spec(
             row=_merged(rows),
             guides=distinct,
             cooling=cooling,
             grounding=list(grounding),
             average=grounded is not None and grounded.reduce == "avg",
+            helpers=self.helpers,
+            switch=switching.switch() if isinstance(switching, EntropySwitch) else None,
         )
 
-    @staticmethod
-    def two_guides(guides: Sequence[list[int] | None]) -> bool:
-        """Whether the methods' guides (token ids) are two different streams."""
-        own = [guide for guide in guides if guide is not None]
-        return len(own) > 1 and own[0] != own[-1]
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """Models beside the served one whose logits are the second stream, and the third."""
+        return next((m.helpers for m in self.methods if m.helpers), ())
 
-    def reports(self, two_guides: bool) -> tuple[str, ...]:
+    def two_seconds(self, guides: Sequence[list[int] | None]) -> bool:
+        """Whether the methods compare with two different second streams.
+
+        Args:
+            guides: token ids of each method's guide; None for methods without one.
+        """
+        own = [guide for guide in guides if guide is not None]
+        return len(own) > 0 and (len(self.helpers) > 0 or own[0] != own[-1])
+
+    def reports(self, two_seconds: bool) -> tuple[str, ...]:
         """Names of the figures of a token."""
         figures = dict.fromkeys(STATISTICS, 0.0)
-        return tuple(self._figures(figures, figures if two_guides else None, 0.0))
+        return tuple(self._figures(figures, figures if two_seconds else None, 0.0))
 
     def report(self, row: Sequence[float], temperature: float) -> dict[str, float]:
         """The figures of one token from its statistics row (a second row follows, if any)."""
@@ -159,6 +176,12 @@ def _merged(rows: Sequence[Row]) -> Row:
 def _check_pair(one: Method, other: Method) -> None:
     """Raises `PydanticCustomError` when two methods cannot be stacked."""
     names = {"one": one.method, "other": other.method}
+    if "switch" in one.roles | other.roles:
+        raise PydanticCustomError(
+            "methods_clash",
+            "'{one}' and '{other}' clash: entropy_switch takes no other method beside it",
+            names,
+        )
     grounded, rest = (one, other) if isinstance(one, Vdgd) else (other, one)
     if isinstance(grounded, Vdgd) and rest.role == "contrast":
         if grounded.score == "replace":
@@ -166,6 +189,13 @@ def _check_pair(one: Method, other: Method) -> None:
                 "methods_clash",
                 "'{one}' and '{other}' clash: vdgd replaces the logits that the contrast makes; "
                 "set its 'score' to 'subtract'",
+                names,
+            )
+        if rest.helpers:
+            raise PydanticCustomError(
+                "methods_clash",
+                "'{one}' and '{other}' clash: a grounding text cannot be added to a contrast of "
+                "models",
                 names,
             )
         if rest.row(1.0).form != Form.LINEAR:

@@ -8,10 +8,27 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import METHODS, STATISTICS, Decoding, Form, Instructive, Method, Row, Spec
+from divserve.decoding import (
+    METHODS,
+    STATISTICS,
+    Decoding,
+    Form,
+    Instructive,
+    Method,
+    Row,
+    Spec,
+    Switch,
+)  # fmt: skip
 
 GUIDE = {"guide": {"without": "the document"}}
-NEEDS: dict[str, Any] = {"vdgd": {"grounding": "A tower."}, "entropy_temperature": {}}
+NEEDS: dict[str, Any] = {
+    "vdgd": {"grounding": "A tower."},
+    "entropy_temperature": {},
+    "contrastive": {},
+    "proxy_tuning": {},
+    "dexperts": {},
+    "entropy_switch": {},
+}
 adapter: TypeAdapter[Any] = TypeAdapter(Decoding)
 
 
@@ -132,7 +149,15 @@ def test_cfg_needs_no_guide() -> None:
 
 def test_spec_survives_the_wire() -> None:
     """What the front end packs is what the engine unpacks, −inf included."""
-    spec = Spec(Row(alpha=0.5), [[1, 2, 3], [4]], Row(kl_rate=1.0), grounding=[5], average=True)
+    spec = Spec(
+        Row(alpha=0.5),
+        [[1, 2, 3], [4]],
+        Row(kl_rate=1.0),
+        grounding=[5],
+        average=True,
+        helpers=("amateur", "tuned"),
+        switch=Switch(1.0, 5, 10, "large", (0.5, 2.0), 3),
+    )
     assert Spec.from_wire(spec.to_wire()) == spec
 
 
@@ -184,6 +209,40 @@ def test_a_guide_excludes_a_noise() -> None:
         method="instructive", noise="null", **GUIDE
     )
     assert isinstance(parse(method="instructive", **GUIDE), Instructive)
+
+
+@pytest.mark.parametrize(
+    ("fields", "weights"),
+    [
+        ({"method": "contrastive"}, (1.5, -0.5, 0)),
+        ({"method": "contrastive", "beta": 1, "amateur_temperature": 0.5}, (2, -2, 0)),
+        ({"method": "contrastive", "form": "original"}, (1, -1, 0)),
+        (
+            {"method": "contrastive", "form": "original", "amateur_temperature": 0.5},
+            (1, -2, 0),
+        ),
+        ({"method": "contrastive", "beta": 0}, (1, 0, 0)),
+        ({"method": "proxy_tuning"}, (1, -1, 1)),
+        ({"method": "dexperts"}, (1, -2, 2)),
+        ({"method": "dexperts", "alpha": 0}, (1, 0, 0)),
+    ],
+)
+def test_weights_of_models(fields: dict[str, Any], weights: tuple[float, ...]) -> None:
+    """What the kernel makes of the row: weights of the served model, the amateur, the tuned one."""
+    row = parse(**fields).row(1.0)
+    a, b = row.primary_weight + row.alpha, row.guide_weight - row.alpha
+    assert (a, b, row.third_weight) == pytest.approx(weights)
+
+
+def test_lines_of_the_contrasts_of_models() -> None:
+    assert parse(method="contrastive").row(1.0).log_plausibility == pytest.approx(math.log(0.1))
+    assert parse(method="contrastive", alpha=0).row(1.0).log_plausibility == -math.inf
+    assert not parse(method="contrastive", alpha=0).row(1.0).drops_tokens()
+    assert parse(method="dexperts").row(1.0).top_p == 0.9
+    assert not parse(method="proxy_tuning").row(1.0).drops_tokens()
+    assert ("one.contrastive", "beta_unused") in errors(
+        method="contrastive", form="original", beta=0.5
+    )
 
 
 def test_methods_without_a_second_stream_take_no_guide() -> None:

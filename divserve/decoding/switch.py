@@ -1,0 +1,95 @@
+"""The rule of entropy-adaptive switching: which of two models decodes the next token."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+__all__ = ["ModelSize", "Switch", "SwitchRule"]
+
+ModelSize = Literal["small", "large"]
+
+BITS = 1 / math.log(2)
+"""Bits per nat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Where a request stands: the rule's parameters, and what it has seen so far."""
+
+    threshold: float
+    """Mean entropy (bits) from which the large model decodes."""
+    window: int
+    """Tokens that the mean is taken over."""
+    min_run: int
+    """Tokens that a model decodes at least before it hands over."""
+    active: ModelSize = "small"
+    """The model that decodes the next token."""
+    recent: tuple[float, ...] = field(default=())
+    """Entropies (bits) of the last tokens, at most ``window``."""
+    run: int = 0
+    """Tokens since the last switch."""
+
+    def to_wire(self) -> dict[str, Any]:
+        """Returns a dict of plain types."""
+        return {
+            "threshold": self.threshold,
+            "window": self.window,
+            "min_run": self.min_run,
+            "active": self.active,
+            "recent": list(self.recent),
+            "run": self.run,
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Switch:
+        """Inverse of `to_wire`."""
+        return cls(**{**wire, "recent": tuple(wire["recent"])})
+
+    def after(self, entropies: Iterable[float]) -> Switch:
+        """Where the request stands after tokens of these entropies (nats) of the active model."""
+        rule = SwitchRule(self)
+        for entropy in entropies:
+            rule.observe(entropy)
+        return rule.state
+
+
+class SwitchRule:
+    """Simonds 2025 (arXiv:2502.06833), algorithms.md §4, for one request.
+
+    After token t with entropy H_t of the model that made it: once ``window`` entropies are known
+    and the run has ``min_run`` tokens, the large model is wanted if their mean is at least the
+    threshold, else the small one. The window is kept across a switch.
+    """
+
+    def __init__(self, state: Switch) -> None:
+        self._given = state
+        self._recent = deque(state.recent, maxlen=state.window)
+        self._run = state.run
+        self._active: ModelSize = state.active
+
+    @property
+    def state(self) -> Switch:
+        """Where the request stands now."""
+        return replace(self._given, active=self._active, recent=tuple(self._recent), run=self._run)
+
+    def observe(self, entropy: float) -> bool:
+        """Takes in the entropy (nats, of the raw distribution) of the token just decoded.
+
+        Returns:
+            Whether the next token is the other model's.
+        """
+        self._recent.append(entropy * BITS)
+        self._run += 1
+        given = self._given
+        if len(self._recent) < given.window or self._run < given.min_run:
+            return False
+        mean = sum(self._recent) / given.window
+        wanted: ModelSize = "large" if mean >= given.threshold else "small"
+        if wanted == self._active:
+            return False
+        self._active, self._run = wanted, 0
+        return True
