@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from divserve.engine.output import Report
 from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, guide, helper_row
 from divserve_kernels import STATISTICS as KERNEL_STATISTICS
 from divserve_kernels import Form as KernelForm
+from divserve_kernels.rows import send
 
 __all__ = ["GroupTable", "Plan"]
 
@@ -29,41 +31,62 @@ FACTOR = STATISTICS.index("factor")
 SLOTS = 64
 """Programs kept on the device at first; the table grows."""
 
+HelperLogits = Callable[[Tensor], Tensor]
+"""Rows of the batch ``[N] int64`` to their logits of all helpers, ``[helpers · N, V] float``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is done to the logits and tokens of one step."""
 
     primaries: tuple[str, ...]
-    rows: Rows
+    """Those of `rows`, then those of `aided`."""
+    rows: Rows | None
+    """Groups whose streams are rows of the batch or vectors of grounding texts."""
+    aided: Rows | None
+    """Groups whose streams are logits of helper models."""
+    aided_rows: Tensor
+    """``[N] int64``: the batch rows of `aided`."""
     copies: tuple[Tensor, Tensor]
     """``[N] int64`` each: a row whose token is copied, and the guide's row that gets it."""
     cooling: Rows | None
     """The second programs, of the primaries in `cooled`."""
     cooled: tuple[int, ...]
     """Their places among `primaries`."""
+    limited: tuple[tuple[Tensor, int], ...]
+    """Rows ``[N] int64`` and the id from which on they sample no token."""
 
-    def guide(self, logits: Tensor, helpers: Tensor | None) -> tuple[Tensor, Report]:
+    def guide(
+        self, logits: Tensor, vectors: Tensor | None, helper_logits: HelperLogits
+    ) -> tuple[Tensor, Report]:
         """Guides the primary rows of the raw logits ``[R, V]``.
 
         Args:
             logits: on the device; float32 ones are overwritten.
-            helpers: ``[H, V] float32``: vectors of the grounding texts.
+            vectors: ``[H, V] float32``: vectors of the grounding texts.
+            helper_logits: called with `aided_rows` if there are any.
 
         Returns:
             The logits in float32 ``[R, V]`` and the statistics on their way to the host; the device
             is not waited for.
         """
         guided = logits.to(torch.float32)
-        if self.cooling is None:
-            statistics = guide(logits, self.rows, helpers=helpers, out=guided)
-            return guided, Report.start(self.primaries, statistics)
-        second = guide(logits, self.cooling, out=guided)
-        statistics = guide(logits, self.rows, helpers=helpers, out=guided)
-        rows = self.cooling.primary
-        factors = second[:, FACTOR, None]
-        guided.index_copy_(0, rows, guided.index_select(0, rows) / factors)
-        return guided, Report.start(self.primaries, torch.cat((statistics, second)), self.cooled)
+        second = None if self.cooling is None else guide(logits, self.cooling, out=guided)
+        found = []
+        if self.rows is not None:
+            found.append(guide(logits, self.rows, helpers=vectors, out=guided))
+        if self.aided is not None:
+            helpers = helper_logits(self.aided_rows)
+            found.append(guide(logits, self.aided, helpers=helpers, out=guided))
+        if self.cooling is not None and second is not None:
+            rows = self.cooling.primary
+            factors = second[:, FACTOR, None]
+            guided.index_copy_(0, rows, guided.index_select(0, rows) / factors)
+            found.append(second)
+        for limited, vocab in self.limited:
+            guided[:, vocab:].index_fill_(0, limited, -math.inf)
+        statistics = found[0] if len(found) == 1 else torch.cat(found)
+        return guided, Report.start(self.primaries, statistics, self.cooled)
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
@@ -81,6 +104,10 @@ class Entry:
     guides: tuple[str, ...]
     cooling: bool
     grounded: bool
+    helpers: int
+    """How many helper models it compares with."""
+    vocab: int | None
+    """Token ids from here on are never sampled; None: all may be."""
 
 
 class GroupTable:
@@ -88,7 +115,9 @@ class GroupTable:
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.groundings = Groundings(vocab, device)
+        self._vocab = vocab
         self._programs = Programs(SLOTS, device)
+        self._handed: dict[str, list[int]] = {}
         self._entries: dict[str, Entry] = {}
         self._free: list[int] = []
         self._layout: list[str] = []
@@ -106,6 +135,7 @@ class GroupTable:
                 self._free.append(entry.slot)
                 self._layout = []
         self.groundings.restart(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
+        self._handed = {}
         programs: dict[int, Sequence[float]] = {}
         for new in scheduler_output.scheduled_new_reqs:
             params = new.sampling_params
@@ -125,11 +155,22 @@ class GroupTable:
         slot = self._take_slot() if known is None else known.slot
         cooling = order["cooling"]
         self._entries[primary] = Entry(
-            slot, tuple(order["guides"]), cooling is not None, order["grounded"]
+            slot,
+            tuple(order["guides"]),
+            cooling is not None,
+            order["grounded"],
+            len(order["helpers"]),
+            order["vocab"],
         )
         self._layout = []
+        if order["output"]:
+            self._handed[primary] = order["output"]
         programs = {2 * slot: order["row"]}
         return programs if cooling is None else {**programs, 2 * slot + 1: cooling}
+
+    def handed_over(self) -> dict[str, list[int]]:
+        """Tokens that requests which are new in this step have from another engine, by their id."""
+        return self._handed
 
     def _take_slot(self) -> int:
         """A slot that no group holds; every slot is free, held or beyond the ones used so far."""
@@ -162,22 +203,56 @@ class GroupTable:
 
     def _pack(self, found: list[tuple[str, Entry, int, list[int]]]) -> Plan:
         """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""
+        found.sort(key=lambda group: group[1].helpers > 0)
+        alone = [group for group in found if group[1].helpers == 0]
+        aided = found[len(alone) :]
+        cooled = [i for i, (_, entry, _, _) in enumerate(found) if entry.cooling]
+        pairs = [(row, guide_row) for *_, row, guides in found for guide_row in guides]
+        aided_rows = [row for _, _, row, _ in aided]
+        return Plan(
+            primaries=tuple(primary for primary, *_ in found),
+            rows=self._alone(alone) if alone else None,
+            aided=self._aided(aided) if aided else None,
+            aided_rows=send(aided_rows, torch.int64, self._programs.table.device),
+            copies=self._send(pairs),
+            cooling=self._cooling([found[i] for i in cooled]) if cooled else None,
+            cooled=tuple(cooled),
+            limited=self._limits(found),
+        )
+
+    def _limits(
+        self, found: list[tuple[str, Entry, int, list[int]]]
+    ) -> tuple[tuple[Tensor, int], ...]:
+        """The rows of requests that another engine with fewer token ids must be able to read."""
+        limits: dict[int, list[int]] = {}
+        for _, entry, row, _ in found:
+            if entry.vocab is not None and entry.vocab < self._vocab:
+                limits.setdefault(entry.vocab, []).append(row)
+        device = self._programs.table.device
+        return tuple((send(rows, torch.int64, device), vocab) for vocab, rows in limits.items())
+
+    def _alone(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
         vectors = self.groundings.rows
-        rows = Rows.pack(
+        return Rows.pack(
             self._programs,
             [2 * entry.slot for _, entry, _, _ in found],
             [row for _, _, row, _ in found],
             [guides[0] if guides else ABSENT for *_, guides in found],
             [helper_row(vectors[p]) if e.grounded else ABSENT for p, e, _, _ in found],
         )
-        cooled = [i for i, (_, entry, _, _) in enumerate(found) if entry.cooling]
-        pairs = [(row, guide_row) for *_, row, guides in found for guide_row in guides]
-        return Plan(
-            primaries=tuple(primary for primary, *_ in found),
-            rows=rows,
-            copies=self._send(pairs),
-            cooling=self._cooling([found[i] for i in cooled]) if cooled else None,
-            cooled=tuple(cooled),
+
+    def _aided(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
+        """Their second streams are the first helper's logits, their third ones the second's."""
+        count = len(found)
+        return Rows.pack(
+            self._programs,
+            [2 * entry.slot for _, entry, _, _ in found],
+            [row for _, _, row, _ in found],
+            [helper_row(i) for i in range(count)],
+            [
+                helper_row(count + i) if entry.helpers > 1 else ABSENT
+                for i, (_, entry, _, _) in enumerate(found)
+            ],
         )
 
     def _cooling(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
@@ -185,11 +260,10 @@ class GroupTable:
             self._programs,
             [2 * entry.slot + 1 for _, entry, _, _ in found],
             [row for _, _, row, _ in found],
-            [guides[1] for *_, guides in found],
+            [guides[-1] for *_, guides in found],
         )
 
     def _send(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        device = self._programs.table.device
-        host = torch.tensor(pairs, dtype=torch.int64, pin_memory=device.type == "cuda")
-        sent = host.reshape(-1, 2).T.contiguous().to(device, non_blocking=True)
+        ends = [[source for source, _ in pairs], [target for _, target in pairs]]
+        sent = send(ends, torch.int64, self._programs.table.device)
         return sent[0], sent[1]

@@ -6,6 +6,7 @@ temperature, top-k/p, sampling → **guide row takes the primary's token** → b
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 
 from divserve.engine.groups import GroupTable, Plan
+from divserve.engine.helpers import helper_logits
 from divserve.engine.output import Report, attach
 
 __all__ = ["install"]
@@ -26,7 +28,23 @@ class GuidedRunner:
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         self.divserve_groups.observe(scheduler_output)
-        return super()._update_states(scheduler_output)  # type: ignore[misc]
+        if not (handed := self.divserve_groups.handed_over()):
+            return super()._update_states(scheduler_output)  # type: ignore[misc]
+        batch: Any = self.input_batch  # type: ignore[attr-defined]
+        add_request = batch.add_request
+
+        def add_with_output(request: Any) -> Any:
+            # vLLM starts new requests without output, so penalties, min_tokens and the length of
+            # the prompt would take what another engine has decoded for a part of the prompt.
+            if not request.output_token_ids:
+                request.output_token_ids.extend(handed.get(request.req_id, ()))
+            return add_request(request)
+
+        batch.add_request = add_with_output
+        try:
+            return super()._update_states(scheduler_output)  # type: ignore[misc]
+        finally:
+            del batch.add_request
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         """Guides the raw logits before anything else of vLLM's sees them."""
@@ -50,7 +68,11 @@ class GuidedRunner:
         plan = self.divserve_groups.plan(batch.req_ids, samples)
         if plan is None:
             return None
-        logits, report = plan.guide(state.logits, self.divserve_groups.groundings.table)
+        logits, report = plan.guide(
+            state.logits,
+            self.divserve_groups.groundings.table,
+            partial(helper_logits, self.model, state.sample_hidden_states),  # type: ignore[attr-defined]
+        )
         self.execute_model_state = state._replace(logits=logits)
         self.divserve_plan = plan
         return report

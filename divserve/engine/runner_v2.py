@@ -7,12 +7,14 @@ broadcasts, copies to the host and writes its per-slot token history.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from divserve.engine.groups import GroupTable, Plan
+from divserve.engine.helpers import helper_logits
 from divserve.engine.output import Report, attach
 
 __all__ = ["install"]
@@ -44,9 +46,11 @@ class GuidedRunnerV2:
         model: Any = self.model  # type: ignore[attr-defined]
         compute_logits = model.compute_logits
 
-        def guided_logits(*args: Any, **kwargs: Any) -> Tensor:
+        def guided_logits(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             logits, self.divserve_report = plan.guide(
-                compute_logits(*args, **kwargs), self.divserve_groups.groundings.table
+                compute_logits(hidden_states, *args, **kwargs),
+                self.divserve_groups.groundings.table,
+                partial(helper_logits, model, hidden_states),
             )
             return logits
 

@@ -9,13 +9,15 @@ from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
-from divserve.engine import runner, runner_v2
+from divserve.engine import helpers, runner, runner_v2
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import check
 
 __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
 
 logger = init_logger("vllm.divserve")
+
+assert helpers.LOAD_FORMAT  # importing it registers its loader in this process
 
 
 class GuidedCPUWorker(CPUWorker):

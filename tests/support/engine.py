@@ -9,6 +9,8 @@ from typing import Any
 
 from divserve.decoding import METHODS, Stack
 
+LOAD_FORMAT = "divserve_helpers"
+"""`divserve.engine.helpers.LOAD_FORMAT`, without importing vLLM here."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -62,6 +64,9 @@ class Engine:
         }
         if blocks := options.pop("blocks", None):
             settings["num_gpu_blocks_override"] = blocks
+        if helpers := options.pop("helpers", None):
+            extra = {"helpers": helpers, "load_format": "auto", "extra": {}}
+            settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
         self.asynchronous = options.pop("asynchronous", False)
         if self.asynchronous:
             from tests.support.async_cpu import allow_async_scheduling

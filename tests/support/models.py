@@ -11,10 +11,12 @@ SMOLLM2 = ROOT / ".models" / "smollm2-135m-instruct"
 TINY_VOCAB = 512
 
 
-def make_tiny(directory: Path, *, vocab_size: int = TINY_VOCAB, seed: int = 0) -> Path:
-    """Writes a random two-layer Llama; its peaked logits make greedy ties all but impossible.
+def make_tiny(
+    directory: Path, *, vocab_size: int = TINY_VOCAB, seed: int = 0, layers: int = 2
+) -> Path:
+    """Writes a random Llama of two layers; its peaked logits make greedy ties all but impossible.
 
-    With SmolLM2's vocabulary size (49,152) it also gets SmolLM2's tokenizer.
+    With SmolLM2's vocabulary size (49,152) or more it also gets SmolLM2's tokenizer.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +26,7 @@ def make_tiny(directory: Path, *, vocab_size: int = TINY_VOCAB, seed: int = 0) -
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
@@ -36,7 +38,7 @@ def make_tiny(directory: Path, *, vocab_size: int = TINY_VOCAB, seed: int = 0) -
         initializer_range=0.25,
     )
     LlamaForCausalLM(config).float().save_pretrained(directory)
-    if vocab_size == 49152:
+    if vocab_size >= 49152:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(SMOLLM2 / name, directory / name)
     return directory
