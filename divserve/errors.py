@@ -4,7 +4,8 @@ DivserveError
 ├── StartupError          the server cannot start as asked: one line on stderr, exit code 2
 └── ApiError              becomes OpenAI error JSON in ``divserve.api.errors``
     ├── InvalidRequest    400: the client can mend it; ``param`` names the field
-    └── DecodingFailed    500: the method could not be applied; no plain token was sent instead
+    ├── DecodingFailed    500: the method could not be applied; no plain token was sent instead
+    └── Unavailable       503: what the request needs has stopped; the rest of the server works
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
-__all__ = ["ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "StartupError"]
+__all__ = [
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "StartupError", "Unavailable",
+]  # fmt: skip
 
 
 class DivserveError(Exception):
@@ -49,3 +52,11 @@ class DecodingFailed(ApiError):
     """A token could not be decoded with the method asked for, so the request ends here."""
 
     default_code = "decoding_failed"
+
+
+class Unavailable(ApiError):
+    """A part of the server that the request needs has stopped."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    type = "service_unavailable_error"
+    default_code = "engine_unavailable"

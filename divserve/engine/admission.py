@@ -43,8 +43,7 @@ class AdmissionMixin(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
-        params = request.sampling_params
-        wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
+        wire = self._order_of(request)
         if wire is None or request.request_id in self.requests:
             super().add_request(request)
             return
@@ -54,12 +53,17 @@ class AdmissionMixin(Scheduler):
             super().add_request(request)
             self._failed[request.request_id] = why
             return
-        group = Group.create(request, spec, max_tokens)
+        group = Group.create(request, spec, max_tokens, wire)
         for member in group.members:
             super().add_request(member)
             self._groups[member.request_id] = group
         if any(m.num_prompt_tokens == 1 for m in (group.primary, *group.guides)):
             self._one_token[request.request_id] = group
+
+    def _order_of(self, request: Request) -> dict[str, Any] | None:
+        """What the front end has ordered for the request; None for a plain one."""
+        params = request.sampling_params
+        return (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
 
     def _refusal(self, request: Request, spec: Spec, max_tokens: int) -> str | None:
         """Why the group can never run; the front end checks the same before, with better words."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any
@@ -20,13 +22,16 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve.decoding import Spec
 from divserve.engine.group import GROUP_KEY, WIRE_KEY
+from divserve.engine.handoff import HandOff
 from divserve.engine.ledger import Account, Ledger
-from divserve.errors import DecodingFailed, InvalidRequest
+from divserve.engine.parameters import parameter_ratio
+from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
-__all__ = ["GuidedClient"]
+__all__ = ["GuidedClient", "OnSmall"]
 
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
@@ -34,10 +39,32 @@ LOST = "the engine could not keep the two streams of this request in lock-step; 
 class GuidedClient(EngineClient):
     """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
 
-    def __init__(self, inner: AsyncLLM) -> None:
+    def __init__(self, inner: AsyncLLM, companions: frozenset[str] = frozenset()) -> None:
         self.inner = inner
+        self.companions = companions
+        """Names of the models beside the served one."""
         self.ledger = Ledger(inner.output_processor)
+        self.small: GuidedClient | None = None
+        self.compute_ratio: float | None = None
+        """Parameters of the small model over those of the large one; None if not known."""
+        self._hand_off: HandOff | None = None
         self._loop = asyncio.get_running_loop()
+
+    def attach_small(self, small: GuidedClient) -> None:
+        """Puts a small engine beside this one; this client stops it too."""
+        self.small = small
+        self._hand_off = HandOff(self.inner, small.inner)
+        self.compute_ratio = parameter_ratio(small.model_config, self.model_config)
+
+    def health(self) -> dict[str, bool]:
+        """Which engines live, by ``large`` and ``small``."""
+        found = {"large": not self.inner.errored}
+        if self.small is not None:
+            found["small"] = not (self.small.inner.errored or self._small_is_lost())
+        return found
+
+    def _small_is_lost(self) -> bool:
+        return self._hand_off is not None and self._hand_off.lost
 
     @property
     def max_guide_tokens(self) -> int:
@@ -91,6 +118,8 @@ class GuidedClient(EngineClient):
             DecodingFailed: a token was sampled without its guide.
         """
         spec = _order(sampling_params)
+        if isinstance(spec, OnSmall):
+            return self._on_small(prompt, sampling_params, spec, request_id, options)
         if spec is None:
             plain: AsyncGenerator[RequestOutput, None] = self.inner.generate(
                 prompt, sampling_params, request_id, **options
@@ -109,7 +138,17 @@ class GuidedClient(EngineClient):
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
         self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.streams])
+        if lacking := [f"--{name}" for name in spec.helpers if name not in self.companions]:
+            raise InvalidRequest(
+                f"this server runs without {' and '.join(lacking)}",
+                param="decoding.method",
+                code="method_unavailable",
+            )
+        if spec.switch is not None:
+            self._check_switch(prompt["prompt_token_ids"], params, options)
         account, wire = self.ledger.open(spec)
+        if spec.switch is not None:
+            wire["vocab"] = self._shared_vocab()
         params.extra_args = {**params.extra_args, WIRE_KEY: wire}
         inner = self.inner.generate(prompt, params, request_id, **options)
         try:
@@ -121,11 +160,67 @@ class GuidedClient(EngineClient):
             await inner.aclose()
             self.ledger.close(account)
 
+    def _shared_vocab(self) -> int:
+        """Token ids below it are known to both engines."""
+        configs = [self.model_config, *([] if self.small is None else [self.small.model_config])]
+        return min(int(config.get_vocab_size()) for config in configs)
+
+    def _check_switch(
+        self, prompt: Sequence[int], params: SamplingParams, options: dict[str, Any]
+    ) -> None:
+        """Raises `InvalidRequest` for what only one of the two engines could do."""
+        if self.small is None:
+            raise InvalidRequest(
+                "entropy_switch needs a small model: start the server with --small MODEL",
+                param="decoding.method",
+                code="method_unavailable",
+            )
+        if options.get("lora_request") is not None:
+            raise InvalidRequest("entropy_switch takes no LoRA adapter.", param="model")
+        limit = self._shared_vocab()
+        named = {"logit_bias": params.logit_bias, "allowed_token_ids": params.allowed_token_ids}
+        for param, ids in {"prompt": prompt, **named}.items():
+            if any(int(i) >= limit for i in ids or ()):
+                raise InvalidRequest(
+                    f"{param} has token ids from {limit} on, which one of the two models lacks.",
+                    param=param,
+                )
+
+    async def _on_small(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        order: OnSmall,
+        request_id: str,
+        options: dict[str, Any],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The small model alone, plainly or with a method of one model.
+
+        Raises:
+            Unavailable: its engine has stopped.
+        """
+        stopped = Unavailable("The engine of the small model has stopped.", param="model")
+        if self.small is None or not self.health()["small"]:
+            raise stopped
+        params.extra_args = {k: v for k, v in params.extra_args.items() if k != WIRE_KEY} or None
+        if order.spec is not None:
+            params.extra_args = {**(params.extra_args or {}), WIRE_KEY: order.spec}
+        outputs = self.small.generate(prompt, params, request_id, **options)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+        except EngineDeadError:
+            raise stopped from None
+
     def shutdown(self, timeout: float | None = None) -> None:
         """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.
 
         vLLM alone would leave them waiting for an engine that is gone, and the server with them.
         """
+        if self.small is not None and self._hand_off is not None:
+            self._hand_off.close()
+            self.small.shutdown(timeout=timeout)
         self.inner.shutdown(timeout=timeout)
         gone = GracefulHTTPError("the server is shutting down", HTTPStatus.SERVICE_UNAVAILABLE)
         if not self._loop.is_closed():
@@ -135,7 +230,14 @@ class GuidedClient(EngineClient):
         return getattr(self.inner, name)
 
 
-def _order(params: SamplingParams) -> Spec | None:
+@dataclass(frozen=True, slots=True)
+class OnSmall:
+    """The order of a request to the small engine; ``spec`` as for the large one."""
+
+    spec: Spec | None
+
+
+def _order(params: SamplingParams) -> Spec | OnSmall | None:
     """The order of a guided request; None for a plain one.
 
     Every route lets clients put JSON into ``extra_args``, and what the scheduler and the workers
@@ -145,7 +247,7 @@ def _order(params: SamplingParams) -> Spec | None:
     if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
         return None
     spec = extra.get(WIRE_KEY)
-    if isinstance(spec, Spec) and GROUP_KEY not in extra:
+    if isinstance(spec, Spec | OnSmall) and GROUP_KEY not in extra:
         return spec
     raise VLLMValidationError(
         f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "
@@ -165,6 +267,7 @@ def _account_for(output: RequestOutput, account: Account) -> None:
         if len(rows) != len(choice.token_ids):
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
+        choice.models = account.take_models(choice.index, len(choice.token_ids))
 
 
 def _delegate(name: str) -> Any:

@@ -7,6 +7,7 @@ ends with its prefill, of which the workers keep one vector, and leaves the grou
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -95,7 +96,9 @@ class Group:
         return waiting if rest_armed else []
 
     @classmethod
-    def create(cls, request: Request, spec: Spec, max_tokens: int) -> Group:
+    def create(
+        cls, request: Request, spec: Spec, max_tokens: int, wire: Mapping[str, Any]
+    ) -> Group:
         """Makes the other rows of ``request`` and marks it as the primary.
 
         The guides never end by themselves: no EOS, no stop ids, no length below the primary's. The
@@ -105,6 +108,7 @@ class Group:
             request: the client's request; its sampling parameters are replaced.
             spec: its decoding order.
             max_tokens: length cap of the primary and its guides.
+            wire: the order as it came, with what only the engine knows of.
         """
         primary = request.request_id
         params: SamplingParams = copy.copy(request.sampling_params)
@@ -126,6 +130,9 @@ class Group:
             "guides": names,
             "cooling": None if spec.cooling is None else list(spec.cooling),
             "grounded": grounding is not None,
+            "helpers": list(spec.helpers),
+            "output": wire.get("output") or [],
+            "vocab": wire.get("vocab"),
         }
         params.max_tokens = max_tokens
         params.extra_args = {**_without_order(params.extra_args), GROUP_KEY: order}

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from divserve import __version__
 from divserve.decoding import presets
-from divserve.engine import checks, cpu
+from divserve.engine import checks, companions, cpu
+from divserve.engine.companions import Companions
 from divserve.errors import StartupError
 
 __all__ = ["guided_engine", "install", "parse", "runner_name", "serve"]
@@ -75,10 +76,12 @@ def parse(argv: Sequence[str]) -> Namespace:
         metavar="NAME=FILE.json",
         help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
     )
+    companions.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
+    args.companions = Companions.of(args)
     if args.model_tag is not None:
         args.model = args.model_tag
     elif args.model == parser.get_default("model") and args.config is None:
@@ -115,19 +118,40 @@ def install(config: Any) -> None:
 
 
 @asynccontextmanager
-async def guided_engine(engine_args: Any) -> AsyncIterator[Any]:
+async def guided_engine(
+    engine_args: Any, companions: Companions | None = None
+) -> AsyncIterator[Any]:
     """A running engine behind a `divserve.engine.client.GuidedClient`.
 
     Args:
         engine_args: vLLM's ``AsyncEngineArgs``.
+        companions: models beside the served one; a small one runs in a second engine.
 
     Raises:
         StartupError: vLLM or divserve refuses the configuration, or there is no such model.
     """
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
     from divserve.engine.client import GuidedClient
+
+    companions = companions or Companions()
+    config = _configured(engine_args)
+    companions.install(config)
+    small = None
+    if companions.small is not None:
+        small = _small_engine(engine_args, config, companions)
+    # The last engine's metrics are the ones that vLLM exposes.
+    client = GuidedClient(_engine(engine_args, config), companions.names)
+    try:
+        if small is not None:
+            client.attach_small(GuidedClient(small))
+        await client.inner.reset_mm_cache()
+        yield client
+    finally:
+        client.shutdown(timeout=config.shutdown_timeout)
+
+
+def _configured(engine_args: Any) -> Any:
+    """The resolved ``VllmConfig``, with the lock-step engine in it."""
+    from vllm.usage.usage_lib import UsageContext
 
     usage = UsageContext.OPENAI_API_SERVER
     try:
@@ -135,19 +159,37 @@ async def guided_engine(engine_args: Any) -> AsyncIterator[Any]:
     except (OSError, ValueError) as error:
         raise StartupError(f"vLLM refuses the configuration: {_reason(error)}") from error
     install(config)
-    inner = AsyncLLM.from_vllm_config(
+    return config
+
+
+def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
+    """vLLM's ``AsyncLLM`` of a configuration, started."""
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_vllm_config(
         vllm_config=config,
-        usage_context=usage,
+        usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=engine_args.enable_log_requests,
         aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        disable_log_stats=engine_args.disable_log_stats,
+        **{"disable_log_stats": engine_args.disable_log_stats, **options},
     )
-    client = GuidedClient(inner)
-    try:
-        await inner.reset_mm_cache()
-        yield client
-    finally:
-        client.shutdown(timeout=config.shutdown_timeout)
+
+
+def _small_engine(engine_args: Any, large: Any, companions: Companions) -> Any:
+    """The small model's engine, beside the one that ``large`` configures.
+
+    Raises:
+        StartupError: its context is shorter or its tokenizer another one.
+    """
+    from divserve.engine.small_stats import SmallEngineStats
+
+    args = companions.small_arguments(engine_args, large.model_config.served_model_name)
+    args.max_model_len = large.model_config.max_model_len
+    config = _configured(args)
+    companions.check_small(large.model_config, config.model_config)
+    companions.split_memory(large, config)
+    return _engine(args, config, disable_log_stats=True, stat_loggers=[SmallEngineStats])
 
 
 async def _serve(args: Namespace, build_app: BuildApp) -> None:
@@ -171,7 +213,7 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
     if args.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
     log_config = get_uvicorn_log_config(args)
-    async with guided_engine(AsyncEngineArgs.from_cli_args(args)) as client:
+    async with guided_engine(AsyncEngineArgs.from_cli_args(args), args.companions) as client:
         app = await build_app(client, args)
         logger.info(
             "divserve %s on %s: chat and text completions take 'decoding'; "

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from divserve.decoding import Spec
+from divserve.decoding import ModelSize, Spec
 from divserve.engine.group import WIRE_KEY
 
 __all__ = ["Account", "Ledger"]
 
 TICKET_KEY = "ticket"
 
+T = TypeVar("T")
 StatisticsRow = tuple[float, ...]
 
 
@@ -29,6 +30,8 @@ class Account:
     ticket: int
     rows: defaultdict[int, deque[StatisticsRow]] = field(default_factory=lambda: defaultdict(deque))
     """Rows not yet handed out, by choice index."""
+    models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
+    """The model that made each of these tokens, likewise; empty for requests of one model."""
     error: str | None = None
     refused: bool = False
     """Whether the error is the scheduler's refusal of a pair that can never run."""
@@ -37,8 +40,15 @@ class Account:
 
     def take(self, index: int, num_tokens: int) -> list[StatisticsRow]:
         """Hands out the rows of the next tokens of a choice; fewer if the engine reported fewer."""
-        rows = self.rows[index]
-        return [rows.popleft() for _ in range(min(num_tokens, len(rows)))]
+        return _take_first(self.rows[index], num_tokens)
+
+    def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
+        """Hands out the models of the next tokens of a choice; none for requests of one model."""
+        return _take_first(self.models[index], num_tokens)
+
+
+def _take_first(queue: deque[T], count: int) -> list[T]:
+    return [queue.popleft() for _ in range(min(count, len(queue)))]
 
 
 class Ledger:
@@ -96,6 +106,8 @@ class Ledger:
         account, index = entry
         if report.get("row") is not None:
             account.rows[index].append(tuple(report["row"]))
+        if "model" in report:
+            account.models[index].append(report["model"])
         if "error" in report:
             account.error = report["error"]
             account.refused = report.get("refused", False)

@@ -24,6 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
 from divserve.engine.output import guidance_of
 from divserve.engine.preflight import PreflightMixin
+from divserve.engine.switching import SwitchMixin
 
 __all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -33,7 +34,7 @@ _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
 
-class LockstepMixin(PreflightMixin):
+class LockstepMixin(SwitchMixin, PreflightMixin):
     """Release, join, report and end of groups."""
 
     waiting: Any
@@ -150,7 +151,7 @@ class LockstepMixin(PreflightMixin):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
-        reports = guidance_of(model_runner_output)
+        self._reports = reports = guidance_of(model_runner_output)
         if self._groups:
             self._stop_unguided(scheduler_output, model_runner_output, reports)
         if self._failed:
@@ -196,6 +197,8 @@ class LockstepMixin(PreflightMixin):
         if group is not None and output.new_token_ids:
             # `_stop_unguided` leaves no token without a row; the front end checks it once more.
             report["row"] = reports.get(output.request_id)
+            if (state := self._switched.pop(output.request_id, None)) is not None:
+                report["switch"] = state
         if (why := self._failed.pop(output.request_id, None)) is not None:
             report["error"], report["refused"] = why, group is None
         if report:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from divserve.decoding import STATISTICS, presets
+from divserve.engine.client import OnSmall
+from divserve.engine.companions import Companions
 from divserve.errors import ApiError
 from tests.support.models import SMOLLM2
 
@@ -24,6 +26,7 @@ class FakeClient:
     errored = False
     is_running = True
     max_guide_tokens = 255
+    compute_ratio = 0.25
 
     def __init__(self, config: Any) -> None:
         from vllm.renderers import renderer_from_config
@@ -42,6 +45,12 @@ class FakeClient:
         self.row: tuple[float, ...] = ROW
         self.report = True
         """Whether statistics come with the tokens."""
+        self.models: list[str] = []
+        """The model of each token, for a request that moves between two."""
+        self.engines = {"large": True, "small": True}
+
+    def health(self) -> dict[str, bool]:
+        return self.engines
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return ("generate",)
@@ -59,6 +68,8 @@ class FakeClient:
 
         self.input_processor.process_inputs(request_id, prompt, params, ("generate",))
         order = (params.extra_args or {}).get("divserve")
+        self.on_small = isinstance(order, OnSmall)
+        order = order.spec if isinstance(order, OnSmall) else order
         self.orders.append(order and order.to_wire())
         stream = params.output_kind == RequestOutputKind.DELTA
         for done, token in enumerate(self.answer):
@@ -80,6 +91,7 @@ class FakeClient:
         output = CompletionOutput(index, text, tokens, None, None, finish_reason=reason)
         if self.orders[-1] is not None and self.report:
             output.guidance = [self.row] * len(tokens)
+            output.models = [self.models.pop(0) for _ in tokens[: len(self.models)]]
         return output
 
 
@@ -93,4 +105,5 @@ def arguments() -> Namespace:
     args: Namespace = parser.parse_args([str(SMOLLM2), *flags])
     args.model = args.model_tag
     args.decodings = presets.load([])
+    args.companions = Companions({"amateur": "drop:4"}, small="tiny")
     return args

@@ -1,0 +1,193 @@
+"""The models beside the served one: their flags, checks, and shares of memory.
+
+``--amateur`` and ``--tuned`` run in the served model's own engine (`divserve.engine.helpers`),
+``--small`` in an engine beside it (`divserve.engine.handoff`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+from divserve.errors import StartupError
+
+__all__ = ["SMALL_SUFFIX", "Companions", "add_flags"]
+
+SMALL_SUFFIX = "@small"
+"""What a model name ends with for the small engine."""
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+PROBES = (
+    "The quick brown fox jumps over 1,234 lazy dogs.",
+    "  def f(x):\n\treturn {'a': x ** 2}\n\n",
+    "Grüße, naïve façade — 東京 🦊",
+)
+"""Texts that tokenizers of one vocabulary but different merges cut differently."""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of `Companions` to the parser of ``divserve serve``."""
+    group: Any = parser.add_argument_group("divserve: more models")
+    group.add_argument(
+        "--amateur",
+        metavar="MODEL|drop:N",
+        help="A weaker model of the same tokenizer, run beside the served one in the same forward "
+        "(contrastive, proxy_tuning, dexperts). drop:N makes it of the served model's own weights "
+        "without N layers of its middle.",
+    )
+    group.add_argument(
+        "--tuned",
+        metavar="MODEL",
+        help="A small tuned model, beside --amateur, its untuned self (proxy_tuning, dexperts).",
+    )
+    group.add_argument(
+        "--small",
+        metavar="MODEL",
+        help="A small model of the same tokenizer in an engine of its own (entropy_switch; plain "
+        f"requests to MODEL{SMALL_SUFFIX}).",
+    )
+    group.add_argument(
+        "--small-share",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="The small engine's share of the memory that both may use (default: 0.25): of the KV "
+        "cache on CPU, of --gpu-memory-utilization on GPU.",
+    )
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What was asked for."""
+
+    helpers: dict[str, str] = field(default_factory=dict)
+    """``amateur`` and ``tuned``: a model, or ``drop:N``."""
+    small: str | None = None
+    small_share: float = 0.25
+
+    @classmethod
+    def of(cls, args: Namespace) -> Companions:
+        """Reads the flags.
+
+        Raises:
+            StartupError: they contradict each other.
+        """
+        helpers = {name: value for name in ("amateur", "tuned") if (value := getattr(args, name))}
+        if "tuned" in helpers and "amateur" not in helpers:
+            raise StartupError("--tuned needs --amateur, the same model before it was tuned")
+        if not 0 < args.small_share < 1:
+            raise StartupError(f"--small-share is between 0 and 1, not {args.small_share}")
+        return cls(helpers, args.small, args.small_share)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What methods may need and find: ``amateur``, ``tuned``, ``small``."""
+        return frozenset({*self.helpers, *(["small"] if self.small else [])})
+
+    def install(self, config: Any) -> None:
+        """Has the helpers loaded beside the served model of a resolved ``VllmConfig``.
+
+        Raises:
+            StartupError: a helper does not fit the served model.
+        """
+        if not self.helpers:
+            return
+        from divserve.engine.helpers import helper_config, load_options
+
+        for model in self.helpers.values():
+            helper = helper_config(config.model_config, model)
+            if not model.startswith("drop:"):
+                check_tokenizer(config.model_config, model)
+            check_vocabulary(config.model_config, helper, model)
+        for name, value in load_options(config.load_config, self.helpers).items():
+            setattr(config.load_config, name, value)
+
+    def small_arguments(self, engine_args: Any, served_name: str) -> Any:
+        """The small engine's arguments: the served model's, but for what belongs to a model."""
+        args = copy.copy(engine_args)
+        own: dict[str, Any] = {
+            "model": self.small,
+            "served_model_name": [f"{served_name}{SMALL_SUFFIX}"],
+            "tokenizer": None,
+            "revision": None,
+            "code_revision": None,
+            "tokenizer_revision": None,
+            "hf_config_path": None,
+            "hf_overrides": {},
+            "quantization": None,
+            "enable_lora": False,
+            "lora_modules": None,
+        }
+        for name, value in own.items():
+            if hasattr(args, name):
+                setattr(args, name, value)
+        return args
+
+    def check_small(self, large: Any, small: Any) -> None:
+        """Raises `StartupError` unless the small model reads what the large one writes.
+
+        Args:
+            large, small: vLLM's ``ModelConfig``.
+        """
+        assert self.small is not None
+        check_tokenizer(large, self.small)
+        check_vocabulary(large, small, self.small)
+
+    def split_memory(self, large: Any, small: Any) -> None:
+        """Divides what both engines may use.
+
+        Args:
+            large, small: resolved ``VllmConfig``; each as if it were alone.
+        """
+        # Else the engines' processes would read it again.
+        os.environ.pop(CACHE_VARIABLE, None)
+        for config, share in ((large, 1 - self.small_share), (small, self.small_share)):
+            cache = config.cache_config
+            if cache.kv_cache_memory_bytes is not None:
+                cache.kv_cache_memory_bytes = int(cache.kv_cache_memory_bytes * share)
+            else:
+                cache.gpu_memory_utilization *= share
+
+
+def check_tokenizer(served: Any, model: str) -> None:
+    """Raises `StartupError` unless ``model`` has the tokenizer of the served one.
+
+    Args:
+        served: vLLM's ``ModelConfig``; without a tokenizer nothing can be compared.
+        model: path or name.
+    """
+    if served.skip_tokenizer_init:
+        return
+    from vllm.tokenizers import get_tokenizer
+
+    options = {
+        "tokenizer_mode": served.tokenizer_mode,
+        "trust_remote_code": served.trust_remote_code,
+    }
+    try:
+        other: Any = get_tokenizer(model, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StartupError(f"{model} has no tokenizer to compare: {reason}") from error
+    own: Any = get_tokenizer(served.tokenizer, revision=served.tokenizer_revision, **options)
+    if own.get_vocab() != other.get_vocab() or any(
+        own.encode(text) != other.encode(text) for text in PROBES
+    ):
+        raise StartupError(
+            f"{served.model} and {model} have different tokenizers: their distributions cannot be "
+            "compared token by token"
+        )
+
+
+def check_vocabulary(served: Any, other: Any, model: str) -> None:
+    """Raises `StartupError` where a model has no row for a token of the served tokenizer."""
+    if served.skip_tokenizer_init:
+        return
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokens, rows = len(cached_tokenizer_from_config(served)), other.get_vocab_size()
+    if rows < tokens:
+        raise StartupError(f"{model} has {rows} rows for the {tokens} tokens of {served.model}")
