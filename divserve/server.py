@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from divserve.api import errors, presets, routes
+from divserve.api import companions, errors, presets, routes
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
@@ -32,11 +32,13 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     routes.install(app)
     errors.install(app)
     # The last one is the innermost: behind authentication, so that strangers' bodies are not read.
-    app.user_middleware.append(Middleware(RefuseDecoding, aliases=presets.aliases_of(args)))
+    aliases = {*presets.aliases_of(args), *companions.aliases_of(args)}
+    app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
     # vLLM has built the stack already; without one, Starlette builds it at the first request.
     app.middleware_stack = None
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
+    companions.install(app, args)
     _guide(app)
     return app
 

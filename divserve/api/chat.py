@@ -9,7 +9,7 @@ from typing import Any
 from divserve.api.documents import check_documents_rendered
 from divserve.api.guide import chat_fields
 from divserve.api.requests import ChatRequest
-from divserve.api.serving import GuidedServing, is_guided
+from divserve.api.serving import GuidedServing, answered_as, is_guided
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
 from divserve.engine.openai import ErrorResponse, OpenAIServingChat
@@ -67,7 +67,8 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
         """vLLM's answer, with the account in every choice."""
         generate = super().chat_completion_full_generator
         if not is_guided(request):
-            return await generate(request, results, request_id, model, *args, **kwargs)
+            name = answered_as(request, model)
+            return await generate(request, results, request_id, name, *args, **kwargs)
         reports = {}
 
         async def recorded() -> AsyncIterator[Any]:
@@ -96,7 +97,8 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().chat_completion_stream_generator
         if not is_guided(request):
-            return generate(request, results, request_id, model, *args, **kwargs)
+            name = answered_as(request, model)
+            return generate(request, results, request_id, name, *args, **kwargs)
         report = self._stream_report(request)
         recorded = _recorded(results, report)
         name = request.answered_as(model)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from divserve.api.guide import checked, completion_prompt, not_rendered
-from divserve.api.serving import GuidedServing, is_guided
+from divserve.api.serving import GuidedServing, answered_as, is_guided
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
 from divserve.engine.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
@@ -39,7 +39,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         **kwargs: Any,
     ) -> Any:
         """vLLM's answer, with the account in every choice."""
-        name = request.answered_as(model) if is_guided(request) else model
+        name = answered_as(request, model)
         response = super().request_output_to_completion_response(
             final_res_batch, request, request_id, created, name, *args, **kwargs
         )
@@ -66,8 +66,9 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().completion_stream_generator
         if not is_guided(request):
+            name = answered_as(request, model)
             return generate(
-                request, engine_inputs, results, request_id, created, model, *args, **kwargs
+                request, engine_inputs, results, request_id, created, name, *args, **kwargs
             )
         report = self._stream_report(request)
         recorded = _recorded(results, report)

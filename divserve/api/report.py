@@ -3,6 +3,10 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", figure: …}, …]}
 
+A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
+(the share of parameters × tokens that the large model alone would have cost more; null if not
+known), and the "model" of every token in its trace.
+
 Everything comes from what the engine reported with each token, so ``applied_steps`` is evidence,
 not arithmetic. Figures are those of the methods' ``reports``, rounded to 6 decimals; numbers that
 are not finite become null, for JSON has none.
@@ -12,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
+from divserve.api.observe import observe
 from divserve.decoding import Stack
 from divserve.errors import DecodingFailed
 
@@ -42,18 +48,21 @@ class ChoiceReport:
     def __init__(
         self,
         stack: Stack,
-        two_guides: bool,
+        two_seconds: bool,
         temperature: float,
         guide_tokens: int,
         decode: Decode,
+        compute_ratio: float | None = None,
     ) -> None:
         self._stack = stack
         self._temperature = temperature
         self._guide_tokens = guide_tokens
         self._decode = decode
         self._steps = 0
-        self._sums = dict.fromkeys(stack.reports(two_guides), 0.0)
+        self._sums = dict.fromkeys(stack.reports(two_seconds), 0.0)
         self._pending: list[dict[str, Any]] = []
+        self._compute_ratio = compute_ratio
+        self._models: list[str] = []
 
     def add(self, output: GuidedOutput) -> None:
         """Takes in the tokens of one output.
@@ -68,12 +77,15 @@ class ChoiceReport:
                 f"{self._stack.name} was not applied to all of them."
             )
         figures = [self._stack.report(row, self._temperature) for row in rows]
+        models: Sequence[str] = getattr(output, "models", ())
+        self._models += models
         self._steps += len(figures)
+        observe(figures, models)
         for one in figures:
             for name in self._sums:
                 self._sums[name] += one[name]
         if self._stack.trace:
-            self._trace(output.token_ids, figures)
+            self._trace(output.token_ids, figures, models)
 
     def take_trace(self) -> list[dict[str, Any]]:
         """The trace entries that were not taken yet, in the order of the tokens."""
@@ -91,16 +103,37 @@ class ChoiceReport:
                 k: _number(total / steps) if steps else None for k, total in self._sums.items()
             },
         }
+        if self._stack.switches:
+            summary |= self._moves()
         if self._stack.trace:
             summary["trace"] = self.take_trace()
         return summary
 
-    def _trace(self, token_ids: Sequence[int], figures: Sequence[dict[str, float]]) -> None:
+    def _moves(self) -> dict[str, Any]:
+        """How the answer moved between its two models."""
+        models, ratio = self._models, self._compute_ratio
+        small = models.count("small")
+        saved = None if ratio is None or not models else small * (1 - ratio) / len(models)
+        return {
+            "switches": sum(one != other for one, other in pairwise(models)),
+            "tokens": {"small": small, "large": len(models) - small},
+            "compute_saved": saved if saved is None else _number(saved),
+        }
+
+    def _trace(
+        self,
+        token_ids: Sequence[int],
+        figures: Sequence[dict[str, float]],
+        models: Sequence[str],
+    ) -> None:
         texts = self._decode(token_ids)
-        self._pending += [
+        entries = [
             {"token": text, "token_id": token_id, **{k: _number(v) for k, v in one.items()}}
             for text, token_id, one in zip(texts, token_ids, figures, strict=True)
         ]
+        for entry, model in zip(entries, models, strict=False):
+            entry["model"] = model
+        self._pending += entries
 
 
 def _number(value: float) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
+from divserve.engine.client import OnSmall
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.openai import (
     ChatCompletionRequest,
@@ -58,6 +59,7 @@ class Guided(BaseModel):
     _grounding: list[int] = PrivateAttr(default_factory=list)
     _temperature: float = PrivateAttr(default=1.0)
     _alias: str | None = PrivateAttr(default=None)
+    _small: bool = PrivateAttr(default=False)
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Guided:
@@ -72,8 +74,22 @@ class Guided(BaseModel):
                 raise InvalidRequest(
                     f"decoding cannot be combined with {field}: {why}.", param="decoding"
                 )
+        self._check_switch()
         self._check_guided()
         return self
+
+    def _check_switch(self) -> None:
+        """Raises `InvalidRequest` for what cannot move from one model to another."""
+        if not any(method.engines for method in self.methods):
+            return
+        for field in ("prompt_logprobs", "echo"):
+            value = getattr(self, field, None)
+            if value not in (None, False):
+                raise InvalidRequest(
+                    f"entropy_switch cannot be combined with {field}: the prompt is read by two "
+                    "models.",
+                    param=field,
+                )
 
     def _check_guided(self) -> None:
         """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
@@ -98,6 +114,20 @@ class Guided(BaseModel):
     def answer_as(self, alias: str) -> None:
         """Makes the answer carry this model name."""
         self._alias = alias
+
+    def decode_on_small(self) -> None:
+        """Sends the request to the small model's engine.
+
+        Raises:
+            InvalidRequest: its method needs more than that model.
+        """
+        for method in self.methods:
+            if method.helpers or method.engines:
+                raise InvalidRequest(
+                    f"{method.method} needs more than the small model: name the served one.",
+                    param="model",
+                )
+        self._small = True
 
     def answered_as(self, model: str) -> str:
         """The model name of the answer, where vLLM's would be ``model``."""
@@ -130,9 +160,11 @@ class Guided(BaseModel):
         """Tokens of all that is read beside the prompt of this index."""
         return sum(map(len, self._order(self._guides[prompt]).streams))
 
-    def has_two_guides(self, prompt: int) -> bool:
+    def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
-        return Stack.two_guides(self._guides[prompt])
+        stack = self.stack
+        assert stack is not None
+        return stack.two_seconds(self._guides[prompt])
 
     def _order(self, guides: Guides) -> Spec:
         stack = self.stack
@@ -142,12 +174,15 @@ class Guided(BaseModel):
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
         if self.decoding is None:
+            if self._small:
+                params.extra_args = {**(params.extra_args or {}), WIRE_KEY: OnSmall(None)}
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
         if spec.row.drops_tokens():
             self._refuse_masks(params)
-        params.extra_args = {**(params.extra_args or {}), WIRE_KEY: spec}
+        order = OnSmall(spec) if self._small else spec
+        params.extra_args = {**(params.extra_args or {}), WIRE_KEY: order}
         return params
 
     def _refuse_masks(self, params: Any) -> None:
@@ -157,7 +192,8 @@ class Guided(BaseModel):
         if masks is not None and stack is not None:
             raise InvalidRequest(
                 f"{stack.name} drops tokens, which could leave none that {MASKS[masks]} allows: "
-                "use one without the other, or a method that only contrasts (cad, adacad, cfg …).",
+                "use one without the other, or a method that only contrasts (cad, adacad, cfg …, "
+                "contrastive with alpha 0).",
                 param="decoding",
             )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
+from divserve import metrics
+from divserve.api import companions
 from divserve.api.errors import ErrorBody
 from divserve.api.presets import with_preset
 from divserve.api.requests import ChatRequest, CompletionsRequest
@@ -45,7 +47,9 @@ router = APIRouter()
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    return _primed(await answer_chat(await with_preset(request, raw_request), raw_request))
+    request = await with_preset(request, raw_request)
+    companions.place(request, raw_request)
+    return _primed(await answer_chat(request, raw_request))
 
 
 @router.post(
@@ -58,16 +62,31 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    return _primed(await answer_completion(await with_preset(request, raw_request), raw_request))
+    request = await with_preset(request, raw_request)
+    companions.place(request, raw_request)
+    return _primed(await answer_completion(request, raw_request))
 
 
 @router.get("/v1/decoding/methods")
-async def list_methods() -> dict[str, Any]:
+async def list_methods(raw_request: Request) -> dict[str, Any]:
     """The decoding methods: what they do, need and report, and their parameters."""
+    there = raw_request.app.state.companions
     return {
         "object": "list",
-        "data": [_describe(name, method) for name, method in METHODS.items()],
+        "data": [_describe(name, method, there) for name, method in METHODS.items()],
     }
+
+
+@router.get("/health")
+async def health(raw_request: Request) -> JSONResponse:
+    """200 while the served model's engine lives; the body tells of the small one's too."""
+    engines: dict[str, bool] = raw_request.app.state.engine_client.health()
+    for name, alive in engines.items():
+        metrics.ENGINE_UP.labels(name).set(alive)
+    words = {True: "ok", False: "dead"}
+    status = "ok" if all(engines.values()) else "degraded" if engines["large"] else "dead"
+    body = {"status": status, "engines": {name: words[alive] for name, alive in engines.items()}}
+    return JSONResponse(body, status_code=200 if engines["large"] else 503)
 
 
 @router.get("/v1/decoding/presets")
@@ -97,7 +116,7 @@ def _primed(response: Response) -> Response:
     return PrimedResponse.of(response) if isinstance(response, StreamingResponse) else response
 
 
-def _describe(name: str, method: type[Method]) -> dict[str, Any]:
+def _describe(name: str, method: type[Method], there: frozenset[str]) -> dict[str, Any]:
     schema = method.model_json_schema()
     own = {field: schema["properties"][field] for field in method.parameters()}
     return {
@@ -108,6 +127,7 @@ def _describe(name: str, method: type[Method]) -> dict[str, Any]:
         "paper": method.paper,
         "url": method.url,
         "needs": method.needs,
+        "available": not companions.missing(method, there),
         "guide_required": method.needs_guide(),
         "role": method.role,
         "reports": list(method.reports),

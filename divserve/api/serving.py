@@ -22,7 +22,7 @@ from divserve.engine.openai import (
 )
 from divserve.errors import ApiError, InvalidRequest
 
-__all__ = ["GuidedServing", "is_guided"]
+__all__ = ["GuidedServing", "answered_as", "is_guided"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,11 @@ T = TypeVar("T")
 def is_guided(request: Any) -> bool:
     """Whether the request asks for a method; vLLM's own request types never do."""
     return isinstance(request, Guided) and request.decoding is not None
+
+
+def answered_as(request: Any, model: str) -> str:
+    """The model name of the answer, where vLLM's would be ``model``."""
+    return request.answered_as(model) if isinstance(request, Guided) else model
 
 
 class GuidedServing:
@@ -50,10 +55,11 @@ class GuidedServing:
         """An empty account of a choice of the prompt of this index."""
         return ChoiceReport(
             request.stack,
-            request.has_two_guides(prompt),
+            request.has_two_seconds(prompt),
             request.sampled_at,
             request.side_tokens(prompt),
             partial(self._texts, request.return_tokens_as_token_ids),
+            self.engine_client.compute_ratio,
         )
 
     def _stream_report(self, request: Any) -> StreamReport:

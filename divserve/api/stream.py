@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Send
 
 from divserve.api.report import ChoiceReport, GuidedOutput
+from divserve.errors import InvalidRequest, Unavailable
 
 __all__ = ["PrimedResponse", "Stream", "StreamReport", "reported"]
 
@@ -24,6 +25,7 @@ Stream = Callable[..., AsyncGenerator[str, None]]
 """Makes the events of a stream."""
 
 ERROR_EVENT = 'data: {"error"'
+STATUS_OF_TYPE = {error.type: error.status for error in (InvalidRequest, Unavailable)}
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Keep proxies from collecting the events of a stream."""
 
@@ -143,7 +145,7 @@ def _status(error: dict[str, Any]) -> int:
     code = error.get("code")
     if isinstance(code, int):
         return code
-    return 400 if error.get("type") == "invalid_request_error" else 500
+    return STATUS_OF_TYPE.get(error.get("type", ""), 500)
 
 
 async def _receive() -> Any:

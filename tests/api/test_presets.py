@@ -61,7 +61,7 @@ def error(response: Any) -> dict[str, Any]:
 
 def test_aliases_are_listed(http: TestClient) -> None:
     models = [model["id"] for model in http.get("/v1/models").json()["data"]]
-    assert models == ["smol", "smol@faithful", "smol@diverse", "smol@strong"]
+    assert models == ["smol", "smol@faithful", "smol@diverse", "smol@strong", "smol@small"]
     listed = http.get("/v1/decoding/presets").json()["data"]
     assert listed[-1] == {"preset": "strong", "decoding": CFG}
 

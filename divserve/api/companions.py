@@ -1,0 +1,58 @@
+"""Requests and the models beside the served one: who may use what, and ``MODEL@small``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from divserve.api.requests import Guided
+from divserve.decoding import Method
+from divserve.engine.companions import SMALL_SUFFIX
+from divserve.engine.openai import BaseModelPath
+from divserve.errors import InvalidRequest
+
+__all__ = ["aliases_of", "install", "missing", "place"]
+
+
+def aliases_of(args: Namespace) -> list[str]:
+    """The names of the small model: one per name of the served one; none without it."""
+    if args.companions.small is None:
+        return []
+    return [f"{model}{SMALL_SUFFIX}" for model in args.served_model_name or [args.model]]
+
+
+def install(app: FastAPI, args: Namespace) -> None:
+    """Adds the small model's names to those of `app`."""
+    aliases = aliases_of(args)
+    models = app.state.openai_serving_models.base_model_paths
+    models += [BaseModelPath(name=alias, model_path=args.companions.small) for alias in aliases]
+    app.state.companions = args.companions.names
+    app.state.small_aliases = frozenset(aliases)
+
+
+def missing(method: type[Method] | Method, companions: frozenset[str]) -> list[str]:
+    """The flags that the server would need for a method and was not given."""
+    return [f"--{name}" for name in (*method.helpers, *method.engines) if name not in companions]
+
+
+def place(request: Guided, raw_request: Request) -> None:
+    """Sends the request to the engine that its model names.
+
+    Raises:
+        InvalidRequest: a method needs a model that is not there.
+    """
+    state: Any = raw_request.app.state
+    for method in request.methods:
+        if flags := missing(method, state.companions):
+            raise InvalidRequest(
+                f"{method.method} needs {method.needs}: this server runs without "
+                f"{' and '.join(flags)}.",
+                param=f"{request.param_of(method)}.method",
+                code="method_unavailable",
+            )
+    model: str = getattr(request, "model", None) or ""
+    if model in state.small_aliases:
+        request.decode_on_small()
+        request.answer_as(model)
