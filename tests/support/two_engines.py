@@ -7,6 +7,7 @@ import os
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Answer:
     @property
     def switches(self) -> int:
         """How often the model changed."""
-        return sum(a != b for a, b in zip(self.models, self.models[1:], strict=False))
+        return sum(a != b for a, b in pairwise(self.models))
 
 
 class Pair:
@@ -126,8 +127,10 @@ class Pair:
 
 
 @contextmanager
-def two_engines(large: Path, small: Path, **options: Any) -> Iterator[Pair]:
-    """Starts both engines; stops them in the end."""
+def two_engines(
+    large: Path, small: Path, *, helpers: dict[str, str] | None = None, **options: Any
+) -> Iterator[Pair]:
+    """Starts both engines, the large one with its helpers; stops them in the end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from divserve.engine.companions import Companions
@@ -146,7 +149,8 @@ def two_engines(large: Path, small: Path, **options: Any) -> Iterator[Pair]:
     args = AsyncEngineArgs(model=str(large), **settings | options)
     try:
         with asyncio.Runner() as runner:
-            engine = guided_engine(args, Companions(small=str(small), small_share=0.5))
+            companions = Companions(helpers or {}, small=str(small), small_share=0.5)
+            engine = guided_engine(args, companions)
             client = runner.run(engine.__aenter__())
             try:
                 yield Pair(runner, client)
