@@ -35,6 +35,8 @@ from tests.support.engine import Engine, random_prompt, stacked
 ROWS = 12
 """Divides by one, two and three rows per request."""
 PLAIN = "plain"
+ALONE = [name for name, method in METHODS.items() if not method.helpers + method.engines]
+"""Methods of one model; `bench.two_models` has the others."""
 STACKS: dict[str, tuple[str, ...]] = {
     "adacad+kl_temperature, one guide": ("adacad", "kl_temperature"),
     "adacad+kl_temperature, two guides": ("adacad", "kl_temperature"),
@@ -80,7 +82,7 @@ def _order(name: str, guide: list[int], other: list[int]) -> dict[str, Any]:
 
 def measure(setting: Setting, progress: Progress) -> dict[str, list[float]]:
     """Ratios of each round by method."""
-    names = [PLAIN, *METHODS, *STACKS]
+    names = [PLAIN, *ALONE, *STACKS]
     engine = Engine(
         setting.path,
         max_num_seqs=2 * ROWS,

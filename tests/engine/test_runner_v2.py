@@ -6,10 +6,35 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.models import ROOT
+from tests.support.models import ROOT, TINY_VOCAB, make_tiny
+
+
+def ran(module: str, *arguments: str) -> Any:
+    """What a module of ``tests.support`` prints, run in a process of its own."""
+    command = [sys.executable, "-m", f"tests.support.{module}", *arguments]
+    child = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
+    """The methods of several models, and answers that another engine began."""
+    amateur = make_tiny(tmp_path / "amateur", vocab_size=TINY_VOCAB - 24, seed=1)
+    tuned = make_tiny(tmp_path / "tuned", vocab_size=TINY_VOCAB + 8, seed=2)
+    result = ran("v2_two_models", str(tiny), str(amateur), str(tuned))
+    assert "vllm.v1.worker.gpu.model_runner" in result["runner"]
+    assert result["mismatches"] == []
+    assert len(result["continued"]) == 4
+    for rest, continuation in result["continued"]:
+        assert rest == continuation
+    assert set(result["leftovers"].values()) == {0}
 
 
 @pytest.mark.slow
@@ -18,12 +43,7 @@ from tests.support.models import ROOT
 )
 def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> None:
     """Token identity, seeds, n = 2, preemption and aborts, as on V1."""
-    command = [sys.executable, "-m", "tests.support.v2_child", str(tiny), mode, str(blocks)]
-    child = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    result = json.loads(child.stdout.splitlines()[-1])
+    result = ran("v2_child", str(tiny), mode, str(blocks))
     assert "vllm.v1.worker.gpu.model_runner" in result["runner"]
     assert result["mismatches"] == []
     first, second = result["seeded"]

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm.sampling_params import StructuredOutputsParams
 
-from divserve.decoding import Cad, Stack
+from divserve.decoding import METHODS, Stack
 from divserve.engine.client import OnSmall
 from divserve.errors import InvalidRequest, Unavailable
 from tests.engine.cases import NEAR_TIE
@@ -30,6 +30,9 @@ from tests.support.two_engines import Answer, Pair, switching, two_engines
 TOKENS = 40
 VOCAB = 49_152
 RULE: dict[str, Any] = {"window": 3, "min_run": 2}
+
+Models = tuple[Any, Any]
+"""The large and the small one, in Hugging Face."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +47,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(large: Path, small: Path) -> tuple[Any, Any]:
+def models(large: Path, small: Path) -> Models:
     load = AutoModelForCausalLM.from_pretrained
-    return tuple(load(path, dtype=torch.float32).eval() for path in (large, small))  # type: ignore[return-value]
+    one, other = (load(path, dtype=torch.float32).eval() for path in (large, small))
+    return one, other
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +66,14 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def threshold(models: Any, prompts: list[list[int]]) -> float:
+def threshold(models: Models, prompts: list[list[int]]) -> float:
     """Bits in the middle of what these models know of nothing, so that they take turns."""
     never = {"threshold": 100.0, **RULE}
     bits = [h for p in prompts[:3] for h in moved(*models, p, 20, **never).entropies]
     return statistics.median(bits)
 
 
-def replay(models: Any, prompt: list[int], threshold: float, **fields: Any) -> Moved:
+def replay(models: Models, prompt: list[int], threshold: float, **fields: Any) -> Moved:
     return moved(*models, prompt, TOKENS, threshold=threshold, **(RULE | fields))
 
 
@@ -86,7 +90,7 @@ def agrees(answer: Answer, expected: Moved) -> bool:
 
 
 def test_answers_equal_the_replay(
-    pair: Pair, models: Any, prompts: list[list[int]], threshold: float, large: Path
+    pair: Pair, models: Models, prompts: list[list[int]], threshold: float, large: Path
 ) -> None:
     """Sixteen requests at once: switching from either side, plain, and with a guide."""
     starts = ["small", "large"]
@@ -96,7 +100,8 @@ def test_answers_equal_the_replay(
     ]
     reference = Reference(large)
     guide = prompts[2][:9]
-    cad = Stack(Cad(method="cad", guide={"prompt": guide})).spec(0.0, [guide])
+    body = {"method": "cad", "guide": {"prompt": guide}}
+    cad = Stack(METHODS["cad"].model_validate(body)).spec(0.0, [guide])
     others = [(p, order) for p in prompts[:4] for order in (None, cad)]
     answers = pair.ask_all([*moving, *others], max_tokens=TOKENS)
     expected = [replay(models, p, threshold, start=starts[i % 2]) for i, p in enumerate(prompts)]
@@ -122,7 +127,7 @@ def test_the_second_visit_hits_the_prefix_cache(pair: Pair, threshold: float) ->
     assert first.switches > 0
 
 
-def test_the_small_model_alone(pair: Pair, models: Any, prompts: list[list[int]]) -> None:
+def test_the_small_model_alone(pair: Pair, models: Models, prompts: list[list[int]]) -> None:
     order = OnSmall(None)
     (answer,) = pair.ask_all([(prompts[2], order)], max_tokens=TOKENS)
     expected = moved(*models, prompts[2], TOKENS, threshold=100.0, **RULE)
@@ -131,7 +136,7 @@ def test_the_small_model_alone(pair: Pair, models: Any, prompts: list[list[int]]
 
 
 def test_logprobs_come_from_the_model_of_the_token(
-    pair: Pair, models: Any, threshold: float, prompts: list[list[int]]
+    pair: Pair, models: Models, threshold: float, prompts: list[list[int]]
 ) -> None:
     """One entry a token, with its decoded text, across every seam."""
     prompt = prompts[5]
@@ -258,7 +263,7 @@ def test_clients_that_leave(pair: Pair, threshold: float, prompts: list[list[int
 
 
 def test_the_small_engine_dies(
-    pair: Pair, models: Any, threshold: float, prompts: list[list[int]]
+    pair: Pair, models: Models, threshold: float, prompts: list[list[int]]
 ) -> None:
     """Its answers go on with the large model, token for token; new ones work. Runs last."""
     order = switching(threshold=threshold, **RULE)

@@ -1,0 +1,189 @@
+"""Entropy-adaptive switching on a question set: time, tokens by model, and what becomes of answers.
+
+One request at a time, through the front end's client, greedily. The large and the small model alone
+give the time of a token of each (the mean time between tokens) and of reading a prompt; a switching
+run is compared with what its own tokens cost by these. Quality is the share of questions whose
+answer holds a right word, and the length of the prefix shared with the large model's answer.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from tests.support.models import ROOT
+from tests.support.two_engines import Pair, switching, two_engines
+
+__all__ = ["THRESHOLDS", "measure"]
+
+QUESTIONS = ROOT / "tests" / "data" / "questions.jsonl"
+THRESHOLDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Bits."""
+ALONE = ("large alone", "small alone")
+
+
+@dataclass
+class Answered:
+    """One answer and its clock."""
+
+    text: str
+    tokens: list[int]
+    models: list[str]
+    times: list[float]
+    """Seconds from the request to each token."""
+
+    @property
+    def switches(self) -> int:
+        return sum(a != b for a, b in pairwise(self.models))
+
+    @property
+    def seconds(self) -> float:
+        return self.times[-1]
+
+
+async def answer(pair: Pair, prompt: list[int], spec: Any, tokens: int, number: int) -> Answered:
+    """Asks one question and notes when each token comes."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=tokens,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args={"divserve": spec} if spec is not None else None,
+    )
+    inputs = {"type": "token", "prompt_token_ids": prompt}
+    found = Answered("", [], [], [])
+    start = time.perf_counter()
+    async for output in pair.client.generate(inputs, params, f"q{number}"):
+        (choice,) = output.outputs
+        found.times += [time.perf_counter() - start] * len(choice.token_ids)
+        found.tokens += choice.token_ids
+        found.text += choice.text
+        found.models += getattr(choice, "models", [])
+    return found
+
+
+def sides() -> dict[str, Any]:
+    """What is asked of the client, by the name of the side; one model alone never moves."""
+    from divserve.engine.client import OnSmall
+
+    found: dict[str, Any] = {"large alone": None, "small alone": OnSmall(None)}
+    return found | {f"threshold {t}": switching(threshold=t) for t in THRESHOLDS}
+
+
+def measure(
+    large: Path, small: Path, label: str, tokens: int, progress: Progress
+) -> list[dict[str, str]]:
+    """All figures of a pair, a line each."""
+    questions = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
+    options: dict[str, Any] = {
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 1024,
+        "max_model_len": 1024,
+    }
+    found: dict[str, list[Answered]] = {}
+    with two_engines(large, small, **options) as pair:
+        prompts = [_rendered(pair, q["question"]) for q in questions]
+        asked = sides()
+        task = progress.add_task(f"switching, {label}", total=len(asked) * len(prompts))
+        number = 0
+        for i, prompt in enumerate([prompts[0], *prompts]):
+            # In turn for each question, so that all sides see the same machine; the first is a
+            # warm-up. The prefix caches are emptied, or the later sides would read nothing.
+            for name, spec in asked.items():
+                pair.run(_forget(pair))
+                number += 1
+                one = pair.run(answer(pair, prompt, spec, tokens, number))
+                if i > 0:
+                    found.setdefault(name, []).append(one)
+                    progress.advance(task)
+        ratio = pair.client.compute_ratio
+    case = f"smollm2 and {label}, {len(questions)} questions, {tokens} tokens at most"
+    return _figures(case, found, questions, ratio)
+
+
+async def _forget(pair: Pair) -> None:
+    await pair.client.inner.reset_prefix_cache()
+    await pair.client.small.inner.reset_prefix_cache()
+
+
+def _rendered(pair: Pair, question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    tokenizer = pair.client.renderer.tokenizer
+    return list(
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+    )
+
+
+def _figures(
+    case: str, found: dict[str, list[Answered]], questions: list[Any], ratio: float
+) -> list[dict[str, str]]:
+    per_token = {name: _between_tokens(found[name]) for name in ALONE}
+    first = {name: [a.times[0] for a in found[name]] for name in ALONE}
+    lines = []
+
+    def note(metric: str, values: Sequence[float], digits: int = 3) -> None:
+        value = f"{statistics.mean(values):.{digits}f}"
+        spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+        lines.append({"case": case, "metric": metric, "value": value, "spread": spread})
+
+    for name, answers in found.items():
+        asked = zip(answers, questions, strict=True)
+        note(f"{name}: accuracy", [_is_right(a.text, q["answers"]) for a, q in asked])
+        note(f"{name}: seconds an answer", [a.seconds for a in answers])
+        note(f"{name}: tokens/s", [len(a.tokens) / a.seconds for a in answers], 1)
+        whole = zip(answers, found["large alone"], strict=True)
+        note(f"{name}: prefix shared with the large model", [_shared(a, b) for a, b in whole])
+        if name in ALONE:
+            continue
+        large = [a.models.count("large") / len(a.models) for a in answers]
+        note(f"{name}: share of large tokens", large)
+        note(f"{name}: compute saved", [(1 - share) * (1 - ratio) for share in large])
+        note(f"{name}: switches an answer", [a.switches for a in answers], 1)
+        own = [_own_cost(a, i, per_token, first) for i, a in enumerate(answers)]
+        seam = sum(a.seconds for a in answers) / sum(own)
+        note(f"seam, {name}: time / its tokens' on their own models", [seam])
+    return lines
+
+
+def _is_right(text: str, words: Sequence[str]) -> bool:
+    return any(word.lower() in text.lower() for word in words)
+
+
+def _between_tokens(answers: list[Answered]) -> float:
+    """Mean seconds between two tokens."""
+    gaps = [b - a for one in answers for a, b in pairwise(one.times)]
+    return statistics.mean(gaps)
+
+
+def _own_cost(
+    one: Answered, index: int, per_token: dict[str, float], first: dict[str, list[float]]
+) -> float:
+    """What the tokens of an answer cost when each model decodes alone.
+
+    The first token is the reading of the prompt by the model that begins. That the other model also
+    reads the prompt, and what was written in between, is the seam's doing.
+    """
+    cost = first[f"{one.models[0]} alone"][index]
+    return cost + sum(per_token[f"{model} alone"] for model in one.models[1:])
+
+
+def _shared(one: Answered, other: Answered) -> float:
+    """Tokens of the common prefix, as a share of the longer answer."""
+    same = 0
+    for a, b in zip(one.tokens, other.tokens, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same / max(len(one.tokens), len(other.tokens))
