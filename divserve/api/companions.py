@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 
+from divserve import metrics
 from divserve.api.requests import Guided
 from divserve.decoding import Method
 from divserve.engine.companions import SMALL_SUFFIX
@@ -30,6 +32,13 @@ def install(app: FastAPI, args: Namespace) -> None:
     models += [BaseModelPath(name=alias, model_path=args.companions.small) for alias in aliases]
     app.state.companions = args.companions.names
     app.state.small_aliases = frozenset(aliases)
+    client = app.state.engine_client
+    for name in client.health():
+        metrics.ENGINE_UP.labels(name).set_function(partial(_up, client, name))
+
+
+def _up(client: Any, name: str) -> float:
+    return float(client.health()[name])
 
 
 def missing(method: type[Method] | Method, companions: frozenset[str]) -> list[str]:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
-from divserve import metrics
 from divserve.api import companions
 from divserve.api.errors import ErrorBody
 from divserve.api.presets import with_preset
@@ -81,8 +80,6 @@ async def list_methods(raw_request: Request) -> dict[str, Any]:
 async def health(raw_request: Request) -> JSONResponse:
     """200 while the served model's engine lives; the body tells of the small one's too."""
     engines: dict[str, bool] = raw_request.app.state.engine_client.health()
-    for name, alive in engines.items():
-        metrics.ENGINE_UP.labels(name).set(alive)
     words = {True: "ok", False: "dead"}
     status = "ok" if all(engines.values()) else "degraded" if engines["large"] else "dead"
     body = {"status": status, "engines": {name: words[alive] for name, alive in engines.items()}}

@@ -221,6 +221,9 @@ class HandOff:
         self._fail_small(error)
 
     def _go_on_large(self, runs: list[Run]) -> None:
+        if not self.lost:
+            for state in ("running", "waiting"):
+                metrics.ENGINE_REQUESTS.labels("small", state).set(0)
         self.lost = True
         logger.error(
             "The small engine has died; %d answers go on with the large model alone", len(runs)

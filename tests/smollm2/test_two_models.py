@@ -52,7 +52,7 @@ def prompts(smollm2: Path) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     found = []
-    for fact, question in FACTS[:8]:
+    for fact, question in FACTS[:6]:
         message = [{"role": "user", "content": f"{fact} {question}"}]
         rendered = tokenizer.apply_chat_template(
             message, add_generation_prompt=True, return_dict=True
@@ -64,7 +64,7 @@ def prompts(smollm2: Path) -> list[list[int]]:
 def test_one_batch_of_contrast_switching_and_plain(
     pair: Pair, smollm2: Path, sibling: Any, prompts: list[list[int]]
 ) -> None:
-    """Eight of each at once."""
+    """Six of each at once."""
     body = {"method": "contrastive"}
     contrastive = Stack(METHODS["contrastive"].model_validate(body)).spec(0.0, [None])
     orders = [contrastive, switching(**RULE), None]
@@ -90,6 +90,6 @@ def test_one_batch_of_contrast_switching_and_plain(
         alone = trio.greedy(prompt, None, TOKENS)
         sure = next((k for k, m in enumerate(alone.margins) if m < NEAR_TIE), TOKENS)
         assert plain.tokens[:sure] == alone.tokens[:sure]
-    assert changed > 2
-    assert switches > 5
+    assert changed > 1
+    assert switches > 4
     assert set(pair.figures().values()) == {0}

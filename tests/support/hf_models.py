@@ -47,15 +47,17 @@ class Trio:
     @torch.inference_mode()
     def greedy(self, prompt: list[int], body: dict[str, Any] | None, max_tokens: int) -> Answer:
         """Decodes greedily; ``body`` None is plain decoding."""
-        answer, ids = Answer(), list(prompt)
+        answer, feed = Answer(), list(prompt)
         models = [self.served, *(self.helpers if body else ())]
+        caches: list[Any] = [None] * len(models)
         for _ in range(max_tokens):
-            logits = [
-                model(torch.tensor([ids]).clamp_max(model.config.vocab_size - 1), use_cache=False)
-                .logits[0, -1]
-                .double()
-                for model in models
-            ]
+            logits = []
+            for i, model in enumerate(models):
+                # Another padding of the vocabulary: an id may have no row.
+                ids = torch.tensor([feed]).clamp_max(model.config.vocab_size - 1)
+                out = model(ids, past_key_values=caches[i], use_cache=True)
+                caches[i] = out.past_key_values
+                logits.append(out.logits[0, -1].double())
             if body is not None:
                 shared = min(len(z) for z in logits)
                 z, amateur, *tuned = (row[:shared] for row in logits)
@@ -63,7 +65,7 @@ class Trio:
             best = logits[0].topk(2)
             answer.margins.append(float(best.values[0] - best.values[1]))
             answer.tokens.append(int(best.indices[0]))
-            ids.append(answer.tokens[-1])
+            feed = answer.tokens[-1:]
         return answer
 
 
