@@ -32,7 +32,7 @@ class EntropySwitch(Method):
     role = "switch"
     guided = False
     engines: ClassVar[tuple[str, ...]] = ("small",)
-    reports = ("entropy",)
+    reports = ("entropy_bits",)
 
     method: Literal["entropy_switch"]
     threshold: float = Field(
@@ -55,5 +55,5 @@ class EntropySwitch(Method):
         return Row(form=float(Form.OBSERVE))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
-        """The entropy in bits, as the threshold is."""
-        return {"entropy": statistics["entropy"] / math.log(2)}
+        """The entropy in the unit of the threshold."""
+        return {"entropy_bits": statistics["entropy"] / math.log(2)}

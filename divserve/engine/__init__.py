@@ -13,13 +13,23 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``Scheduler._preempt_request`` | preempt all members together | preflight.py |
 | ``Scheduler.update_from_output``, ``grammar_compile_error_reqs`` | report, fail | scheduler.py |
 | ``Scheduler._free_request``, ``finish_requests`` | end members together | scheduler.py |
+| ``Scheduler._update_request_with_output`` | end a segment where its rule says | switching.py |
+| ``Request.append_output_token_ids``, ``prefill_stats`` | continue an answer | switching.py |
+| ``StructuredOutputManager.accept_tokens`` | a grammar reads the answer so far | switching.py |
 | ``EngineCoreOutput.kv_transfer_params`` | statistics to the front end | scheduler.py, ledger.py |
 | ``ModelRunnerOutput`` (open attributes) | statistics to the scheduler | output.py |
 | ``GPUModelRunner.sample_tokens``, ``_sample`` (V1) | guide logits, copy token | runner.py |
+| ``InputBatch.add_request`` (V1) | output that another engine decoded | runner.py |
 | ``GPUModelRunner.sample`` (V2) | guide logits, copy token | runner_v2.py |
+| ``register_model_loader``, ``set_model_tag`` | helpers in the same forward | helpers.py |
+| ``initialize_model``, ``AttentionLayerBase`` | a helper of shared layers | drop.py |
 | ``hidden_states`` of both, ``model.compute_logits`` | read grounding texts | grounding.py |
 | ``Worker.init_device``, ``CPUWorker.init_device`` | install the runner hook | worker.py |
 | ``OutputProcessor.add_request``, ``process_outputs`` | collect statistics | ledger.py |
+| ``EngineCoreClient.add_request_async``, ``abort_requests_async`` | move answers | handoff.py |
+| ``OutputProcessor.propagate_error``, ``request_states`` | the same | handoff.py |
+| ``StatLoggerBase`` | the small engine's load | small_stats.py |
+| ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
 | OpenAI requests, serving classes, routers | re-exported for divserve.api | openai.py |

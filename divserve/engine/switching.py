@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import STATISTICS, Switch, SwitchRule
@@ -22,6 +23,8 @@ ENTROPY = STATISTICS.index("entropy")
 class SwitchMixin(AdmissionMixin):
     """Rules of the segments that run on this engine."""
 
+    waiting: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rules: dict[str, SwitchRule] = {}
@@ -34,15 +37,20 @@ class SwitchMixin(AdmissionMixin):
 
     def add_request(self, request: Request) -> None:
         """Adds the request; a continuation already has output."""
-        wire = self._order_of(request)
-        if wire is not None and (output := wire.get("output")):
+        wire = self._order_of(request) or {}
+        output = wire.get("output")
+        if output:
             request.append_output_token_ids(output)
             # vLLM asserts that no more than the prompt comes out of the cache.
             request.prefill_stats = None
             if request.use_structured_output:
                 self._replayed.add(request.request_id)
         super().add_request(request)
-        if wire is not None and wire.get("switch") and request.request_id in self._groups:
+        if output and self.policy == SchedulingPolicy.FCFS:
+            # Its client is in the middle of reading; the priority policy goes by arrival anyway.
+            self.waiting.remove_requests([request])
+            self.waiting.prepend_request(request)
+        if wire.get("switch") and request.request_id in self._groups:
             self._rules[request.request_id] = SwitchRule(Switch.from_wire(wire["switch"]))
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:

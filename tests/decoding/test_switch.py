@@ -88,7 +88,7 @@ def test_the_method_observes_and_reports_bits() -> None:
     method = EntropySwitch.model_validate({"method": "entropy_switch", "threshold": 2})
     assert method.row(1.0).form == Form.OBSERVE
     assert method.switch() == Switch(2.0, 5, 10, "small")
-    assert method.report({"entropy": math.log(8)}, 1.0)["entropy"] == pytest.approx(3)
+    assert method.report({"entropy": math.log(8)}, 1.0)["entropy_bits"] == pytest.approx(3)
 
 
 @pytest.mark.parametrize("other", ["entropy_temperature", "contrastive", "entropy_switch"])

@@ -58,7 +58,7 @@ def client(started: tuple[str, int]) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def switch(client: openai.OpenAI) -> dict[str, Any]:
     """Switching at the mean entropy, so that these models take turns."""
-    bits = account(chat(client, NEVER, max_tokens=60).choices[0])["mean"]["entropy"]
+    bits = account(chat(client, NEVER, max_tokens=60).choices[0])["mean"]["entropy_bits"]
     return {**NEVER, "threshold": bits}
 
 

@@ -119,6 +119,21 @@ def test_the_rule_ends_the_segment_with_the_token_it_saw(engine: Engine) -> None
     assert set(engine.leftovers().values()) == {0}
 
 
+def test_it_goes_ahead_of_those_who_have_nothing_yet(engine: Engine) -> None:
+    """In a full engine a continuation is the next to be admitted."""
+    prompt = list(range(20, 60))
+    limit = engine.scheduler.max_num_active_reqs
+    for i in range(limit + 4):
+        engine.core.add_request(f"r{i}", {"prompt_token_ids": prompt}, params({}))
+    engine.core.step()
+    engine.core.add_request("c", {"prompt_token_ids": prompt}, params(order([7, 8, 9])))
+    waiting = [request.request_id for request in engine.scheduler.waiting]
+    assert len(waiting) > 4
+    assert waiting[0].startswith("c")
+    engine.core.abort_request([*(f"r{i}" for i in range(limit + 4)), "c"])
+    assert set(engine.leftovers().values()) == {0}
+
+
 def test_ids_that_the_other_model_lacks_are_never_sampled(engine: Engine) -> None:
     prompt = list(range(20, 60))
     free = tokens_of(engine, prompt, params(order([]), temperature=2.0, seed=1))
