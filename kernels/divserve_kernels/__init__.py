@@ -13,11 +13,15 @@ Each guided row follows a program of its own (`PARAMETERS`), whatever the method
     keep    z1 ≥ max z1 + log_plausibility, and the nucleus of mass top_p of softmax(z1/T)
     z*      ← z* / max(2^(−kl_rate·KL(p1‖p2) − entropy_rate/H(p1)), min_factor); −inf if not kept
 
+    overlap = Σ min(p1, p2) = 1 − TV(p1, p2): how often speculative sampling (Leviathan et al. 2023)
+              would accept a token drafted from the guide; 1 without a guide
+    agree   = 1 if z1(v) = max z1 and z2(v) = max z2 for some token v, else 0; 1 without a guide
+
 −inf (algorithms.md §0.3): z1 = −inf stays −inf. z2 or z3 = −inf beside a finite z1 counts as the
-smallest finite logit of its row, and as probability 0 in the divergences; a stream of only −inf as
-uniform. A primary of only −inf stays so, with statistics of 0. Streams of different length share
-the shortest vocabulary: what lies beyond is −inf and in no statistic. NaN stays in its own row, and
-its statistics are NaN.
+smallest finite logit of its row, and as probability 0 in the divergences and the overlap; a stream
+of only −inf as uniform. A primary of only −inf stays so, with statistics of 0. Streams of different
+length share the shortest vocabulary: what lies beyond is −inf and in no statistic. NaN stays in its
+own row, and its statistics are NaN.
 """
 
 from __future__ import annotations

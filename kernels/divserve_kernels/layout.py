@@ -62,8 +62,10 @@ NEUTRAL: Mapping[str, float] = {
 }
 """The program that gives back the primary's logits bit for bit."""
 
-STATISTICS = ("entropy", "kl", "jsd", "max_prob", "sum_p2", "alpha", "factor", "kept")
-"""One row per guided row, float32, returned; entropy and divergences in nats."""
+STATISTICS = (
+    "entropy", "kl", "jsd", "max_prob", "sum_p2", "alpha", "factor", "kept", "overlap", "agree",
+)  # fmt: skip
+"""One row per guided row, float32, returned; entropy and divergences in nats, ``agree`` 0 or 1."""
 
 ABSENT = -1
 """As a row index: no such stream; as a primary: this row opted out."""

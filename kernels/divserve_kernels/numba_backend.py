@@ -6,7 +6,7 @@ step, so one pair uses every core, and the result does not depend on their numbe
 
     pass 1  each segment: maximum, Σ exp, smallest finite logit
     merge   each row: log-sum-exp; the line below which tokens are dropped
-    pass 2  each segment: entropy, KL, JSD, Σ p², counts
+    pass 2  each segment: entropy, KL, JSD, overlap, Σ p², counts
     merge   each row: weights, temperature factor, statistics
     pass 3  each segment: combine, mask, scale, write
 """
@@ -39,11 +39,13 @@ OBSERVE, LINEAR, SWITCH, PROBABILITY = (int(form) for form in Form)
 
 # Per segment, float64: what pass 1 and pass 2 found.
 TOP1, SUM1, LOW1, TOP2, SUM2, LOW2, LOW3 = range(7)
-ENTROPY, KL, JSD, SQUARES, KEPT, SPECIAL = range(6)
-FOUND = 7
+ENTROPY, KL, JSD, VARIATION, SQUARES, KEPT, SPECIAL, BOTH = range(8)
+FOUND = 8
 # Per row, float32: what the merges make of it for the next pass.
-(LSE1, LSE2, HIDDEN2, CLAMP2, CLAMP3, LINE, ABOVE, BELOW, MIN_P, A, B, C, COOLING) = range(13)
-DERIVED = 13
+(
+    PEAK1, PEAK2, LSE1, LSE2, HIDDEN2, CLAMP2, CLAMP3, LINE, ABOVE, BELOW, MIN_P, A, B, C, COOLING,
+) = range(15)  # fmt: skip
+DERIVED = 15
 # Per row, int64: where its streams are, and what pass 3 does.
 OWN2, OWN3, AT1, AT2, AT3, VOCAB, MODE = range(7)
 PLACES = 7
@@ -190,13 +192,14 @@ def _total(found: Any, top: int, sums: int) -> tuple[float, float]:
 def _merge_extents(found: Any, derived: Any, place: Any, program: Any, statistics: Any) -> None:
     """What pass 2 needs to know of a row: ``derived`` ``[DERIVED] float32``."""
     top, derived[LSE1] = _total(found, TOP1, SUM1)
+    derived[PEAK1] = derived[PEAK2] = top
     statistics[MAX_PROB] = 0.0 if top == -math.inf else math.exp(top - derived[LSE1])
     derived[HIDDEN2] = -math.inf
     derived[CLAMP2] = found[:, LOW1].min()
     if place[OWN2] != MISSING:
         derived[CLAMP2] = found[:, LOW2].min()
-        top2, derived[LSE2] = _total(found, TOP2, SUM2)
-        if top2 == -math.inf:
+        derived[PEAK2], derived[LSE2] = _total(found, TOP2, SUM2)
+        if derived[PEAK2] == -math.inf:
             # A guide that is masked everywhere knows nothing: uniform.
             derived[HIDDEN2] = derived[CLAMP2] = 0
             derived[LSE2] = math.log(max(place[VOCAB], 1))
@@ -222,18 +225,24 @@ def _keep_nucleus(derived: Any, place: Any, program: Any, logits: Any) -> None:
 @compiled()
 def _compare(found: Any, z1: Any, z2: Any, place: Any, derived: Any, program: Any) -> None:
     """Pass 2 of one segment: ``found`` ``[FOUND] float64`` anew."""
+    peaks = found[TOP1] == derived[PEAK1] and found[TOP2] == derived[PEAK2]
     found[:] = 0
     if derived[LSE1] == -math.inf:
         return
     lse1, lse2, hidden, line = derived[LSE1], derived[LSE2], derived[HIDDEN2], derived[LINE]
     if place[OWN2] == MISSING:
         found[ENTROPY], found[SQUARES], found[KEPT] = passes.solo(z1, lse1, line)
+        # 0, or NaN in a broken row.
+        found[VARIATION], found[BOTH] = lse1 - lse1, 1
         lse2 = lse1
     else:
-        found[JSD] = passes.jensen_shannon(z1, z2, lse1, lse2, hidden)
+        found[JSD], found[VARIATION] = passes.distances(z1, z2, lse1, lse2, hidden)
         found[ENTROPY], found[KL], found[SQUARES], found[KEPT] = passes.divergences(
             z1, z2, lse1, lse2, hidden, line
         )
+        # Only where both streams have their maximum can a token be likeliest in both.
+        if peaks:
+            found[BOTH] = passes.count_both(z1, z2, derived[PEAK1], derived[PEAK2])
     if program[FORM] == SWITCH:
         found[SPECIAL] = passes.count_above(z1, derived[ABOVE])
     elif program[FORM] == PROBABILITY:
@@ -283,6 +292,17 @@ def _merge_divergences(found: Any, derived: Any, place: Any, program: Any, stati
             place[MODE] = SCALE
     statistics[0], statistics[1], statistics[2], statistics[4] = entropy, kl, jsd, squares
     statistics[5], statistics[6], statistics[7] = used, factor, kept
+    statistics[8], statistics[9] = _nearness(found, derived[LSE1])
+
+
+@compiled()
+def _nearness(found: Any, lse1: Any) -> tuple[float, float]:
+    """Overlap of a row's two distributions, and whether a token is likeliest in both."""
+    if lse1 == -math.inf:
+        return 0.0, 0.0
+    overlap = _positive(1 - found[:, VARIATION].sum())
+    agree = 1.0 if found[:, BOTH].sum() > 0 else 0.0
+    return overlap, agree if overlap == overlap else overlap
 
 
 @compiled()

@@ -17,8 +17,8 @@ from divserve_kernels.numba_jit import compiled
 from divserve_kernels.numba_math import as_bits, as_float, exp, log
 
 __all__ = [
-    "blend", "combine", "count_above", "count_mixed", "divergences", "extent", "jensen_shannon",
-    "mix", "nucleus", "scale", "solo", "sum_exp", "switch",
+    "blend", "combine", "count_above", "count_both", "count_mixed", "distances", "divergences",
+    "extent", "mix", "nucleus", "scale", "solo", "sum_exp", "switch",
 ]  # fmt: skip
 
 F = np.float32
@@ -82,26 +82,28 @@ def sum_exp(z: Any, top: Any) -> Any:
 
 
 @vector
-def jensen_shannon(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any) -> Any:
-    """2·JSD of a segment.
+def distances(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any) -> Any:
+    """2·JSD and Σ (p1 − p2)⁺ of a segment.
 
-    log(m/p1) is ln((1 + e^d)/2) with d = l2 − l1: exactly 0 where the two agree.
+    log(m/p1) is ln((1 + e^d)/2) with d = l2 − l1: both are exactly 0 where the two agree.
     """
-    total = F(0)
+    jsd, variation = F(0), F(0)
     for i in range(z1.size):
         l1 = log_prob(z1[i], lse1)
         d = log_prob(at_least(z2[i], low), lse2) - l1
         ratio = exp(d)
         half = log(F(0.5) + F(0.5) * ratio)
-        total += exp(l1) * (ratio * (d - half) - half)
-    return total
+        p1 = exp(l1)
+        jsd += p1 * (ratio * (d - half) - half)
+        variation += p1 * at_least(F(1) - ratio, F(0))
+    return jsd, variation
 
 
 @vector
 def divergences(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any, line: Any) -> Any:
     """Entropy, clipped KL, Σ p1² and the number of kept entries of a segment.
 
-    Apart from `jensen_shannon` because both at once need more vector registers than there are.
+    Apart from `distances` because both at once need more vector registers than there are.
     """
     entropy, kl, squares, kept = F(0), F(0), F(0), np.int32(0)
     for i in range(z1.size):
@@ -134,6 +136,15 @@ def count_above(z: Any, line: Any) -> Any:
     count = np.int32(0)
     for i in range(z.size):
         count += np.int32(z[i] > line)
+    return count
+
+
+@vector
+def count_both(z1: Any, z2: Any, top1: Any, top2: Any) -> Any:
+    """Entries that are ``top1`` in one stream and ``top2`` in the other."""
+    count = np.int32(0)
+    for i in range(z1.size):
+        count += np.int32((z1[i] == top1) & (z2[i] == top2))
     return count
 
 

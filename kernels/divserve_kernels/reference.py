@@ -51,7 +51,7 @@ def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[flo
         weight = max(row.alpha, row.floor)
         special = {Form.SWITCH: weight - 1, Form.PROBABILITY: 0.0}
         alpha = special.get(row.form, weight - row.guide_weight)
-        return z1, [0.0, 0.0, 0.0, 0.0, 0.0, alpha, _factor(row, 0, 0), 0.0]
+        return z1, [0.0, 0.0, 0.0, 0.0, 0.0, alpha, _factor(row, 0, 0), 0.0, 0.0, 0.0]
     z2, z3 = _uniform_if_masked(z2), _finite(_uniform_if_masked(z3))
     l1, l2 = z1.log_softmax(-1), z2.log_softmax(-1)
     p1, p2 = l1.exp(), l2.exp()
@@ -59,6 +59,8 @@ def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[flo
     kl = _clipped_kl(l1, l2)
     jsd = _jsd(p1, l1, p2, l2)
     sum_p2 = float((p1 * p1).sum())
+    overlap = float(torch.minimum(p1, p2).sum())
+    agree = overlap if math.isnan(overlap) else _agree(z1, z2)
 
     weight = max(row.alpha + row.jsd_scale * jsd, row.floor)
     factor = _factor(row, kl, entropy)
@@ -85,7 +87,9 @@ def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[flo
         guided = a * z1 + b * _finite(z2) + row.third_weight * z3
     guided = torch.where(kept, guided / factor, -math.inf)
     count = float(kept.sum())
-    return guided, [entropy, kl, jsd, float(p1.max()), sum_p2, used, factor, count]
+    return guided, [
+        entropy, kl, jsd, float(p1.max()), sum_p2, used, factor, count, overlap, agree,
+    ]  # fmt: skip
 
 
 def _factor(row: Any, kl: float, entropy: float) -> float:
@@ -139,3 +143,8 @@ def _jsd(p1: Tensor, l1: Tensor, p2: Tensor, l2: Tensor) -> float:
     """JSD(p1, p2) in nats, in [0, ln 2]."""
     log_m = ((p1 + p2) / 2).log()
     return _positive((_expect(p1, l1 - log_m) + _expect(p2, l2 - log_m)) / 2)
+
+
+def _agree(z1: Tensor, z2: Tensor) -> float:
+    """1 if some token is likeliest in both, else 0."""
+    return float(((z1 == z1.max()) & (z2 == z2.max())).any())

@@ -81,7 +81,7 @@ def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> T
         l1.masked_fill_(streams.masked, LOG_ZERO)
     l1.clamp_min_(LOG_ZERO)
     l2.clamp_min_(LOG_ZERO)
-    entropy, kl, jsd, likeliest, squares = _statistics(l1, l2, streams, work[4:])
+    entropy, kl, jsd, likeliest, squares, overlap, agree = _statistics(l1, l2, streams, work[4:])
 
     weight = torch.maximum(p["alpha"] + p["jsd_scale"] * jsd, p["floor"])
     halvings = p["kl_rate"] * kl + p["entropy_rate"] / entropy.clamp_min(MIN_ENTROPY)
@@ -108,7 +108,7 @@ def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> T
 
     taken = (rows.primary >= 0)[:, None]
     _write(out, rows.primary, guided, ~taken | (p["form"] == Form.OBSERVE))
-    figures = (entropy, kl, jsd, likeliest, squares, alpha, factor, kept)
+    figures = (entropy, kl, jsd, likeliest, squares, alpha, factor, kept, overlap, agree)
     return torch.where(taken, torch.cat(figures, dim=-1), 0.0)
 
 
@@ -160,10 +160,8 @@ def _take_helpers(z: Tensor, helpers: Tensor, index: Tensor) -> None:
     z[:, :shared] = torch.where((index < -1)[:, None], found, z[:, :shared])
 
 
-def _statistics(
-    l1: Tensor, l2: Tensor, streams: Streams, work: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Entropy, clipped KL and JSD (nats), max p1 and Σ p1², each ``[G, 1] float32``.
+def _statistics(l1: Tensor, l2: Tensor, streams: Streams, work: Tensor) -> tuple[Tensor, ...]:
+    """Entropy, clipped KL, JSD (nats), max p1, Σ p1², overlap, agreement: ``[G, 1] float32`` each.
 
     Args:
         l1, l2: ``[G, V] float32`` log-probs, not below `LOG_ZERO`.
@@ -178,16 +176,27 @@ def _statistics(
     half1 = torch.sub(l1, log_m, out=work[3]).mul_(p1).sum(-1, keepdim=True)
     half2 = torch.sub(l2, log_m, out=work[2]).mul_(p2).sum(-1, keepdim=True)
     jsd = half1.add_(half2).mul_(0.5)
+    # Not the sum of the minima: this is exactly 1 where the two agree.
+    overlap = 1 - p2.sub_(p1).clamp_min_(0).sum(-1, keepdim=True)
+    agree = torch.where(overlap.isnan(), overlap, _agree(streams, work))
 
     c1 = torch.clamp_min(l1, LOG_CLIP, out=work[2])
     c2 = torch.clamp_min(l2, LOG_CLIP, out=work[3])
     kl = c1.sub_(c2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1, keepdim=True)
-    found = (entropy.clamp_min_(0), kl.clamp_min_(0), jsd.clamp_min_(0), likeliest, squares)
+    entropy, kl, jsd, overlap = (x.clamp_min_(0) for x in (entropy, kl, jsd, overlap))
+    found = (entropy, kl, jsd, likeliest, squares, overlap, agree)
     if streams.masked is None:
         return found
     dead = streams.masked.all(-1, keepdim=True)
-    entropy, kl, jsd, likeliest, squares = (x.masked_fill(dead, 0) for x in found)
-    return entropy, kl, jsd, likeliest, squares
+    return tuple(x.masked_fill(dead, 0) for x in found)
+
+
+def _agree(streams: Streams, work: Tensor) -> Tensor:
+    """Whether some token is likeliest in both, ``[G, 1] float32``."""
+    z1, z2 = streams.z1, streams.z2
+    at1 = torch.eq(z1, z1.amax(-1, keepdim=True), out=work[2])
+    at2 = torch.eq(z2, z2.amax(-1, keepdim=True), out=work[3])
+    return at1.mul_(at2).amax(-1, keepdim=True)
 
 
 def _dropped(rows: Rows, streams: Streams, p: dict[str, Tensor]) -> Tensor | None:

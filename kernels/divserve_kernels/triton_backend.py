@@ -71,7 +71,8 @@ def _segments(  # type: ignore[no-untyped-def]
         figures = statistics + g * COLUMNS
         if tl.load(primary + g) == ABSENT:
             if segment == 0:
-                tl.store(figures + tl.arange(0, COLUMNS), tl.zeros([COLUMNS], tl.float32))
+                for column in tl.static_range(COLUMNS):
+                    tl.store(figures + column, 0.0)
         else:
             row, program = _row_of(primary, guide, third, slot, table, capacity, g)
             here = (found + g * (FIELDS * padded), segment, segments)

@@ -42,15 +42,15 @@ from divserve_kernels.triton_math import (
 )
 
 __all__ = [
-    "ENTROPY", "FIELDS", "JSD", "KEPT", "KL", "LOW3", "SPECIAL", "SQUARES", "TOP1", "TOP2",
-    "compare", "cool", "extent", "largest", "merged", "mix", "smallest", "sum_exp", "switch",
-    "total", "weights",
+    "BOTH", "ENTROPY", "FIELDS", "JSD", "KEPT", "KL", "LOW3", "SPECIAL", "SQUARES", "TOP1",
+    "TOP2", "VARIATION", "compare", "cool", "extent", "largest", "merged", "mix", "smallest",
+    "sum_exp", "switch", "total", "weights",
 ]  # fmt: skip
 
 # Fields of `found`. Pass 1: three of each stream, of the third stream only the last.
 TOP1, SUM1, LOW1, TOP2, SUM2, LOW2, LOW3 = (tl.constexpr(i) for i in range(7))
-# Pass 2; the first four are stored together.
-ENTROPY, KL, JSD, SQUARES, KEPT, SPECIAL = (tl.constexpr(i) for i in range(8, 14))
+# Pass 2; four at a time are stored together: from the entropy on, and the counts with a blank.
+VARIATION, ENTROPY, KL, JSD, SQUARES, KEPT, SPECIAL, BOTH = (tl.constexpr(i) for i in range(7, 15))
 FIELDS = tl.constexpr(16)
 
 
@@ -108,15 +108,17 @@ def total(here: tl.tensor, field: tl.constexpr, padded: tl.constexpr) -> tl.tens
 @triton.jit
 def compare(
     here: tl.tensor, z1: tl.tensor, z2: tl.tensor, lse1: tl.tensor, lse2: tl.tensor,
-    program: tl.tensor, top: tl.tensor, line: tl.tensor, vocab: tl.tensor, alone: tl.tensor,
-    size: tl.tensor, padded: tl.constexpr,
+    program: tl.tensor, top1: tl.tensor, top2: tl.tensor, line: tl.tensor, vocab: tl.tensor,
+    alone: tl.tensor, size: tl.tensor, padded: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Pass 2: entropy, clipped KL and 2·JSD in bits, Σ p1², entries kept, entries of `special`.
+    """Pass 2: entropy, clipped KL and 2·JSD in bits, Σ p1², Σ (p1 − p2)⁺, three counts.
 
-    log2(m/p1) is log2((1 + 2^d)/2) with d = l2 − l1: exactly 0 where the two agree.
+    log2(m/p1) is log2((1 + 2^d)/2) with d = l2 − l1: exactly 0 where the two agree, as p1 − p2 is.
+    Counted are the entries kept, those of `special`, and those that are likeliest in both streams.
     """
     zero = tl.zeros(z1[0].shape, tl.float32)
-    entropy, kl, jsd, squares, kept, special = zero, zero, zero, zero, zero, zero
+    entropy, kl, jsd, squares, variation = zero, zero, zero, zero, zero
+    kept, special, both = zero, zero, zero
     for i in tl.static_range(len(z1)):
         # The branch also keeps the compiler from interleaving the strips.
         if i * z1[0].shape[0] < size:
@@ -128,14 +130,17 @@ def compare(
             half = log2(0.5 + 0.5 * ratio)
             jsd += p1 * (ratio * (l2 - l1 - half) - half)
             squares += p1 * p1
+            variation += p1 * at_least(1.0 - ratio, 0.0)
     record_sums(here, ENTROPY, (entropy, kl, jsd, squares), padded)
+    # Not kept until the counts are stored: the registers would overflow into memory.
+    record(here, VARIATION, tl.sum(variation, 0), padded)
     # Not in the same loop: the registers are all in use there.
     for i in tl.static_range(len(z1)):
         kept += tl.where(z1[i] < line, 0.0, 1.0)
-    record(here, KEPT, tl.sum(kept, 0), padded)
+        both += tl.where((z1[i] == top1) & (z2[i] == top2), 1.0, 0.0)
     form = parameter(program, FORM)
     if form == SWITCH:
-        above = top - parameter(program, LOG_RATIO)
+        above = top1 - parameter(program, LOG_RATIO)
         for i in tl.static_range(len(z1)):
             special += tl.where(z1[i] > above, 1.0, 0.0)
     elif form == PROBABILITY:
@@ -144,7 +149,7 @@ def compare(
         for i in tl.static_range(len(z1)):
             q = mixed(z1[i], z2[i], lse1, lse2, a, b, min_p)
             special += tl.where((z1[i] >= line) & (q > 0), 1.0, 0.0)
-    record(here, SPECIAL, tl.sum(special, 0), padded)
+    record_sums(here, KEPT, (kept, special, both, zero), padded)
 
 
 @triton.jit

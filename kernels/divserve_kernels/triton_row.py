@@ -35,6 +35,7 @@ from divserve_kernels.triton_math import (
 )
 from divserve_kernels.triton_nucleus import LINE, rate, smallest_of_nucleus, warm
 from divserve_kernels.triton_passes import (
+    BOTH,
     ENTROPY,
     JSD,
     KEPT,
@@ -44,6 +45,7 @@ from divserve_kernels.triton_passes import (
     SQUARES,
     TOP1,
     TOP2,
+    VARIATION,
     compare,
     cool,
     extent,
@@ -115,6 +117,10 @@ def settle(
         tl.store(statistics + 5, used)
         tl.store(statistics + 6, factor)
         tl.store(statistics + 7, kept)
+        overlap = at_least(1 - merged(here, VARIATION, dead, padded), 0.0)
+        agree = tl.where(merged(here, BOTH, dead, padded) > 0, 1.0, 0.0)
+        tl.store(statistics + 8, tl.where(dead, 0.0, overlap))
+        tl.store(statistics + 9, tl.where(overlap == overlap, agree, overlap))
     return weight, a, b, 1 / factor, holds
 
 
@@ -167,10 +173,10 @@ def guide_segment(
         if top2 == -INFINITY:
             z2 = uniform(size, width, strips)
             lse2 = log2(vocab.to(tl.float32))
-            low2 = 0.0
+            top2, low2 = 0.0, 0.0
         alone = tl.load(row[1]) == ABSENT
     if phase == ALL or phase == COMPARE:
-        compare(here, z1, z2, lse1, lse2, program, top1, line, vocab, alone, size, padded)
+        compare(here, z1, z2, lse1, lse2, program, top1, top2, line, vocab, alone, size, padded)
     if phase == ALL:
         meet(semaphore, here)
 

@@ -136,6 +136,7 @@ def test_identical_rows(name: str) -> None:
     statistics = back_end(name)(logits, rows_of(adaptive, [4], [1]), None, logits)
     assert torch.equal(logits, before)
     assert statistics[0, 1:3].tolist() == [0.0, 0.0]
+    assert statistics[0, -2:].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", [*ALL, "reference"])
