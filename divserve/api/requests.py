@@ -12,35 +12,18 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
+from divserve.api.conflicts import refuse_conflicts, refuse_masks
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
-from divserve.engine.client import OnSmall
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.openai import (
     ChatCompletionRequest,
     CompletionRequest,
     has_non_text_content,
 )
+from divserve.engine.orders import OnSmall
 from divserve.errors import InvalidRequest
 
 __all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
-
-CONFLICTS = {
-    "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
-    "prompt_embeds": "a guide needs a prompt of tokens",
-    "kv_transfer_params": "the guide's keys and values can not be transferred",
-    "ec_transfer_params": "multimodal prompts have no guide yet",
-    "truncate_prompt_tokens": "prompt and guide would be cut at different places",
-}
-"""Fields that exclude ``decoding`` when set, and why."""
-
-MASKS = {
-    "structured_outputs": "the grammar (response_format, structured_outputs, a forced tool)",
-    "allowed_token_ids": "allowed_token_ids",
-    "bad_words": "bad_words",
-    "min_tokens": "min_tokens",
-}
-"""Sampling parameters that forbid tokens, and what set them."""
-
 
 Guides = Sequence[list[int] | None]
 """Token ids of the guide of each method of a stack; None for a method without one."""
@@ -69,27 +52,9 @@ class Guided(BaseModel):
             )
         if self.decoding is None:
             return self
-        for field, why in CONFLICTS.items():
-            if getattr(self, field, None):
-                raise InvalidRequest(
-                    f"decoding cannot be combined with {field}: {why}.", param="decoding"
-                )
-        self._check_switch()
+        refuse_conflicts(self, moves=any(method.engines for method in self.methods))
         self._check_guided()
         return self
-
-    def _check_switch(self) -> None:
-        """Raises `InvalidRequest` for what cannot move from one model to another."""
-        if not any(method.engines for method in self.methods):
-            return
-        for field in ("prompt_logprobs", "echo"):
-            value = getattr(self, field, None)
-            if value not in (None, False):
-                raise InvalidRequest(
-                    f"entropy_switch cannot be combined with {field}: the prompt is read by two "
-                    "models.",
-                    param=field,
-                )
 
     def _check_guided(self) -> None:
         """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
@@ -179,23 +144,11 @@ class Guided(BaseModel):
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
-        if spec.row.drops_tokens():
-            self._refuse_masks(params)
+        if spec.row.drops_tokens() and self.stack is not None:
+            refuse_masks(params, self.stack.name)
         order = OnSmall(spec) if self._small else spec
         params.extra_args = {**(params.extra_args or {}), WIRE_KEY: order}
         return params
-
-    def _refuse_masks(self, params: Any) -> None:
-        """Raises `InvalidRequest` for what masks tokens after a method has dropped others."""
-        stack = self.stack
-        masks = next((name for name in MASKS if getattr(params, name, None)), None)
-        if masks is not None and stack is not None:
-            raise InvalidRequest(
-                f"{stack.name} drops tokens, which could leave none that {MASKS[masks]} allows: "
-                "use one without the other, or a method that only contrasts (cad, adacad, cfg …, "
-                "contrastive with alpha 0).",
-                param="decoding",
-            )
 
 
 class ChatRequest(Guided, ChatCompletionRequest):

@@ -11,13 +11,12 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.math_utils import cdiv
@@ -25,13 +24,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve.decoding import Spec
-from divserve.engine.group import GROUP_KEY, WIRE_KEY
+from divserve.engine.group import WIRE_KEY
 from divserve.engine.handoff import HandOff
 from divserve.engine.ledger import Account, Ledger
+from divserve.engine.orders import OnSmall, check_companions, check_switch, order_of
 from divserve.engine.parameters import parameter_ratio
 from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
-__all__ = ["GuidedClient", "OnSmall"]
+__all__ = ["GuidedClient"]
 
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
@@ -117,7 +117,7 @@ class GuidedClient(EngineClient):
             InvalidRequest: the group can never fit in the KV cache.
             DecodingFailed: a token was sampled without its guide.
         """
-        spec = _order(sampling_params)
+        spec = order_of(sampling_params)
         if isinstance(spec, OnSmall):
             return self._on_small(prompt, sampling_params, spec, request_id, options)
         if spec is None:
@@ -138,14 +138,9 @@ class GuidedClient(EngineClient):
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
         self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.streams])
-        if lacking := [f"--{name}" for name in spec.helpers if name not in self.companions]:
-            raise InvalidRequest(
-                f"this server runs without {' and '.join(lacking)}",
-                param="decoding.method",
-                code="method_unavailable",
-            )
+        check_companions(spec, self.companions)
         if spec.switch is not None:
-            self._check_switch(prompt["prompt_token_ids"], params, options)
+            check_switch(prompt["prompt_token_ids"], params, options, self._shared_vocab())
         account, wire = self.ledger.open(spec)
         if spec.switch is not None:
             wire["vocab"] = self._shared_vocab()
@@ -164,27 +159,6 @@ class GuidedClient(EngineClient):
         """Token ids below it are known to both engines."""
         configs = [self.model_config, *([] if self.small is None else [self.small.model_config])]
         return min(int(config.get_vocab_size()) for config in configs)
-
-    def _check_switch(
-        self, prompt: Sequence[int], params: SamplingParams, options: dict[str, Any]
-    ) -> None:
-        """Raises `InvalidRequest` for what only one of the two engines could do."""
-        if self.small is None:
-            raise InvalidRequest(
-                "entropy_switch needs a small model: start the server with --small MODEL",
-                param="decoding.method",
-                code="method_unavailable",
-            )
-        if options.get("lora_request") is not None:
-            raise InvalidRequest("entropy_switch takes no LoRA adapter.", param="model")
-        limit = self._shared_vocab()
-        named = {"logit_bias": params.logit_bias, "allowed_token_ids": params.allowed_token_ids}
-        for param, ids in {"prompt": prompt, **named}.items():
-            if any(int(i) >= limit for i in ids or ()):
-                raise InvalidRequest(
-                    f"{param} has token ids from {limit} on, which one of the two models lacks.",
-                    param=param,
-                )
 
     async def _on_small(
         self,
@@ -228,32 +202,6 @@ class GuidedClient(EngineClient):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
-
-
-@dataclass(frozen=True, slots=True)
-class OnSmall:
-    """The order of a request to the small engine; ``spec`` as for the large one."""
-
-    spec: Spec | None
-
-
-def _order(params: SamplingParams) -> Spec | OnSmall | None:
-    """The order of a guided request; None for a plain one.
-
-    Every route lets clients put JSON into ``extra_args``, and what the scheduler and the workers
-    find there under our keys they trust. JSON cannot make a `Spec`, so this check is enough.
-    """
-    extra = params.extra_args
-    if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
-        return None
-    spec = extra.get(WIRE_KEY)
-    if isinstance(spec, Spec | OnSmall) and GROUP_KEY not in extra:
-        return spec
-    raise VLLMValidationError(
-        f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "
-        "/v1/chat/completions or /v1/completions",
-        parameter="vllm_xargs",
-    )
 
 
 def _account_for(output: RequestOutput, account: Account) -> None:

@@ -6,20 +6,18 @@ import json
 import os
 import signal
 from argparse import SUPPRESS, Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from divserve import __version__
 from divserve.decoding import presets
 from divserve.engine import checks, companions, cpu
 from divserve.engine.companions import Companions
+from divserve.engine.engines import guided_engine
 from divserve.errors import StartupError
 
-__all__ = ["guided_engine", "install", "parse", "runner_name", "serve"]
+__all__ = ["parse", "runner_name", "serve"]
 
 BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
 """Builds the FastAPI application from the engine client and the arguments."""
@@ -92,106 +90,6 @@ def parse(argv: Sequence[str]) -> Namespace:
     return args
 
 
-def install(config: Any) -> None:
-    """Puts the lock-step scheduler and the guided worker into a resolved ``VllmConfig``.
-
-    Raises:
-        StartupError: a mode of the configuration is not supported.
-    """
-    checks.check_config(config)
-
-    from divserve.engine import scheduler, worker
-
-    asynchronous = config.scheduler_config.async_scheduling
-    config.scheduler_config.scheduler_cls = (
-        scheduler.AsyncLockstepScheduler if asynchronous else scheduler.LockstepScheduler
-    )
-    guided = {
-        "vllm.v1.worker.cpu_worker.CPUWorker": worker.GuidedCPUWorker,
-        "vllm.v1.worker.gpu_worker.Worker": worker.GuidedGPUWorker,
-    }
-    stock = config.parallel_config.worker_cls
-    if stock not in guided:
-        raise StartupError(f"divserve runs on CPU and NVIDIA GPUs; this platform uses {stock}")
-    cls = guided[stock]
-    config.parallel_config.worker_cls = f"{cls.__module__}.{cls.__qualname__}"
-
-
-@asynccontextmanager
-async def guided_engine(
-    engine_args: Any, companions: Companions | None = None
-) -> AsyncIterator[Any]:
-    """A running engine behind a `divserve.engine.client.GuidedClient`.
-
-    Args:
-        engine_args: vLLM's ``AsyncEngineArgs``.
-        companions: models beside the served one; a small one runs in a second engine.
-
-    Raises:
-        StartupError: vLLM or divserve refuses the configuration, or there is no such model.
-    """
-    from divserve.engine.client import GuidedClient
-
-    companions = companions or Companions()
-    config = _configured(engine_args)
-    companions.install(config)
-    small = None
-    if companions.small is not None:
-        small = _small_engine(engine_args, config, companions)
-    # The last engine's metrics are the ones that vLLM exposes.
-    client = GuidedClient(_engine(engine_args, config), companions.names)
-    try:
-        if small is not None:
-            client.attach_small(GuidedClient(small))
-        await client.inner.reset_mm_cache()
-        yield client
-    finally:
-        client.shutdown(timeout=config.shutdown_timeout)
-
-
-def _configured(engine_args: Any) -> Any:
-    """The resolved ``VllmConfig``, with the lock-step engine in it."""
-    from vllm.usage.usage_lib import UsageContext
-
-    usage = UsageContext.OPENAI_API_SERVER
-    try:
-        config = engine_args.create_engine_config(usage_context=usage)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"vLLM refuses the configuration: {_reason(error)}") from error
-    install(config)
-    return config
-
-
-def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
-    """vLLM's ``AsyncLLM`` of a configuration, started."""
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    return AsyncLLM.from_vllm_config(
-        vllm_config=config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        **{"disable_log_stats": engine_args.disable_log_stats, **options},
-    )
-
-
-def _small_engine(engine_args: Any, large: Any, companions: Companions) -> Any:
-    """The small model's engine, beside the one that ``large`` configures.
-
-    Raises:
-        StartupError: its context is shorter or its tokenizer another one.
-    """
-    from divserve.engine.small_stats import SmallEngineStats
-
-    args = companions.small_arguments(engine_args, large.model_config.served_model_name)
-    args.max_model_len = large.model_config.max_model_len
-    config = _configured(args)
-    companions.check_small(large.model_config, config.model_config)
-    companions.split_memory(large, config)
-    return _engine(args, config, disable_log_stats=True, stat_loggers=[SmallEngineStats])
-
-
 async def _serve(args: Namespace, build_app: BuildApp) -> None:
     import vllm.envs as envs
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -244,13 +142,6 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
         await stopped
     finally:
         sock.close()
-
-
-def _reason(error: Exception) -> str:
-    """The error in one line; pydantic's own text has several."""
-    if isinstance(error, ValidationError):
-        return "; ".join(detail["msg"] for detail in error.errors())
-    return " ".join(str(error).split())
 
 
 def _interrupt(*_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from divserve.engine import checks, cpu, launch
+from divserve.engine import checks, cpu, engines, launch
 from divserve.errors import StartupError
 
 
@@ -69,7 +69,7 @@ def config(**changes: Any) -> Any:
 )
 def test_modes_are_refused_by_name(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(StartupError, match=name):
-        launch.install(config(**changes))
+        engines.install(config(**changes))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -78,7 +78,7 @@ def test_supported_modes_get_our_scheduler_and_worker(asynchronous: bool) -> Non
     from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
 
     given = config(scheduler_config__async_scheduling=asynchronous)
-    launch.install(given)
+    engines.install(given)
     expected = AsyncLockstepScheduler if asynchronous else LockstepScheduler
     assert given.scheduler_config.scheduler_cls is expected
     assert given.parallel_config.worker_cls == "divserve.engine.worker.GuidedCPUWorker"

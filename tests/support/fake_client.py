@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from divserve.decoding import STATISTICS, presets
-from divserve.engine.client import OnSmall
 from divserve.engine.companions import Companions
+from divserve.engine.orders import OnSmall
 from divserve.errors import ApiError
 from tests.support.models import SMOLLM2
 

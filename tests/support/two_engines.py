@@ -95,7 +95,7 @@ class Pair:
 
         async def nudge() -> None:
             """An idle engine tells nothing: one more plain request each, then its last report."""
-            from divserve.engine.client import OnSmall
+            from divserve.engine.orders import OnSmall
 
             await asyncio.gather(self.ask([9, 8]), self.ask([9, 8], OnSmall(None)))
             await asyncio.sleep(0.3)
@@ -134,7 +134,7 @@ def two_engines(
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from divserve.engine.companions import Companions
-    from divserve.engine.launch import guided_engine
+    from divserve.engine.engines import guided_engine
 
     settings: dict[str, Any] = {
         "dtype": "float32",

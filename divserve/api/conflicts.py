@@ -1,0 +1,66 @@
+"""What ``decoding`` cannot be combined with, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from divserve.errors import InvalidRequest
+
+__all__ = ["refuse_conflicts", "refuse_masks"]
+
+CONFLICTS = {
+    "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
+    "prompt_embeds": "a guide needs a prompt of tokens",
+    "kv_transfer_params": "the guide's keys and values can not be transferred",
+    "ec_transfer_params": "multimodal prompts have no guide yet",
+    "truncate_prompt_tokens": "prompt and guide would be cut at different places",
+}
+"""Fields that exclude ``decoding`` when set, and why."""
+
+MASKS = {
+    "structured_outputs": "the grammar (response_format, structured_outputs, a forced tool)",
+    "allowed_token_ids": "allowed_token_ids",
+    "bad_words": "bad_words",
+    "min_tokens": "min_tokens",
+}
+"""Sampling parameters that forbid tokens, and what set them."""
+
+READS_THE_PROMPT = ("prompt_logprobs", "echo")
+"""Fields that return what the model says of the prompt, or with it."""
+
+
+def refuse_conflicts(body: Any, moves: bool) -> None:
+    """Raises `InvalidRequest` for fields of a guided body that would drop or bend its order.
+
+    Args:
+        body: of either route.
+        moves: whether its answer moves between two models.
+    """
+    for field, why in CONFLICTS.items():
+        if getattr(body, field, None):
+            raise InvalidRequest(
+                f"decoding cannot be combined with {field}: {why}.", param="decoding"
+            )
+    for field in READS_THE_PROMPT if moves else ():
+        if getattr(body, field, None) not in (None, False):
+            raise InvalidRequest(
+                f"entropy_switch cannot be combined with {field}: two models read the prompt.",
+                param=field,
+            )
+
+
+def refuse_masks(params: Any, name: str) -> None:
+    """Raises `InvalidRequest` for what masks tokens after a method has dropped others.
+
+    Args:
+        params: vLLM's sampling parameters.
+        name: of the method or stack.
+    """
+    masks = next((field for field in MASKS if getattr(params, field, None)), None)
+    if masks is not None:
+        raise InvalidRequest(
+            f"{name} drops tokens, which could leave none that {MASKS[masks]} allows: use one "
+            "without the other, or a method that only contrasts (cad, adacad, cfg …, contrastive "
+            "with alpha 0).",
+            param="decoding",
+        )

@@ -1,0 +1,81 @@
+"""Worker side: what is done to the logits and tokens of one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from divserve.decoding import STATISTICS
+from divserve.engine.output import Report
+from divserve_kernels import Rows, guide
+
+__all__ = ["HelperLogits", "Plan"]
+
+FACTOR = STATISTICS.index("factor")
+
+HelperLogits = Callable[[Tensor], Tensor]
+"""Rows of the batch ``[N] int64`` to their logits of all helpers, ``[helpers · N, V] float``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done to the logits and tokens of one step."""
+
+    primaries: tuple[str, ...]
+    """Those of `rows`, then those of `aided`."""
+    rows: Rows | None
+    """Groups whose streams are rows of the batch or vectors of grounding texts."""
+    aided: Rows | None
+    """Groups whose streams are logits of helper models."""
+    aided_rows: Tensor
+    """``[N] int64``: the batch rows of `aided`."""
+    copies: tuple[Tensor, Tensor]
+    """``[N] int64`` each: a row whose token is copied, and the guide's row that gets it."""
+    cooling: Rows | None
+    """The second programs, of the primaries in `cooled`."""
+    cooled: tuple[int, ...]
+    """Their places among `primaries`."""
+    limited: tuple[tuple[Tensor, int], ...]
+    """Rows ``[N] int64`` and the id from which on they sample no token."""
+
+    def guide(
+        self, logits: Tensor, vectors: Tensor | None, helper_logits: HelperLogits
+    ) -> tuple[Tensor, Report]:
+        """Guides the primary rows of the raw logits ``[R, V]``.
+
+        Args:
+            logits: on the device; float32 ones are overwritten.
+            vectors: ``[H, V] float32``: vectors of the grounding texts.
+            helper_logits: called with `aided_rows` if there are any.
+
+        Returns:
+            The logits in float32 ``[R, V]`` and the statistics on their way to the host; the device
+            is not waited for.
+        """
+        guided = logits.to(torch.float32)
+        second = None if self.cooling is None else guide(logits, self.cooling, out=guided)
+        found = []
+        if self.rows is not None:
+            found.append(guide(logits, self.rows, helpers=vectors, out=guided))
+        if self.aided is not None:
+            helpers = helper_logits(self.aided_rows)
+            found.append(guide(logits, self.aided, helpers=helpers, out=guided))
+        if self.cooling is not None and second is not None:
+            rows = self.cooling.primary
+            factors = second[:, FACTOR, None]
+            guided.index_copy_(0, rows, guided.index_select(0, rows) / factors)
+            found.append(second)
+        for limited, vocab in self.limited:
+            guided[:, vocab:].index_fill_(0, limited, -math.inf)
+        statistics = found[0] if len(found) == 1 else torch.cat(found)
+        return guided, Report.start(self.primaries, statistics, self.cooled)
+
+    def copy_tokens(self, sampled: Tensor) -> None:
+        """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
+        source, target = self.copies
+        if len(target):
+            sampled.index_copy_(0, target, sampled.index_select(0, source))

@@ -1,0 +1,56 @@
+"""``divserve distill`` as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from divserve import cli
+
+COMMAND = (sys.executable, "-W", "error", "-m", "divserve", "distill")
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for args, named in [
+        ([nowhere, "--layers", "1", "--out", nowhere], "no config.json"),
+        ([nowhere, "--layers", "0", "--out", nowhere], "--layers is out of range"),
+        ([nowhere, "--layers", "1"], "--out"),
+        ([nowhere, "--layers", "1", "--out", nowhere, "--loss", "mse"], "'reverse_kl'"),
+    ]:
+        assert cli.main(["distill", *args]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert named in captured.err
+        assert captured.err.count("\n") == 1
+    assert not Path(nowhere).exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_it_goes_on(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = (*COMMAND, str(tiny), "--layers", "1", "--out", str(out), "--length", "12",
+            "--self-prompts", "40", "--minutes", "0.05")  # fmt: skip
+    with subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "distill.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (
+        130, f"stopped: the same command goes on from {out}\n"
+    )  # fmt: skip
+    again = subprocess.run(args, capture_output=True, text=True, timeout=120, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "going on after" in again.stdout
+    assert again.stdout.endswith(f"its figures are in {out / 'REPORT.md'}\n")
+    assert {"config.json", "model.safetensors", "REPORT.md", "report.json", "curve.svg"} <= {
+        file.name for file in out.iterdir()
+    }
+    assert not (out / "distill.pt").exists()
