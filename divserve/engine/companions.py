@@ -97,6 +97,13 @@ class Companions:
             return
         from divserve.engine.helpers import helper_config, load_options
 
+        # Where vLLM feeds embeddings instead of token ids, a helper would have nothing to read.
+        refused = {
+            "multimodal models": config.model_config.is_multimodal_model,
+            "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
+        }
+        if names := [name for name, given in refused.items() if given]:
+            raise StartupError(f"not supported with --amateur: {', '.join(names)}")
         for model in self.helpers.values():
             helper = helper_config(config.model_config, model)
             if not model.startswith("drop:"):
