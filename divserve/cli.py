@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from divserve import __version__, models
+from divserve.distill.command import distill
 from divserve.errors import DivserveError, StartupError
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ def doctor() -> int:
     ]
     typer.echo("\n".join(lines))
     return 0 if found.passed and first.passed else 1
+
+
+app.command()(distill)
 
 
 @app.callback(invoke_without_command=True)
