@@ -65,9 +65,10 @@ format: $(DEV)  ## mend style and formatting
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: setup  ## measure throughput, methods, kernels and overhead (15 minutes)
+bench: setup  ## measure throughput, methods, two models, kernels and overhead (40 minutes)
 	@$(BIN)/python -m bench.lockstep $(ARGS)
 	@$(BIN)/python -m bench.menu
+	@$(BIN)/python -m bench.two_models
 	@$(BIN)/python -m bench.kernels
 	@$(BIN)/python -m bench.step_overhead
 	@$(BIN)/python -m bench.plot_kernels
