@@ -20,9 +20,11 @@ from tests.support.chat import (
 )
 
 TRACED = guided(trace=True)
+ALONE = [name for name, method in METHODS.items() if not method.helpers + method.engines]
+"""Methods of one model; `test_two_models` asks for the others."""
 
 
-@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if not m.helpers + m.engines])
+@pytest.mark.parametrize("method", ALONE)
 def test_every_method_answers_and_accounts_for_each_token(
     client: openai.OpenAI, method: str
 ) -> None:
@@ -83,7 +85,7 @@ def test_two_methods_that_clash(client: openai.OpenAI) -> None:
         chat(client, [guided("cad"), guided("adacad")])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_a_stream_gives_the_same_answer_and_trace(client: openai.OpenAI, method: str) -> None:
     (whole,) = chat(client, guided(method, trace=True)).choices
     streamed = Streamed(chat(client, guided(method, trace=True), stream=True))

@@ -159,17 +159,16 @@ def test_shares_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
 
 
-def test_the_small_engine_takes_over_what_does_not_belong_to_a_model() -> None:
+def test_the_small_engine_takes_over_what_does_not_belong_to_a_model(tiny: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    large = AsyncEngineArgs(
-        model="large", quantization="fp8", hf_overrides={"a": 1}, block_size=64, max_num_seqs=7
-    )
+    own = {"quantization": "fp8", "hf_overrides": {"a": 1}}
+    large = AsyncEngineArgs(model=str(tiny), block_size=64, max_num_seqs=7, **own)  # type: ignore[arg-type]
     small = Companions(small="little").small_arguments(large, "served")
     assert (small.model, small.served_model_name) == ("little", ["served@small"])
     assert (small.quantization, small.hf_overrides, small.tokenizer) == (None, {}, None)
     assert (small.block_size, small.max_num_seqs) == (64, 7)
-    assert large.model == "large"
+    assert (large.model, large.quantization) == (str(tiny), "fp8")
 
 
 def test_parameters_are_counted_once(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
