@@ -162,8 +162,8 @@ def test_shares_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_small_engine_takes_over_what_does_not_belong_to_a_model(tiny: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    own = {"quantization": "fp8", "hf_overrides": {"a": 1}}
-    large = AsyncEngineArgs(model=str(tiny), block_size=64, max_num_seqs=7, **own)  # type: ignore[arg-type]
+    own: dict[str, Any] = {"quantization": "fp8", "hf_overrides": {"a": 1}}
+    large = AsyncEngineArgs(model=str(tiny), block_size=64, max_num_seqs=7, **own)
     small = Companions(small="little").small_arguments(large, "served")
     assert (small.model, small.served_model_name) == ("little", ["served@small"])
     assert (small.quantization, small.hf_overrides, small.tokenizer) == (None, {}, None)
