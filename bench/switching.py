@@ -94,15 +94,18 @@ def measure(
     with two_engines(large, small, **options) as pair:
         prompts = [_rendered(pair, q["question"]) for q in questions]
         asked = sides()
+        names = list(asked)
         task = progress.add_task(f"switching, {label}", total=len(asked) * len(prompts))
         number = 0
         for i, prompt in enumerate([prompts[0], *prompts]):
-            # In turn for each question, so that all sides see the same machine; the first is a
-            # warm-up. The prefix caches are emptied, or the later sides would read nothing.
-            for name, spec in asked.items():
+            # In turn for each question, so that all sides see the same machine, and not always in
+            # the same order; the first is a warm-up. The prefix caches are emptied, or the later
+            # sides would read nothing.
+            turn = i % len(names)
+            for name in names[turn:] + names[:turn]:
                 pair.run(_forget(pair))
                 number += 1
-                one = pair.run(answer(pair, prompt, spec, tokens, number))
+                one = pair.run(answer(pair, prompt, asked[name], tokens, number))
                 if i > 0:
                     found.setdefault(name, []).append(one)
                     progress.advance(task)
@@ -151,9 +154,11 @@ def _figures(
         note(f"{name}: share of large tokens", large)
         note(f"{name}: compute saved", [(1 - share) * (1 - ratio) for share in large])
         note(f"{name}: switches an answer", [a.switches for a in answers], 1)
+        took = sum(a.seconds for a in answers)
         own = [_own_cost(a, i, per_token, first) for i, a in enumerate(answers)]
-        seam = sum(a.seconds for a in answers) / sum(own)
-        note(f"seam, {name}: time / its tokens' on their own models", [seam])
+        note(f"seam, {name}: time / its tokens' on their own models", [took / sum(map(sum, own))])
+        strict = [decoding for decoding, _ in own]
+        note(f"strict seam, {name}: the second model's prompt not counted", [took / sum(strict)])
     return lines
 
 
@@ -169,14 +174,17 @@ def _between_tokens(answers: list[Answered]) -> float:
 
 def _own_cost(
     one: Answered, index: int, per_token: dict[str, float], first: dict[str, list[float]]
-) -> float:
-    """What the tokens of an answer cost when each model decodes alone.
+) -> tuple[float, float]:
+    """What the tokens of an answer cost when each model decodes alone, in two parts.
 
-    The first token is the reading of the prompt by the model that begins. That the other model also
-    reads the prompt, and what was written in between, is the seam's doing.
+    The first token is the reading of the prompt by the model that begins; the second part is the
+    reading of the prompt by the other model, if it ever had the turn. What the models have to read
+    of each other's text is the seam's doing.
     """
-    cost = first[f"{one.models[0]} alone"][index]
-    return cost + sum(per_token[f"{model} alone"] for model in one.models[1:])
+    begin, *rest = (f"{model} alone" for model in one.models)
+    others = set(rest) - {begin}
+    decoding = first[begin][index] + sum(per_token[model] for model in rest)
+    return decoding, sum(first[other][index] for other in others)
 
 
 def _shared(one: Answered, other: Answered) -> float:

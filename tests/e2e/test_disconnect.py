@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
-import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from tests.support.chat import guided
-from tests.support.server import API_KEY
+from tests.support.server import hang_up
 
 CLIENTS = 200
 AT_ONCE = 16
@@ -40,16 +37,7 @@ def visit(server: str, rng: random.Random) -> None:
         "max_tokens": 300,
         "ignore_eos": True,
     }
-    data = json.dumps(body).encode()
-    address = urlsplit(server)
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-            b"Content-Type: application/json\r\n"
-            + f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-            + data
-        )
-        time.sleep(rng.random() * LONGEST_VISIT_S)
+    hang_up(server, body, rng.random() * LONGEST_VISIT_S)
 
 
 def gauges(server: str) -> dict[str, float]:

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -25,7 +23,7 @@ import pytest
 from divserve.decoding import METHODS
 from tests.support.chat import MESSAGES, PROMPT, Streamed, account, chat, complete
 from tests.support.models import make_tiny
-from tests.support.server import API_KEY, serving
+from tests.support.server import API_KEY, hang_up, serving
 
 NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run": 3, "trace": True}
 LEAVERS = 500
@@ -157,16 +155,7 @@ def leave(url: str, switch: dict[str, Any], rng: random.Random) -> None:
         "max_tokens": 400,
         "ignore_eos": True,
     }
-    data = json.dumps(body).encode()
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-            b"Content-Type: application/json\r\n"
-            + f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-            + data
-        )
-        time.sleep(rng.random())
+    hang_up(url, body, rng.random())
 
 
 def gauges(url: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from tests.support.engine import ENVIRONMENT
 from tests.support.models import ROOT
@@ -51,6 +54,20 @@ def serving(
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
+
+
+def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
+    """Asks for a completion and leaves after some seconds, whatever has come by then."""
+    data = json.dumps(body).encode()
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
+            + f"Authorization: Bearer {API_KEY}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+        time.sleep(after_s)
 
 
 def clean_environment() -> dict[str, str]:
