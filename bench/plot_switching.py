@@ -6,6 +6,7 @@ python -m bench.plot_switching
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 from bench.record import RESULTS
@@ -34,7 +35,14 @@ def series() -> dict[str, list[Point]]:
             accuracy = newest[case, side, "accuracy"]
             label = side.removeprefix("threshold ").removesuffix(" alone")
             found.setdefault(case.split(",")[0], []).append((label, seconds / whole, accuracy))
-    return {case: sorted(points, key=lambda p: p[1]) for case, points in found.items()}
+    return {case: sorted(points, key=_from_small_to_large) for case, points in found.items()}
+
+
+def _from_small_to_large(point: Point) -> float:
+    """The small model alone, then falling thresholds, then the large model alone."""
+    ends = {"small": -math.inf, "large": math.inf}
+    label = point[0]
+    return ends[label] if label in ends else -float(label)
 
 
 def drawing(pairs: dict[str, list[Point]]) -> str:
