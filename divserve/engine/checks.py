@@ -7,9 +7,14 @@ from argparse import Namespace
 from importlib import metadata
 from typing import Any
 
+from pydantic import ValidationError
+
 from divserve.errors import StartupError
 
-__all__ = ["VLLM_VERSION", "check_arguments", "check_config", "check_version", "vllm_distribution"]
+__all__ = [
+    "VLLM_VERSION", "check_arguments", "check_config", "check_version", "reason",
+    "vllm_distribution",
+]  # fmt: skip
 
 VLLM_VERSION = "0.32.0"
 
@@ -85,6 +90,13 @@ def check_config(config: Any) -> None:
         "models with recurrent state (hybrid, Mamba)": model.is_hybrid or model.is_attention_free,
     }
     _refuse(refused)
+
+
+def reason(error: Exception) -> str:
+    """What vLLM says is wrong, in one line; pydantic's own text has several."""
+    if isinstance(error, ValidationError):
+        return "; ".join(" ".join(detail["msg"].split()) for detail in error.errors())
+    return " ".join(str(error).split())
 
 
 def _refuse(refused: dict[str, bool]) -> None:

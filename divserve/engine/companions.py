@@ -12,6 +12,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
+from divserve.engine.checks import reason
 from divserve.errors import StartupError
 
 __all__ = ["SMALL_SUFFIX", "Companions", "add_flags"]
@@ -177,8 +178,7 @@ def check_tokenizer(served: Any, model: str) -> None:
     try:
         other: Any = get_tokenizer(model, **options)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StartupError(f"{model} has no tokenizer to compare: {reason}") from error
+        raise StartupError(f"{model} has no tokenizer to compare: {reason(error)}") from error
     own: Any = get_tokenizer(served.tokenizer, revision=served.tokenizer_revision, **options)
     if own.get_vocab() != other.get_vocab() or any(
         own.encode(text) != other.encode(text) for text in PROBES

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from divserve.engine import checks
+from divserve.engine.checks import reason
 from divserve.engine.companions import Companions
 from divserve.errors import StartupError
 
@@ -80,7 +79,7 @@ def _configured(engine_args: Any) -> Any:
     try:
         config = engine_args.create_engine_config(usage_context=usage)
     except (OSError, ValueError) as error:
-        raise StartupError(f"vLLM refuses the configuration: {_reason(error)}") from error
+        raise StartupError(f"vLLM refuses the configuration: {reason(error)}") from error
     install(config)
     return config
 
@@ -113,10 +112,3 @@ def _small_engine(engine_args: Any, large: Any, companions: Companions) -> Any:
     companions.check_small(large.model_config, config.model_config)
     companions.split_memory(large, config)
     return _engine(args, config, disable_log_stats=True, stat_loggers=[SmallEngineStats])
-
-
-def _reason(error: Exception) -> str:
-    """The error in one line; pydantic's own text has several."""
-    if isinstance(error, ValidationError):
-        return "; ".join(detail["msg"] for detail in error.errors())
-    return " ".join(str(error).split())

@@ -22,6 +22,7 @@ from vllm.config.utils import replace
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from divserve.engine.checks import reason
 from divserve.engine.drop import dropped_layers, kept_layers, shared_model
 from divserve.errors import StartupError
 
@@ -78,8 +79,9 @@ def helper_config(served: ModelConfig, model: str) -> ModelConfig:
             hf_overrides=overrides,
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StartupError(f"vLLM refuses {model} beside {served.model}: {reason}") from error
+        raise StartupError(
+            f"vLLM refuses {model} beside {served.model}: {reason(error)}"
+        ) from error
 
 
 def helper_logits(model: nn.Module, hidden_states: Tensor, rows: Tensor) -> Tensor:
