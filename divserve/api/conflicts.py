@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from divserve.engine.openai import has_non_text_content
 from divserve.errors import InvalidRequest
 
-__all__ = ["refuse_conflicts", "refuse_masks"]
+__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_masks"]
 
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
@@ -42,11 +43,25 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
                 f"decoding cannot be combined with {field}: {why}.", param="decoding"
             )
     for field in READS_THE_PROMPT if moves else ():
-        if getattr(body, field, None) not in (None, False):
+        value = getattr(body, field, None)
+        # 0 is a value: prompt_logprobs 0 asks for those of the prompt's own tokens.
+        if value is not None and value is not False:
             raise InvalidRequest(
                 f"entropy_switch cannot be combined with {field}: two models read the prompt.",
                 param=field,
             )
+
+
+def refuse_beside_small(body: Any) -> None:
+    """Raises `InvalidRequest` for what the small model's engine could not take from this front end.
+
+    Beam search would ask the large engine; embeddings and pictures are made for the large model.
+    """
+    for field in ("use_beam_search", "prompt_embeds"):
+        if getattr(body, field, None):
+            raise InvalidRequest(f"The small model takes no {field}.", param=field)
+    if has_non_text_content(getattr(body, "messages", None) or []):
+        raise InvalidRequest("The small model takes text messages only.", param="messages")
 
 
 def refuse_masks(params: Any, name: str) -> None:

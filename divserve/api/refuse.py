@@ -86,7 +86,8 @@ def _asks_for_decoding(body: bytes, aliases: Container[str]) -> bool:
 def _refusal(path: str) -> InvalidRequest:
     routes = " and ".join(GUIDED_ROUTES)
     return InvalidRequest(
-        f"{path} does not take 'decoding', nor the model alias of a preset: send it to {routes}, "
+        f"{path} does not take 'decoding', nor the model alias of a preset or of the small model "
+        f"(MODEL@…): send it to {routes}, "
         "or leave it out.",
         param="decoding",
     )

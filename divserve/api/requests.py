@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.api.conflicts import refuse_conflicts, refuse_masks
+from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.openai import (
@@ -92,6 +92,7 @@ class Guided(BaseModel):
                     f"{method.method} needs more than the small model: name the served one.",
                     param="model",
                 )
+        refuse_beside_small(self)
         self._small = True
 
     def answered_as(self, model: str) -> str:

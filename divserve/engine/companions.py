@@ -128,6 +128,13 @@ class Companions:
             "quantization": None,
             "enable_lora": False,
             "lora_modules": None,
+            "load_format": "auto",
+            "model_loader_extra_config": {},
+            "override_generation_config": {},
+            # Shares of the cache are given by `split_memory`; events of two engines would share
+            # an address.
+            "num_gpu_blocks_override": None,
+            "kv_events_config": None,
         }
         for name, value in own.items():
             if hasattr(args, name):

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats
 
@@ -28,6 +29,7 @@ __all__ = ["HandOff", "Run"]
 
 logger = init_logger("vllm.divserve")
 
+PREEMPTED = EngineCoreEventType.PREEMPTED
 SEED_STEP = 0x9E3779B97F4A7C15
 """Distance of the seeds of segments, so that none repeats another's random numbers."""
 
@@ -76,6 +78,9 @@ class Run:
         """Makes an output of the segment one of the answer, in place."""
         output.request_id = self.request_id
         self._output += output.new_token_ids
+        if self._segments > 1:
+            # The answer was queued and scheduled once.
+            output.events = [e for e in output.events or () if e.type == PREEMPTED] or None
         report = (output.kv_transfer_params or {}).get(WIRE_KEY)
         if report is None:
             return
@@ -205,7 +210,10 @@ class HandOff:
             elif run.handing_over:
                 self._segments.pop(run.segment, None)
                 run.segment = ""
-                metrics.SWITCHES.labels(run.wanted).inc()
+                if self.lost:
+                    run.stay()
+                else:
+                    metrics.SWITCHES.labels(run.wanted).inc()
                 self._spawn(self._send(run))
         if running := [run for run in stopped if not run.handing_over]:
             self._spawn(self._stop(running))
@@ -217,13 +225,16 @@ class HandOff:
     def _small_failed(self, error: Exception) -> None:
         """The small engine has died: its answers go on, its own requests fail."""
         if not self._closed:
-            self._go_on_large([run for run in self._runs.values() if run.on_small])
+            # One that is handing over has a task that will find the engine lost.
+            stranded = [r for r in self._runs.values() if r.on_small and not r.handing_over]
+            self._go_on_large(stranded)
         self._fail_small(error)
 
     def _go_on_large(self, runs: list[Run]) -> None:
         if not self.lost:
             for state in ("running", "waiting"):
                 metrics.ENGINE_REQUESTS.labels("small", state).set(0)
+            metrics.ENGINE_CACHE.labels("small").set(0)
         self.lost = True
         logger.error(
             "The small engine has died; %d answers go on with the large model alone", len(runs)

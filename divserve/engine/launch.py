@@ -13,7 +13,7 @@ from typing import Any
 from divserve import __version__
 from divserve.decoding import presets
 from divserve.engine import checks, companions, cpu
-from divserve.engine.companions import Companions
+from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
 from divserve.errors import StartupError
 
@@ -80,6 +80,11 @@ def parse(argv: Sequence[str]) -> Namespace:
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
     args.companions = Companions.of(args)
+    if args.companions.small is not None and SMALL_SUFFIX[1:] in args.decodings:
+        raise StartupError(
+            f"a preset cannot be called '{SMALL_SUFFIX[1:]}' beside --small: both would be served "
+            f"as MODEL{SMALL_SUFFIX}"
+        )
     if args.model_tag is not None:
         args.model = args.model_tag
     elif args.model == parser.get_default("model") and args.config is None:

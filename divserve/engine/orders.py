@@ -66,6 +66,11 @@ def check_switch(
     """
     if options.get("lora_request") is not None:
         raise InvalidRequest("entropy_switch takes no LoRA adapter.", param="model")
+    if params.prompt_logprobs is not None:
+        raise InvalidRequest(
+            "entropy_switch takes no prompt_logprobs: two models read the prompt.",
+            param="prompt_logprobs",
+        )
     named = {"logit_bias": params.logit_bias, "allowed_token_ids": params.allowed_token_ids}
     for param, ids in {"prompt": prompt, **named}.items():
         if any(int(i) >= vocab for i in ids or ()):

@@ -17,7 +17,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -197,7 +197,9 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
         if group is not None and output.new_token_ids:
             # `_stop_unguided` leaves no token without a row; the front end checks it once more.
             report["row"] = reports.get(output.request_id)
-            if (state := self._switched.pop(output.request_id, None)) is not None:
+            state = self._switched.pop(output.request_id, None)
+            # A grammar may have ended the request for another reason in the same update.
+            if state is not None and output.finish_reason == FinishReason.STOP:
                 report["switch"] = state
         if (why := self._failed.pop(output.request_id, None)) is not None:
             report["error"], report["refused"] = why, group is None

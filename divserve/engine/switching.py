@@ -17,6 +17,7 @@ from divserve.engine.admission import AdmissionMixin
 
 __all__ = ["SwitchMixin"]
 
+STALE = "the grammar does not accept what the other model wrote; the request was stopped"
 ENTROPY = STATISTICS.index("entropy")
 
 
@@ -58,7 +59,10 @@ class SwitchMixin(AdmissionMixin):
         if ready and request.request_id in self._replayed:
             # Its grammar was compiled anew.
             self._replayed.discard(request.request_id)
-            self.structured_output_manager.accept_tokens(request, list(request.output_token_ids))
+            written = list(request.output_token_ids)
+            if not self.structured_output_manager.accept_tokens(request, written):
+                self._failed[request.request_id] = STALE
+                return False
         return ready
 
     def _update_request_with_output(

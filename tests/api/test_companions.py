@@ -21,6 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:Depreca
 
 SWITCH = {"method": "entropy_switch", "threshold": 0.5, "trace": True}
 CHAT = "/v1/chat/completions"
+URL = {"url": "data:image/png;base64,AAAA"}
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": URL}]}]
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,21 @@ def test_methods_of_two_models_need_the_served_one(http: TestClient, method: str
     assert error["param"] == "model"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"use_beam_search": True, "n": 2}, "use_beam_search"),
+        ({"messages": PICTURE}, "messages"),
+    ],
+)
+def test_what_only_the_served_model_can_take(
+    http: TestClient, fields: dict[str, Any], param: str
+) -> None:
+    """None of it is answered by the other model in silence."""
+    error = refusal(http, CHAT, body(None, model="smol@small") | fields)
+    assert error["param"] == param
+
+
 def test_the_small_name_is_refused_where_it_would_be_ignored(http: TestClient) -> None:
     error = refusal(http, "/v1/responses", {"model": "smol@small", "input": "hello"})
     assert "/v1/responses does not take" in error["message"]
@@ -166,6 +183,7 @@ def test_the_small_name_is_refused_where_it_would_be_ignored(http: TestClient) -
     ("path", "fields", "param"),
     [
         (CHAT, {"messages": MESSAGES, "prompt_logprobs": 1}, "prompt_logprobs"),
+        (CHAT, {"messages": MESSAGES, "prompt_logprobs": 0}, "prompt_logprobs"),
         ("/v1/completions", {"prompt": PROMPT, "echo": True}, "echo"),
     ],
 )

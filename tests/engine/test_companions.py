@@ -74,9 +74,13 @@ def test_flags() -> None:
         (["--tuned", "b"], "--tuned needs --amateur"),
         (["--small", "c", "--small-share", "1"], "between 0 and 1"),
         (["--small", "c", "--small-share", "0"], "between 0 and 1"),
+        (["--small", "c", "--preset", "small=PRESET"], "cannot be called 'small'"),
     ],
 )
-def test_flags_that_make_no_sense(given: list[str], words: str) -> None:
+def test_flags_that_make_no_sense(given: list[str], words: str, tmp_path: Path) -> None:
+    preset = tmp_path / "preset.json"
+    preset.write_text('{"method": "entropy_temperature"}')
+    given = [value.replace("PRESET", str(preset)) for value in given]
     with pytest.raises(StartupError, match=words):
         flags(*given)
 
