@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,29 +18,32 @@ from divserve.errors import StartupError
 from tests.support.models import make_tiny
 
 
+def retokenized(source: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+    """A copy of a model whose tokenizer's model ``change`` has changed."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content["model"])
+    file.write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def foreign(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with two words of its vocabulary exchanged."""
-    folder = tmp_path_factory.mktemp("foreign")
-    shutil.copytree(tiny_with_tokenizer, folder, dirs_exist_ok=True)
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocab = content["model"]["vocab"]
-    vocab["Ġthe"], vocab["Ġof"] = vocab["Ġof"], vocab["Ġthe"]
-    file.write_text(json.dumps(content))
-    return folder
+
+    def exchange(model: Any) -> None:
+        vocab = model["vocab"]
+        vocab["Ġthe"], vocab["Ġof"] = vocab["Ġof"], vocab["Ġthe"]
+
+    return retokenized(tiny_with_tokenizer, tmp_path_factory.mktemp("foreign"), exchange)
 
 
 @pytest.fixture(scope="module")
 def remerged(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same vocabulary, put together in another order."""
     folder = tmp_path_factory.mktemp("remerged")
-    shutil.copytree(tiny_with_tokenizer, folder, dirs_exist_ok=True)
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    content["model"]["merges"].reverse()
-    file.write_text(json.dumps(content))
-    return folder
+    return retokenized(tiny_with_tokenizer, folder, lambda model: model["merges"].reverse())
 
 
 def configured(model: Path) -> Any:
