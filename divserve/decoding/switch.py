@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -48,13 +48,6 @@ class Switch:
     def from_wire(cls, wire: Mapping[str, Any]) -> Switch:
         """Inverse of `to_wire`."""
         return cls(**{**wire, "recent": tuple(wire["recent"])})
-
-    def after(self, entropies: Iterable[float]) -> Switch:
-        """Where the request stands after tokens of these entropies (nats) of the active model."""
-        rule = SwitchRule(self)
-        for entropy in entropies:
-            rule.observe(entropy)
-        return rule.state
 
 
 class SwitchRule:
