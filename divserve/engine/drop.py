@@ -104,7 +104,8 @@ def _share(mine: nn.Module, theirs: nn.Module, apart: nn.Module | None = None) -
 
 def _take_tensors(mine: nn.Module, theirs: nn.Module) -> None:
     """Gives an attention layer the tensors (scales, sinks, slopes …) of another one."""
-    for source, target in ((theirs, mine), (getattr(theirs, "impl", None), mine_impl(mine))):
+    impls = (getattr(theirs, "impl", None), getattr(mine, "impl", None))
+    for source, target in ((theirs, mine), impls):
         for name, value in vars(source).items() if source is not None else ():
             if isinstance(value, torch.Tensor) and name != "kv_cache":
                 setattr(target, name, value)
@@ -112,8 +113,3 @@ def _take_tensors(mine: nn.Module, theirs: nn.Module) -> None:
         holder, _, last = name.rpartition(".")
         setattr(mine.get_submodule(holder), last, buffer)
     mine.kv_cache = torch.tensor([])
-
-
-def mine_impl(layer: nn.Module) -> Any:
-    """The back end's part of an attention layer."""
-    return getattr(layer, "impl", None)

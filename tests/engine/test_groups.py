@@ -16,7 +16,7 @@ from vllm import SamplingParams
 from divserve.decoding import METHODS
 from tests.engine.cases import NEAR_TIE
 from tests.support import hf
-from tests.support.engine import Engine, random_prompt, stacked
+from tests.support.engine import Engine, counted, random_prompt, stacked
 from tests.support.models import TINY_VOCAB
 
 TOKENS = 30
@@ -153,17 +153,9 @@ def test_mixed_batch_equals_solo_runs(engine: Engine, cases: list[Case]) -> None
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
     """Preemption takes whole groups; a grounding text is read again from its start."""
     engine = Engine(tiny, blocks=17, max_model_len=256, max_num_seqs=12)
-    preempted = 0
-    preempt = engine.scheduler._preempt_request
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal preempted
-        preempted += 1
-        return preempt(*args, **kwargs)
-
-    engine.scheduler._preempt_request = counted
+    preempted = counted(engine.scheduler, "_preempt_request")
     assert mismatches(cases, run(engine, cases)) == []
-    assert preempted > 0
+    assert len(preempted) > 0
     assert set(engine.leftovers().values()) == {0}
     engine.close()
 

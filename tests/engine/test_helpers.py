@@ -15,7 +15,7 @@ from vllm import SamplingParams
 
 from tests.engine.cases import Case, mismatches
 from tests.support import hf
-from tests.support.engine import Engine, order, random_prompt, stacked
+from tests.support.engine import Engine, counted, order, random_prompt, stacked
 from tests.support.hf_models import Trio, contrast, without_layers
 from tests.support.models import TINY_VOCAB, make_tiny
 
@@ -109,19 +109,6 @@ def test_a_mixed_batch_equals_the_reference(
     tight = mode.startswith("tight")
     assert (len(preempted) > 0, cached > 0) == (tight, not tight)
     engine.close()
-
-
-def counted(owner: Any, name: str) -> list[Any]:
-    """Calls of a method of `owner`, which still does what it does."""
-    calls: list[Any] = []
-    method = getattr(owner, name)
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(args)
-        return method(*args, **kwargs)
-
-    setattr(owner, name, counting)
-    return calls
 
 
 @pytest.fixture(scope="module")
