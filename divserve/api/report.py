@@ -85,7 +85,8 @@ class ChoiceReport:
             for name in self._sums:
                 self._sums[name] += one[name]
         if self._stack.trace:
-            self._trace(output.token_ids, figures, models)
+            details = [self._stack.details(row) for row in rows]
+            self._trace(output.token_ids, figures, details, models)
 
     def take_trace(self) -> list[dict[str, Any]]:
         """The trace entries that were not taken yet, in the order of the tokens."""
@@ -124,13 +125,24 @@ class ChoiceReport:
         self,
         token_ids: Sequence[int],
         figures: Sequence[dict[str, float]],
+        details: Sequence[dict[str, Any]],
         models: Sequence[str],
     ) -> None:
         texts = self._decode(token_ids)
-        entries = [
-            {"token": text, "token_id": token_id, **{k: _number(v) for k, v in one.items()}}
-            for text, token_id, one in zip(texts, token_ids, figures, strict=True)
+        entries: list[dict[str, Any]] = [
+            {
+                "token": text,
+                "token_id": token_id,
+                **{k: _number(v) for k, v in one.items()},
+                **more,
+            }
+            for text, token_id, one, more in zip(texts, token_ids, figures, details, strict=True)
         ]
+        for entry in entries:
+            candidates: list[dict[str, Any]] = entry.get("candidates", [])
+            names = self._decode([candidate["token_id"] for candidate in candidates])
+            for candidate, name in zip(candidates, names, strict=True):
+                candidate.update(token=name, kl=_number(candidate["kl"]))
         for entry, model in zip(entries, models, strict=False):
             entry["model"] = model
         self._pending += entries

@@ -52,7 +52,7 @@ class Guided(BaseModel):
             )
         if self.decoding is None:
             return self
-        refuse_conflicts(self, moves=any(method.engines for method in self.methods))
+        refuse_conflicts(self, moves=Stack(self.methods).switches)
         self._check_guided()
         return self
 

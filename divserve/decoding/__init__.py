@@ -22,6 +22,8 @@ from divserve.decoding.entropy_temperature import EntropyTemperature
 from divserve.decoding.instructive import Instructive
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
+from divserve.decoding.look import Look, LookRow, LookState
+from divserve.decoding.look_back import LookBack
 from divserve.decoding.proxy_tuning import ProxyTuning
 from divserve.decoding.row import STATISTICS, Form, Row, Spec
 from divserve.decoding.stack import Stack, share_guide
@@ -31,7 +33,8 @@ from divserve.decoding.vdgd import Vdgd
 
 __all__ = [
     "METHODS", "STATISTICS", "TAGS", "Decoding", "EntropySwitch", "Form", "Guide", "Instructive",
-    "Method", "ModelSize", "Row", "Spec", "Stack", "Switch", "SwitchRule",
+    "Look", "LookBack", "LookRow", "LookState", "Method", "ModelSize", "Row", "Spec", "Stack",
+    "Switch", "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[
@@ -48,7 +51,8 @@ AnyMethod = Annotated[
     | Contrastive
     | ProxyTuning
     | DExperts
-    | EntropySwitch,
+    | EntropySwitch
+    | LookBack,
     Field(discriminator="method"),
 ]
 """One method: the one place where a new one is listed."""

@@ -15,8 +15,8 @@ __all__ = ["Guide", "Method", "Role"]
 
 NaturalGuide = Literal["last_token", "noise"]
 
-Role = Literal["contrast", "filter", "temperature", "switch"]
-"""What a method does. A stack has at most one of each; one that switches stands alone."""
+Role = Literal["contrast", "filter", "temperature", "switch", "search"]
+"""What a method does. A stack has at most one of each; see also `Method.alone`."""
 
 CHOICES = ("without", "messages", "prompt", "documents")
 _CHOICES = "'without', 'messages', 'prompt' and 'documents'"
@@ -82,12 +82,14 @@ class Method(BaseModel):
     url: ClassVar[str]
     needs: ClassVar[str] = "a guide prompt"
     role: ClassVar[Role] = "contrast"
+    alone: ClassVar[bool] = False
+    """Whether it takes no other method beside it."""
     guided: ClassVar[bool] = True
     """Whether it compares with a second stream."""
     helpers: ClassVar[tuple[str, ...]] = ()
     """Models beside the served one whose logits it takes: the second stream, then the third."""
     engines: ClassVar[tuple[str, ...]] = ()
-    """Engines beside the served model's that it needs."""
+    """What else the server must have been started with, by the names of the flags."""
     natural_guide: ClassVar[NaturalGuide | None] = None
     """The guide used when the request gives none; None: the request must give one."""
     neutral: ClassVar[Mapping[str, float] | None] = None

@@ -30,6 +30,7 @@ class EntropySwitch(Method):
     url = "https://arxiv.org/abs/2502.06833"
     needs = "a small model (serve with --small)"
     role = "switch"
+    alone = True
     guided = False
     engines: ClassVar[tuple[str, ...]] = ("small",)
     reports = ("entropy_bits",)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from divserve.decoding.look import Look
 from divserve.decoding.switch import Switch
 
 __all__ = ["STATISTICS", "Form", "Row", "Spec"]
@@ -97,6 +98,8 @@ class Spec:
     ``cooling`` alone."""
     switch: Switch | None = None
     """How the request moves between a small and a large engine; None: it stays where it is."""
+    look: Look | None = None
+    """How the request looks back at its own steps; None: it does not."""
 
     def to_wire(self) -> dict[str, Any]:
         """Returns a dict of plain lists for ``SamplingParams.extra_args``."""
@@ -108,6 +111,7 @@ class Spec:
             "average": self.average,
             "helpers": list(self.helpers),
             "switch": None if self.switch is None else self.switch.to_wire(),
+            "look": None if self.look is None else self.look.to_wire(),
         }
 
     @classmethod
@@ -123,6 +127,7 @@ class Spec:
             average=wire["average"],
             helpers=tuple(wire["helpers"]),
             switch=None if wire["switch"] is None else Switch.from_wire(wire["switch"]),
+            look=None if wire["look"] is None else Look.from_wire(wire["look"]),
         )
 
     @property

@@ -19,12 +19,13 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method
 from divserve.decoding.entropy_switch import EntropySwitch
+from divserve.decoding.look_back import LookBack
 from divserve.decoding.row import STATISTICS, Form, Row, Spec
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = ["Stack", "share_guide"]
 
-ORDER = ("contrast", "filter", "temperature", "switch")
+ORDER = ("contrast", "filter", "temperature", "switch", "search")
 
 OF_GUIDE = ("kl", "jsd")
 """Figures that depend on the guide: reported under the method's name when a stack has two."""
@@ -59,6 +60,12 @@ class Stack:
         return isinstance(self.methods[0], EntropySwitch)
 
     @property
+    def look_back(self) -> LookBack | None:
+        """The method that compares with earlier steps, if it is one."""
+        first = self.methods[0]
+        return first if isinstance(first, LookBack) else None
+
+    @property
     def grounded(self) -> Vdgd | None:
         """The method that reads a grounding text, if there is one."""
         return next((m for m in self.methods if isinstance(m, Vdgd)), None)
@@ -83,7 +90,7 @@ class Stack:
             cooling = rows.pop()._replace(form=float(Form.OBSERVE))
         distinct = own[:1] if cooling is None or self.helpers else [own[0], own[-1]]
         grounded = self.grounded
-        switching = self.methods[0]
+        switching, looking = self.methods[0], self.look_back
         return Spec(
             row=_merged(rows),
             guides=distinct,
@@ -92,6 +99,7 @@ class Stack:
             average=grounded is not None and grounded.reduce == "avg",
             helpers=self.helpers,
             switch=switching.switch() if isinstance(switching, EntropySwitch) else None,
+            look=None if looking is None else looking.look(temperature),
         )
 
     @property
@@ -110,15 +118,21 @@ class Stack:
 
     def reports(self, two_seconds: bool) -> tuple[str, ...]:
         """Names of the figures of a token."""
-        figures = dict.fromkeys(STATISTICS, 0.0)
+        figures = dict.fromkeys((*STATISTICS, "kl_min", "alarm"), 0.0)
         return tuple(self._figures(figures, figures if two_seconds else None, 0.0))
 
     def report(self, row: Sequence[float], temperature: float) -> dict[str, float]:
         """The figures of one token from its statistics row (a second row follows, if any)."""
         size = len(STATISTICS)
         main = dict(zip(STATISTICS, row[:size], strict=True))
+        if self.look_back is not None:
+            return self._figures(main | LookBack.statistics(row[size:]), None, temperature)
         second = dict(zip(STATISTICS, row[size:], strict=True)) if len(row) > size else None
         return self._figures(main, second, temperature)
+
+    def details(self, row: Sequence[float]) -> dict[str, Any]:
+        """What is told of a token only in the trace, from its statistics row."""
+        return LookBack.details(row[len(STATISTICS) :]) if self.look_back is not None else {}
 
     def _figures(
         self, main: Mapping[str, float], second: Mapping[str, float] | None, temperature: float
@@ -176,11 +190,11 @@ def _merged(rows: Sequence[Row]) -> Row:
 def _check_pair(one: Method, other: Method) -> None:
     """Raises `PydanticCustomError` when two methods cannot be stacked."""
     names = {"one": one.method, "other": other.method}
-    if "switch" in one.roles | other.roles:
+    if alone := next((m.method for m in (one, other) if m.alone), None):
         raise PydanticCustomError(
             "methods_clash",
-            "'{one}' and '{other}' clash: entropy_switch takes no other method beside it",
-            names,
+            "'{one}' and '{other}' clash: {alone} takes no other method beside it",
+            {**names, "alone": alone},
         )
     grounded, rest = (one, other) if isinstance(one, Vdgd) else (other, one)
     if isinstance(grounded, Vdgd) and rest.role == "contrast":

@@ -84,6 +84,9 @@ class AdmissionMixin(Scheduler):
         lengths = (request.num_prompt_tokens, *map(len, spec.guides))
         room = self.max_model_len - max(lengths)
         blocks = self._cache_blocks()
+        if spec.look is not None:
+            # The probe of a candidate for the last token reads it and samples one more.
+            room, blocks = room - 1, blocks - self._blocks_for(1)
         if sum(self._blocks_for(n + room) for n in lengths) <= blocks:
             return int(room)
         low, high = 0, room

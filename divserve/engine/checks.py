@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from divserve.errors import StartupError
 
 __all__ = [
-    "VLLM_VERSION", "check_arguments", "check_config", "check_version", "reason",
+    "VLLM_VERSION", "check_arguments", "check_config", "check_look_back", "check_version", "reason",
     "vllm_distribution",
 ]  # fmt: skip
 
@@ -92,6 +92,24 @@ def check_config(config: Any) -> None:
     _refuse(refused)
 
 
+def check_look_back(config: Any) -> None:
+    """Refuses engine modes in which hidden states cannot be stored and compared.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
+    """
+    model, cache = config.model_config, config.cache_config
+    refused = {
+        "--tensor-parallel-size above 1": config.parallel_config.tensor_parallel_size > 1,
+        "--enable-lora": config.lora_config is not None,
+        f"--kv-cache-dtype {cache.cache_dtype}": cache.cache_dtype != "auto",
+        "--no-enable-prefix-caching": not cache.enable_prefix_caching,
+        "models with sliding-window layers": model.get_sliding_window() is not None,
+        "multimodal models": model.is_multimodal_model,
+    }
+    _refuse(refused, " with --look-back")
+
+
 def reason(error: Exception) -> str:
     """What vLLM says is wrong, in one line; pydantic's own text has several."""
     if isinstance(error, ValidationError):
@@ -99,7 +117,7 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _refuse(refused: dict[str, bool]) -> None:
+def _refuse(refused: dict[str, bool], where: str = " by divserve") -> None:
     names = [name for name, given in refused.items() if given]
     if names:
-        raise StartupError(f"not supported by divserve: {', '.join(names)}")
+        raise StartupError(f"not supported{where}: {', '.join(names)}")

@@ -1,7 +1,8 @@
-"""The models beside the served one: their flags, checks, and shares of memory.
+"""What goes beside the served model: flags, checks, and shares of memory.
 
 ``--amateur`` and ``--tuned`` run in the served model's own engine (`divserve.engine.helpers`),
-``--small`` in an engine beside it (`divserve.engine.handoff`).
+``--small`` in an engine beside it (`divserve.engine.handoff`); ``--look-back`` stores the served
+model's hidden states (`divserve.engine.hidden`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
-from divserve.engine.checks import reason
+from divserve.engine.checks import check_look_back, reason
 from divserve.errors import StartupError
 
 __all__ = ["SMALL_SUFFIX", "Companions", "add_flags"]
@@ -59,6 +60,13 @@ def add_flags(parser: ArgumentParser) -> None:
         "cache on CPU, of --gpu-memory-utilization on GPU.",
     )
 
+    group.add_argument(
+        "--look-back",
+        action="store_true",
+        help="Keep every token's hidden state in the KV cache (look_back); its share of the cache "
+        "is printed at start-up.",
+    )
+
 
 @dataclass(frozen=True)
 class Companions:
@@ -68,6 +76,7 @@ class Companions:
     """``amateur`` and ``tuned``: a model, or ``drop:N``."""
     small: str | None = None
     small_share: float = 0.25
+    look_back: bool = False
 
     @classmethod
     def of(cls, args: Namespace) -> Companions:
@@ -81,22 +90,33 @@ class Companions:
             raise StartupError("--tuned needs --amateur, the same model before it was tuned")
         if not 0 < args.small_share < 1:
             raise StartupError(f"--small-share is between 0 and 1, not {args.small_share}")
-        return cls(helpers, args.small, args.small_share)
+        return cls(helpers, args.small, args.small_share, args.look_back)
 
     @property
     def names(self) -> frozenset[str]:
-        """What methods may need and find: ``amateur``, ``tuned``, ``small``."""
-        return frozenset({*self.helpers, *(["small"] if self.small else [])})
+        """What methods may need and find: ``amateur``, ``tuned``, ``small``, ``look-back``."""
+        there = {"small": self.small is not None, "look-back": self.look_back}
+        return frozenset({*self.helpers, *(name for name, given in there.items() if given)})
 
     def install(self, config: Any) -> None:
-        """Has the helpers loaded beside the served model of a resolved ``VllmConfig``.
+        """Has a resolved ``VllmConfig`` load what goes into the served model's own engine.
 
         Raises:
-            StartupError: a helper does not fit the served model.
+            StartupError: a helper does not fit the served model, or its states cannot be stored.
         """
-        if not self.helpers:
-            return
-        from divserve.engine.helpers import helper_config, load_options
+        if self.look_back:
+            check_look_back(config)
+        if self.helpers:
+            self._check_helpers(config)
+        if self.look_back or self.helpers:
+            from divserve.engine.helpers import load_options
+
+            options = load_options(config.load_config, self.helpers, self.look_back)
+            for name, value in options.items():
+                setattr(config.load_config, name, value)
+
+    def _check_helpers(self, config: Any) -> None:
+        from divserve.engine.helpers import helper_config
 
         # Where vLLM feeds embeddings instead of token ids, a helper would have nothing to read.
         refused = {
@@ -110,8 +130,6 @@ class Companions:
             if not model.startswith("drop:"):
                 check_tokenizer(config.model_config, model)
             check_vocabulary(config.model_config, helper, model)
-        for name, value in load_options(config.load_config, self.helpers).items():
-            setattr(config.load_config, name, value)
 
     def small_arguments(self, engine_args: Any, served_name: str) -> Any:
         """The small engine's arguments: the served model's, but for what belongs to a model."""

@@ -15,7 +15,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import Spec
 
-__all__ = ["ADMISSIBLE", "GROUP_KEY", "GUIDE_SUFFIX", "WIRE_KEY", "Group", "remaining_tokens"]
+__all__ = [
+    "ADMISSIBLE", "GROUP_KEY", "GUIDE_SUFFIX", "WIRE_KEY", "Group", "probe", "remaining_tokens",
+]  # fmt: skip
 
 WIRE_KEY = "divserve"
 """Key in ``SamplingParams.extra_args`` (order from the front end) and in ``kv_transfer_params``
@@ -24,6 +26,7 @@ GROUP_KEY = "divserve_group"
 """Key in the ``extra_args`` of primaries and grounding texts: what the workers must know."""
 GUIDE_SUFFIX = "~guide"
 GROUNDING_SUFFIX = "~grounding"
+PROBE_SUFFIX = "~look"
 
 ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 """Statuses of requests that wait for nothing but their place."""
@@ -32,11 +35,16 @@ ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 class Group:
     """The members of one guided request; the primary comes first."""
 
-    __slots__ = ("grounding", "guides", "members", "primary")
+    __slots__ = ("grounding", "guides", "looks_back", "members", "primary")
 
     def __init__(
-        self, primary: Request, guides: tuple[Request, ...], grounding: Request | None
+        self,
+        primary: Request,
+        guides: tuple[Request, ...],
+        grounding: Request | None,
+        looks_back: bool = False,
     ) -> None:
+        self.looks_back = looks_back
         self.primary = primary
         self.guides = guides
         self.grounding: Request | None = grounding
@@ -133,12 +141,50 @@ class Group:
             "helpers": list(spec.helpers),
             "output": wire.get("output") or [],
             "vocab": wire.get("vocab"),
+            "look": None if spec.look is None else spec.look.to_wire(),
         }
+        if spec.look is not None and spec.look.greedy:
+            # Clear steps are greedy whatever the request says; the candidates of an alarm are drawn
+            # from all of their distribution, by a generator that greedy requests do not have.
+            params = params.clone()
+            params.temperature, params.top_p, params.top_k, params.min_p = 1.0, 1.0, 0, 0.0
         params.max_tokens = max_tokens
         params.extra_args = {**_without_order(params.extra_args), GROUP_KEY: order}
         request.sampling_params = params
         request.max_tokens = max_tokens
-        return cls(request, guides, grounding)
+        return cls(request, guides, grounding, spec.look is not None)
+
+
+def probe(primary: Request, index: int, token: int, copied: int) -> Request:
+    """A request that reads a candidate for the primary's next token, and ends.
+
+    Args:
+        primary: whose text so far it starts from.
+        index: of the candidate.
+        token: its id.
+        copied: first position in the block that it gets a copy of.
+    """
+    params = SamplingParams(
+        temperature=primary.sampling_params.temperature,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={
+            GROUP_KEY: {
+                "looks_for": primary.request_id,
+                "index": index,
+                "token": token,
+                "copied": copied,
+            }
+        },
+    )
+    name = f"{primary.request_id}{PROBE_SUFFIX}{index}"
+    made = _twin(primary, name, [*primary.all_token_ids, token], params, hashed=False)
+    # Those of the primary, instead of hashing its whole text once more for every candidate.
+    made.block_hashes = list(primary.block_hashes)
+    made._block_hasher = primary._block_hasher
+    made.update_block_hashes()
+    return made
 
 
 def remaining_tokens(request: Request) -> int:
@@ -167,7 +213,11 @@ def _grounding(request: Request, spec: Spec) -> Request:
 
 
 def _twin(
-    request: Request, request_id: str, token_ids: list[int], params: SamplingParams
+    request: Request,
+    request_id: str,
+    token_ids: list[int],
+    params: SamplingParams,
+    hashed: bool = True,
 ) -> Request:
     """A request of our own that goes where ``request`` goes."""
     return Request(
@@ -180,7 +230,7 @@ def _twin(
         lora_request=request.lora_request,
         cache_salt=request.cache_salt,
         priority=request.priority,
-        block_hasher=request._block_hasher,
+        block_hasher=request._block_hasher if hashed else None,
     )
 
 

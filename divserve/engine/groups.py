@@ -14,6 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from divserve.decoding import STATISTICS, Form, Row
 from divserve.engine.grounding import Groundings
 from divserve.engine.group import GROUP_KEY
+from divserve.engine.looking import LookStep, LookTable, chosen_of
 from divserve.engine.plan import Plan
 from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, helper_row
 from divserve_kernels import STATISTICS as KERNEL_STATISTICS
@@ -50,6 +51,7 @@ class GroupTable:
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.groundings = Groundings(vocab, device)
+        self.looks = LookTable(device)
         self._vocab = vocab
         self._programs = Programs(SLOTS, device)
         self._handed: dict[str, list[int]] = {}
@@ -66,10 +68,11 @@ class GroupTable:
         """Takes up new groups and drops finished ones. Call once a step, before `plan`."""
         for request_id in scheduler_output.finished_req_ids:
             self.groundings.end(request_id)
+            self.looks.end(request_id)
             if (entry := self._entries.pop(request_id, None)) is not None:
                 self._free.append(entry.slot)
                 self._layout = []
-        self.groundings.restart(scheduler_output.scheduled_cached_reqs.resumed_req_ids)
+        self._resume(scheduler_output)
         self._handed = {}
         programs: dict[int, Sequence[float]] = {}
         for new in scheduler_output.scheduled_new_reqs:
@@ -79,9 +82,30 @@ class GroupTable:
                 continue
             if "grounds" in order:
                 self.groundings.add(new.req_id, order)
+            elif "looks_for" in order:
+                self.looks.add_probe(new.req_id, order)
             else:
                 programs |= self._add(new.req_id, order)
+                if order["look"] is not None:
+                    prompt = len(new.prompt_token_ids)
+                    known = len(new.prefill_token_ids or new.prompt_token_ids)
+                    slot = self._entries[new.req_id].slot
+                    self.looks.add(new.req_id, slot, order["look"], prompt, known)
         self._programs.write(programs)
+
+    def _resume(self, scheduler_output: SchedulerOutput) -> None:
+        """Requests that come back: preempted ones, and lookers that waited for their probes."""
+        cached = scheduler_output.scheduled_cached_reqs
+        self.groundings.restart(cached.resumed_req_ids)
+        chosen = frozenset(chosen_of(scheduler_output))
+        if chosen or self.looks.chosen:
+            self._layout = []
+        self.looks.chosen = chosen
+        if cached.resumed_req_ids & self.looks.lookers.keys():
+            self._layout = []
+            for request_id, output in zip(cached.req_ids, cached.num_output_tokens, strict=True):
+                if request_id in cached.resumed_req_ids:
+                    self.looks.resume(request_id, output)
 
     def _add(self, primary: str, order: dict[str, Any]) -> dict[int, Sequence[float]]:
         """Takes up a group; returns its programs by slot."""
@@ -132,13 +156,12 @@ class GroupTable:
             here = [row for row in rows if row is not None]
             if len(here) == len(rows):
                 found.append((primary, entry, here[0], here[1:]))
-        if not found:
-            return None
-        return self._pack(found)
-
-    def _pack(self, found: list[tuple[str, Entry, int, list[int]]]) -> Plan:
-        """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""
         found.sort(key=lambda group: group[1].helpers > 0)
+        look = self.looks.plan([(primary, row) for primary, _, row, _ in found], row_of)
+        return self._pack(found, look) if found or look else None
+
+    def _pack(self, found: list[tuple[str, Entry, int, list[int]]], look: LookStep | None) -> Plan:
+        """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""
         alone = [group for group in found if group[1].helpers == 0]
         aided = found[len(alone) :]
         cooled = [i for i, (_, entry, _, _) in enumerate(found) if entry.cooling]
@@ -153,6 +176,7 @@ class GroupTable:
             cooling=self._cooling([found[i] for i in cooled]) if cooled else None,
             cooled=tuple(cooled),
             limited=self._limits(found),
+            look=look,
         )
 
     def _limits(

@@ -1,11 +1,12 @@
-"""Models that run beside the served one in the same forward: the amateur, the tuned one.
+"""What is loaded beside the served model into the same forward: helpers, a store of hidden states.
 
 A model loader builds the served model as always, then its helpers, as vLLM builds a draft model:
 their attention layers land in the same forward context, so they get KV cache from the same block
 table, and prefix caching, chunked prefill, preemption and parallel ranks need nothing special. The
 served model's class is replaced by a subclass of itself: ``forward`` returns the hidden states of
 all models side by side (the runner only picks rows of them), ``compute_logits`` splits its own off.
-A helper's logits are computed only for the rows that are compared with them.
+A helper's logits are computed only for the rows that are compared with them. The store
+(`divserve.engine.hidden`) keeps the served model's states only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.config.utils import replace
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from divserve.engine import hidden
 from divserve.engine.checks import reason
 from divserve.engine.drop import dropped_layers, kept_layers, shared_model
 from divserve.errors import StartupError
@@ -34,15 +36,19 @@ HELPER_NAMES = ("amateur", "tuned")
 ATTRIBUTE = "divserve_helpers"
 
 
-def load_options(load_config: Any, helpers: Mapping[str, str]) -> dict[str, Any]:
-    """``load_format`` and ``model_loader_extra_config`` that add helpers to what was to be loaded.
+def load_options(
+    load_config: Any, helpers: Mapping[str, str], hidden_states: bool = False
+) -> dict[str, Any]:
+    """``load_format`` and ``model_loader_extra_config`` that add to what was to be loaded.
 
     Args:
         load_config: vLLM's ``LoadConfig`` as the user has set it.
         helpers: model path, or ``drop:N`` for the served model without N of its layers, by name.
+        hidden_states: whether the served model's hidden states are stored.
     """
     extra = {
         "helpers": dict(helpers),
+        "hidden_states": hidden_states,
         "load_format": load_config.load_format,
         "extra": load_config.model_loader_extra_config,
     }
@@ -152,12 +158,13 @@ def _join(served: nn.Module, helpers: Helpers) -> None:
 
 @register_model_loader(LOAD_FORMAT)
 class HelperLoader(BaseModelLoader):
-    """Loads the served model by its own loader, then its helpers."""
+    """Loads the served model by its own loader, then what goes beside it."""
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
         extra = load_config.model_loader_extra_config
         self._helpers: dict[str, str] = extra["helpers"]
+        self._hidden_states: bool = extra["hidden_states"]
         self._base_config = replace(
             load_config,
             load_format=extra["load_format"],
@@ -176,19 +183,24 @@ class HelperLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: Any, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
-        """The served model, joined with its helpers."""
+        """The served model, joined with its helpers and its store."""
         own = copy.copy(vllm_config)
         own.load_config = self._base_config
         served: nn.Module = self._base.load_model(
             vllm_config=own, model_config=model_config, prefix=prefix
         )
+        width = model_config.get_hidden_size()
+        if self._hidden_states:
+            hidden.attach(served, vllm_config, width)
         names = [name for name in HELPER_NAMES if name in self._helpers]
+        if not names:
+            return served
         configs = [helper_config(model_config, self._helpers[name]) for name in names]
         models = [
             self._load(served, own, name, config)
             for name, config in zip(names, configs, strict=True)
         ]
-        _join(served, Helpers(models, configs, model_config.get_hidden_size()))
+        _join(served, Helpers(models, configs, width))
         return served
 
     def _load(self, served: nn.Module, config: Any, name: str, helper: ModelConfig) -> nn.Module:

@@ -44,7 +44,8 @@ def order_of(params: SamplingParams) -> Spec | OnSmall | None:
 
 def check_companions(spec: Spec, companions: frozenset[str]) -> None:
     """Raises `InvalidRequest` when the order needs models that are not among ``companions``."""
-    needed = (*spec.helpers, *(["small"] if spec.switch is not None else []))
+    others = {"small": spec.switch is not None, "look-back": spec.look is not None}
+    needed = (*spec.helpers, *(name for name, given in others.items() if given))
     if lacking := [f"--{name}" for name in needed if name not in companions]:
         raise InvalidRequest(
             f"this server runs without {' and '.join(lacking)}",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-__all__ = ["GuidedOutput", "Report", "attach", "guidance_of"]
+from divserve.engine.looking import readable
+
+__all__ = ["GuidedOutput", "Looked", "Report", "attach", "guidance_of"]
 
 ATTRIBUTE = "divserve_guidance"
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What lookers of one step found (`divserve.engine.looking`)."""
+
+    places: tuple[int, ...]
+    """Their places among the primaries."""
+    ks: tuple[int, ...]
+    values: Tensor
+    """``[L, 3 + 2 K] float32``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +37,25 @@ class Report:
     """``[G + C, len(STATISTICS)] float32`` on the host, valid after `event`: first those of all
     primaries, then those of the second programs."""
     event: torch.cuda.Event | None
+    looked: Looked | None = None
 
     @classmethod
     def start(
-        cls, primaries: tuple[str, ...], statistics: Tensor, cooled: tuple[int, ...] = ()
+        cls,
+        primaries: tuple[str, ...],
+        statistics: Tensor,
+        cooled: tuple[int, ...] = (),
+        looked: Looked | None = None,
     ) -> Report:
         """Starts the copy of ``statistics`` ``[G + C, S] float32`` to the host; does not wait."""
         if statistics.device.type != "cuda":
-            return cls(primaries, cooled, statistics, None)
-        host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
-        host.copy_(statistics, non_blocking=True)
+            return cls(primaries, cooled, statistics, None, looked)
+        host = _start_copy(statistics)
+        if looked is not None:
+            looked = replace(looked, values=_start_copy(looked.values))
         event = torch.cuda.Event()
         event.record()
-        return cls(primaries, cooled, host, event)
+        return cls(primaries, cooled, host, event, looked)
 
     def rows(self) -> dict[str, tuple[float, ...]]:
         """Waits for the copy; statistics by primary request id."""
@@ -46,7 +65,18 @@ class Report:
         count = len(self.primaries)
         for place, second in zip(self.cooled, rows[count:], strict=True):
             rows[place] += second
+        if self.looked is not None:
+            values = self.looked.values.tolist()
+            for place, k, found in zip(self.looked.places, self.looked.ks, values, strict=True):
+                rows[place] += readable(found, k)
         return dict(zip(self.primaries, map(tuple, rows[:count]), strict=True))
+
+
+def _start_copy(values: Tensor) -> Tensor:
+    """``values`` on the host once the device gets there."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    return host
 
 
 class GuidedOutput(AsyncModelRunnerOutput):

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from divserve.decoding import STATISTICS
-from divserve.engine.output import Report
+from divserve.engine.hidden import Head, HiddenStore
+from divserve.engine.looking import LookStep, LookTable
+from divserve.engine.output import Looked, Report
 from divserve_kernels import Rows, guide
 
-__all__ = ["HelperLogits", "Plan"]
+__all__ = ["HelperLogits", "Looks", "Plan"]
 
 FACTOR = STATISTICS.index("factor")
+
+Looks = tuple[LookTable, HiddenStore, Head]
+"""What looking back needs beside the logits of the step."""
 
 HelperLogits = Callable[[Tensor], Tensor]
 """Rows of the batch ``[N] int64`` to their logits of all helpers, ``[helpers · N, V] float``."""
@@ -41,9 +46,15 @@ class Plan:
     """Their places among `primaries`."""
     limited: tuple[tuple[Tensor, int], ...]
     """Rows ``[N] int64`` and the id from which on they sample no token."""
+    look: LookStep | None
+    """What looks back at earlier steps."""
 
     def guide(
-        self, logits: Tensor, vectors: Tensor | None, helper_logits: HelperLogits
+        self,
+        logits: Tensor,
+        vectors: Tensor | None,
+        helper_logits: HelperLogits,
+        looks: Looks | None = None,
     ) -> tuple[Tensor, Report]:
         """Guides the primary rows of the raw logits ``[R, V]``.
 
@@ -51,6 +62,7 @@ class Plan:
             logits: on the device; float32 ones are overwritten.
             vectors: ``[H, V] float32``: vectors of the grounding texts.
             helper_logits: called with `aided_rows` if there are any.
+            looks: needed where something looks back.
 
         Returns:
             The logits in float32 ``[R, V]`` and the statistics on their way to the host; the device
@@ -69,10 +81,17 @@ class Plan:
             factors = second[:, FACTOR, None]
             guided.index_copy_(0, rows, guided.index_select(0, rows) / factors)
             found.append(second)
+        looked = None
+        if self.look is not None and looks is not None:
+            table, store, head = looks
+            table.fill(store, head)
+            looked = Looked(
+                self.look.places, self.look.ks, self.look.run(logits, guided, store, table.kls)
+            )
         for limited, vocab in self.limited:
             guided[:, vocab:].index_fill_(0, limited, -math.inf)
-        statistics = found[0] if len(found) == 1 else torch.cat(found)
-        return guided, Report.start(self.primaries, statistics, self.cooled)
+        statistics = found[0] if len(found) == 1 else torch.cat(found or [logits.new_zeros(0, 0)])
+        return guided, Report.start(self.primaries, statistics, self.cooled, looked)
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""

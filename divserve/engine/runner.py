@@ -6,6 +6,7 @@ temperature, top-k/p, sampling → **guide row takes the primary's token** → b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from vllm.v1.outputs import SamplerOutput
 
 from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.helpers import helper_logits
+from divserve.engine.hidden import store_of
 from divserve.engine.output import Report, attach
+from divserve.engine.plan import Looks
 
-__all__ = ["install"]
+__all__ = ["follow_copies", "install", "looks_of"]
 
 
 class GuidedRunner:
@@ -28,6 +31,7 @@ class GuidedRunner:
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         self.divserve_groups.observe(scheduler_output)
+        follow_copies(self, scheduler_output)
         if not (handed := self.divserve_groups.handed_over()):
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         batch: Any = self.input_batch  # type: ignore[attr-defined]
@@ -72,6 +76,7 @@ class GuidedRunner:
             state.logits,
             self.divserve_groups.groundings.table,
             partial(helper_logits, self.model, state.sample_hidden_states),  # type: ignore[attr-defined]
+            looks_of(self),
         )
         self.execute_model_state = state._replace(logits=logits)
         self.divserve_plan = plan
@@ -100,10 +105,40 @@ class GuidedRunner:
         return {row: generators.pop(row) for row in list(generators) if idle[row]}
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
-        output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
-        if self.divserve_plan is not None:
-            self.divserve_plan.copy_tokens(output.sampled_token_ids)
+        plan = self.divserve_plan
+        if plan is None:
+            return super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
+        batch: Any = self.input_batch  # type: ignore[attr-defined]
+        metadata = batch.sampling_metadata
+        if plan.look is not None and plan.look.temperatures is not None:
+            batch.sampling_metadata = _with_temperatures(metadata, *plan.look.temperatures)
+        try:
+            output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
+        finally:
+            batch.sampling_metadata = metadata
+        plan.copy_tokens(output.sampled_token_ids)
         return output
+
+
+def _with_temperatures(metadata: Any, rows: Tensor, values: Tensor) -> Any:
+    """vLLM's ``SamplingMetadata`` with the temperatures of some rows replaced."""
+    temperature = metadata.temperature.index_copy(0, rows, values)
+    return replace(metadata, temperature=temperature, all_random=False)
+
+
+def follow_copies(runner: Any, scheduler_output: SchedulerOutput) -> None:
+    """Has the store of hidden states follow the blocks that vLLM copies in this step."""
+    copies: Any = scheduler_output.kv_cache_block_copies
+    if copies and (store := store_of(runner.model)) is not None:
+        store.copied(copies, runner.kv_cache_config.num_blocks)
+
+
+def looks_of(runner: Any) -> Looks | None:
+    """What looking back needs of a runner; None without a store."""
+    store = store_of(runner.model)
+    if store is None:
+        return None
+    return runner.divserve_groups.looks, store, runner.model.compute_logits
 
 
 def install(runner: Any) -> None:

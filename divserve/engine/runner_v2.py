@@ -10,12 +10,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.helpers import helper_logits
+from divserve.engine.looking import LookStep
 from divserve.engine.output import Report, attach
+from divserve.engine.runner import follow_copies, looks_of
 
 __all__ = ["install"]
 
@@ -29,6 +32,7 @@ class GuidedRunnerV2:
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """Called once a step; preempted requests come back here as new ones."""
         self.divserve_groups.observe(scheduler_output)
+        follow_copies(self, scheduler_output)
         super().add_requests(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
@@ -44,23 +48,39 @@ class GuidedRunnerV2:
         if plan is None:
             return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         model: Any = self.model  # type: ignore[attr-defined]
-        compute_logits = model.compute_logits
+        compute_logits, looks = model.compute_logits, looks_of(self)
 
         def guided_logits(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             logits, self.divserve_report = plan.guide(
                 compute_logits(hidden_states, *args, **kwargs),
                 self.divserve_groups.groundings.table,
                 partial(helper_logits, model, hidden_states),
+                looks,
             )
             return logits
 
         model.compute_logits = guided_logits
+        own = self._set_temperatures(plan.look, input_batch)
         try:
             sampled = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         finally:
             del model.compute_logits
+            if own is not None:
+                # Before the next step vLLM copies all of them to the device.
+                self.sampler.sampling_states.temperature.np[:] = own  # type: ignore[attr-defined]
         plan.copy_tokens(sampled[0].sampled_token_ids)
         return sampled
+
+    def _set_temperatures(self, look: LookStep | None, input_batch: Any) -> np.ndarray | None:
+        """Sets those of the rows that look back; returns all as they were, None if none changed."""
+        if look is None or look.temperatures is None:
+            return None
+        state = self.sampler.sampling_states.temperature  # type: ignore[attr-defined]
+        own: np.ndarray = state.np.copy()
+        rows, values = look.host_temperatures
+        state.np[input_batch.idx_mapping_np[list(rows)]] = values
+        state.copy_to_uva()
+        return own
 
     def _read_groundings(self, hidden_states: Tensor, input_batch: Any) -> None:
         groundings = self.divserve_groups.groundings

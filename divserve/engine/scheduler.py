@@ -21,7 +21,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from divserve.decoding import LookRow
 from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
+from divserve.engine.look_back import LookBackMixin
 from divserve.engine.output import guidance_of
 from divserve.engine.preflight import PreflightMixin
 from divserve.engine.switching import SwitchMixin
@@ -34,7 +36,7 @@ _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
 
-class LockstepMixin(SwitchMixin, PreflightMixin):
+class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
     """Release, join, report and end of groups."""
 
     waiting: Any
@@ -56,25 +58,38 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
         self._blocked.clear()
         self._evict_extra_partials()
         joining = self._find_joins()
+        looking = self._look_ahead(self._free_rows() - len(joining))
         self._release(joining)
-        preempted = self._preflight(joining)
-        if preempted and joining:
+        preempted = self._preflight([*joining, *looking])
+        if preempted:
             for member in joining:
                 self._hold(self._groups[member.request_id])
-            joining = []
-        return self._schedule_step(throttle_prefills, joining, preempted)
+            joining, looking = [], []
+        output = self._schedule_step(throttle_prefills, joining, looking, preempted)
+        self._mark_chosen(output, looking)
+        return output
+
+    def _free_rows(self) -> int:
+        """How many requests can be admitted beside those that run."""
+        rows = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
+        return int(rows)
 
     def _schedule_step(
-        self, throttle_prefills: bool, joining: list[Request], preempted: bool
+        self,
+        throttle_prefills: bool,
+        joining: list[Request],
+        looking: list[Request],
+        preempted: bool,
     ) -> SchedulerOutput:
         pause, line = self._pause_state, self.waiting
         if preempted and pause == PauseState.UNPAUSED:
             # As in vLLM: a step that preempted admits nobody.
             self._pause_state = PauseState.PAUSED_NEW
-        if joining:
+        if joining or looking:
+            self._line_up_ahead(looking)
             self._line_up(joining)
-            self._joining = {m.request_id for m in joining}
-            self._budget = self.max_num_scheduled_tokens - len(joining)
+            self._joining = {m.request_id for m in (*joining, *looking)}
+            self._budget = self.max_num_scheduled_tokens - len(self._joining)
         elif missing := self._overtaken():
             self._line_up(missing)
         try:
@@ -120,9 +135,10 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
 
     def _find_joins(self) -> list[Request]:
         """One-token members whose groups can sample in this step, as far as slots reach."""
-        if self._pause_state != PauseState.UNPAUSED or self.kv_holding_waiting:
+        held_up = any(r.request_id not in self._alarms for r in self.kv_holding_waiting)
+        if self._pause_state != PauseState.UNPAUSED or held_up:
             return []
-        slots = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
+        slots = self._free_rows()
         joining: list[Request] = []
         for group in self._one_token.values():
             members = group.joinable()
@@ -152,8 +168,10 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
         self._reports = reports = guidance_of(model_runner_output)
+        alarmed: list[tuple[Request, LookRow]] = []
         if self._groups:
             self._stop_unguided(scheduler_output, model_runner_output, reports)
+            alarmed = self._take_back(model_runner_output, reports)
         if self._failed:
             self.grammar_compile_error_reqs.update(self._failed)
         self._updating = True
@@ -166,6 +184,8 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
         if self._groups or self._failed:
             for step in outputs.values():
                 step.outputs = [o for o in step.outputs if self._annotate(o, reports)]
+        for request, row in alarmed:
+            self._wait(request, row)
         self._settle(outputs)
         return outputs
 
@@ -191,7 +211,8 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
     def _annotate(self, output: EngineCoreOutput, reports: dict[str, tuple[float, ...]]) -> bool:
         """Adds statistics or the reason of a failure; False for the output of a row of ours."""
         group = self._groups.get(output.request_id)
-        if group is not None and group.primary.request_id != output.request_id:
+        is_guide = group is not None and group.primary.request_id != output.request_id
+        if is_guide or output.request_id in self._probes:
             return False
         report: dict[str, Any] = {}
         if group is not None and output.new_token_ids:
@@ -233,6 +254,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
         wanted = list(self.requests if request_ids is None else request_ids)
         finished: list[Request] = super().finish_requests(wanted, finished_status)
         ours = {id(m) for g in self._ended.values() for m in g.members if m is not g.primary}
+        ours |= {id(p) for alarm in self._probes.values() for p in alarm.probes}
         if not self._updating:
             for request_id in wanted:
                 self._failed.pop(request_id, None)
@@ -241,6 +263,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
 
     def _settle(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
         """Ends what is left of every group that lost a member."""
+        self._end_orphans()
         while self._grounded:
             self._groups.pop(self._grounded.pop(), None)
         while self._ended:

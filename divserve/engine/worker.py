@@ -10,6 +10,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from divserve.engine import helpers, runner, runner_v2
+from divserve.engine.hidden import LAYER, store_of
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import check
 
@@ -30,6 +31,11 @@ class GuidedCPUWorker(CPUWorker):
         super().init_device()
         _install(self)
 
+    def load_model(self, **kwargs: Any) -> None:
+        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        super().load_model(**kwargs)
+        _check_store(self)
+
 
 class GuidedGPUWorker(Worker):
     """CUDA worker."""
@@ -39,6 +45,11 @@ class GuidedGPUWorker(Worker):
         super().init_device()
         _install(self)
         _check_kernels(self.device, self.model_config.get_vocab_size())
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        super().load_model(**kwargs)
+        _check_store(self)
 
 
 def _install(worker: Any) -> None:
@@ -59,4 +70,24 @@ def _check_kernels(device: torch.device, vocab: int) -> None:
         found.back_end,
         found.error,
         found.seconds,
+    )
+
+
+def _check_store(worker: Any) -> None:
+    """Says what the hidden states cost, once they are known to stand for distributions."""
+    model = worker.get_model()
+    store = store_of(model)
+    if store is None:
+        return
+    store.check(model.compute_logits)
+    sizes = {
+        name: spec.page_size_bytes / spec.block_size
+        for name, spec in worker.get_kv_cache_spec().items()
+    }
+    own, total = sizes[LAYER], sum(sizes.values())
+    logger.info(
+        "Look-back: hidden states take %d of %d bytes per token of KV cache (%.1f %%)",
+        own,
+        total,
+        100 * own / total,
     )

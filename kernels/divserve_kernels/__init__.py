@@ -29,11 +29,13 @@ from __future__ import annotations
 from torch import Tensor, float32
 
 from divserve_kernels import backends
+from divserve_kernels.history import Nearest, expected_row, nearest
 from divserve_kernels.layout import ABSENT, PARAMETERS, STATISTICS, Form, helper_row
 from divserve_kernels.rows import Programs, Rows
 
 __all__ = [
-    "ABSENT", "PARAMETERS", "STATISTICS", "Form", "Programs", "Rows", "guide", "helper_row",
+    "ABSENT", "PARAMETERS", "STATISTICS", "Form", "Nearest", "Programs", "Rows", "expected_row",
+    "guide", "helper_row", "nearest",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ NEEDS: dict[str, Any] = {
     "proxy_tuning": {},
     "dexperts": {},
     "entropy_switch": {},
+    "look_back": {},
 }
 adapter: TypeAdapter[Any] = TypeAdapter(Decoding)
 
@@ -57,7 +58,7 @@ def test_registry_is_complete(name: str) -> None:
     assert described == set(method.model_fields) - {"method"}
     assert set(method.neutral or ()) <= set(method.parameters())
     parsed = parse(method=name, **NEEDS.get(name, GUIDE))
-    figures = parsed.report(dict.fromkeys(STATISTICS, 0.5), 1.0)
+    figures = parsed.report(dict.fromkeys((*STATISTICS, "kl_min", "alarm"), 0.5), 1.0)
     assert tuple(figures) == method.reports
 
 

@@ -64,8 +64,14 @@ class Engine:
         }
         if blocks := options.pop("blocks", None):
             settings["num_gpu_blocks_override"] = blocks
-        if helpers := options.pop("helpers", None):
-            extra = {"helpers": helpers, "load_format": "auto", "extra": {}}
+        helpers, look_back = options.pop("helpers", {}), options.pop("look_back", False)
+        if helpers or look_back:
+            extra = {
+                "helpers": helpers,
+                "hidden_states": look_back,
+                "load_format": "auto",
+                "extra": {},
+            }
             settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
         self.asynchronous = options.pop("asynchronous", False)
         if self.asynchronous:
@@ -113,6 +119,9 @@ class Engine:
             "groups": len(getattr(s, "_groups", ())),
             "one_token": len(getattr(s, "_one_token", ())),
             "failed": len(getattr(s, "_failed", ())),
+            "alarms": len(getattr(s, "_alarms", ())),
+            "probes": len(getattr(s, "_probes", ())),
+            "holding": len(s.kv_holding_waiting),
             "blocks": self.total_blocks - self.free_blocks(),
         }
 

@@ -1,0 +1,107 @@
+"""What look-back decoding orders from the engine, and what the engine reports of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["MAX_CANDIDATES", "Look", "LookRow", "LookState", "Reference"]
+
+Reference = Literal["prefix+generated", "prefix", "generated"]
+"""The earlier steps that a step is compared with."""
+
+MAX_CANDIDATES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The rule of one request (nats, tokens)."""
+
+    threshold: float
+    """An alarm: the smallest KL to an earlier step is at most this."""
+    k: int
+    """Candidates that are looked at one step ahead, at most `MAX_CANDIDATES`."""
+    window: int
+    """The last steps of the reference that are compared with; 0: all of them."""
+    reference: Reference
+    greedy: bool
+    """Whether a step without alarm takes the likeliest token instead of sampling."""
+
+    def to_wire(self) -> dict[str, Any]:
+        """Returns a dict of plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Look:
+        """Inverse of `to_wire`."""
+        return cls(**wire)
+
+    def span(self, prompt: int, known: int) -> tuple[int, int]:
+        """First and one past the last position whose distribution a step is compared with.
+
+        Position i holds p(·|x_0 … x_i); the step itself is at position ``known − 1``.
+
+        Args:
+            prompt: tokens of the prompt.
+            known: tokens that the step has read.
+        """
+        first, stop = 0, known - 1
+        if self.reference == "prefix":
+            stop = min(stop, prefix_end(prompt))
+        elif self.reference == "generated":
+            first = min(prompt - 1, stop)
+        if self.window:
+            first = max(first, stop - self.window)
+        return first, stop
+
+
+def prefix_end(prompt: int) -> int:
+    """One past the last position of the prefix.
+
+    The last token of the prompt predicts the first one of the answer, so its distribution is the
+    answer's; only a prompt of one token has no other.
+    """
+    return max(prompt - 1, 1)
+
+
+class LookState(IntEnum):
+    """What a step was."""
+
+    CLEAR = 0
+    ALARM = 1
+    """Its token is taken back: the candidates are looked at first."""
+    CHOSEN = 2
+    """The candidates have been looked at; the token is one of them."""
+
+
+class LookRow(NamedTuple):
+    """The engine's report of one step of look-back decoding."""
+
+    kl_min: float
+    """Smallest KL to an earlier step (nats); infinite if there is none."""
+    nearest: int
+    """Position of that step in prompt and answer: the token it predicted; 0 if there is none."""
+    state: LookState
+    tokens: tuple[int, ...]
+    """Token ids of the candidates; none in a clear step."""
+    kls: tuple[float, ...]
+    """Their smallest KL to the prefix (nats), in the same order, once they were looked at."""
+
+    def flat(self) -> tuple[float, ...]:
+        """The row as numbers."""
+        return (self.kl_min, self.nearest, self.state, *self.tokens, *self.kls)
+
+    @classmethod
+    def read(cls, values: Sequence[float]) -> LookRow:
+        """Inverse of `flat`."""
+        kl_min, nearest, state, *rest = values
+        count = len(rest) // 2 if state == LookState.CHOSEN else len(rest)
+        return cls(
+            kl_min,
+            int(nearest),
+            LookState(int(state)),
+            tuple(int(token) for token in rest[:count]),
+            tuple(rest[count:]),
+        )
