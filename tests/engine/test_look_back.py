@@ -13,6 +13,7 @@ import pytest
 import torch
 from vllm import SamplingParams
 
+from divserve.engine import worker
 from divserve.engine.hidden import HiddenStore
 from tests.engine.cases import Case as Compared
 from tests.engine.cases import mismatches
@@ -217,9 +218,16 @@ def test_beside_other_parameters(engine: Engine, fields: dict[str, Any]) -> None
     assert set(engine.leftovers().values()) == {0}
 
 
-def test_up_to_the_context_limit(tiny: Path) -> None:
-    """An answer ends one token before it: the last candidates need a place for their next one."""
+def test_up_to_the_context_limit(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer ends one token before it: the last candidates need a place for their next one.
+
+    At start-up the log tells what the store takes: 64 of 64 + 2·2·32 numbers a token.
+    """
+    said: list[str] = []
+    monkeypatch.setattr(worker.logger, "info", lambda text, *values: said.append(text % values))
     engine = Engine(tiny, look_back=True, max_model_len=128, max_num_seqs=4)
+    share = "Look-back: hidden states take 256 of 768 bytes per token of KV cache (33.3 %)"
+    assert share in said
     for length in (60, 125, 126):
         prompt = list(range(20, 20 + length))
         (output,) = engine.generate([(prompt, params({"threshold": 50.0}, 1, max_tokens=200))])

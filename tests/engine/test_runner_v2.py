@@ -51,3 +51,16 @@ def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> Non
     assert first[0] != first[1]
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "blocks"), [("async", 0), ("sync", 11)], ids=["async", "tight"])
+def test_look_back(tiny: Path, mode: str, blocks: int) -> None:
+    """Tokens, KLs and candidates as Hugging Face has them, preemption and aborts, as on V1."""
+    result = ran("v2_look_back", str(tiny), mode, str(blocks))
+    assert "vllm.v1.worker.gpu.model_runner" in result["runner"]
+    assert result["wrong"] == []
+    assert result["alarms"] > 10
+    assert (result["preempted"] > 0) == (blocks > 0)
+    for moment in ("leftovers", "after aborts"):
+        assert set(result[moment].values()) == {0}

@@ -106,8 +106,10 @@ def look_back(
                 token: float(divergences(one, known[:prefix]).min())
                 for token, one in zip(tokens, ahead, strict=True)
             }
-            token = draw(sampled + wasted, candidates)
-            sampled += wasted
+            # Nothing is scheduled ahead of the last token.
+            in_vain = wasted if len(found.tokens) < count - 1 else 1
+            token = draw(sampled + in_vain, candidates)
+            sampled += in_vain
             near = min(float(best[-2] - best[-1]), abs(kl_min - threshold))
         else:
             candidates, token = {}, int(step.argmax())
