@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from loadtest import report, settings
 from loadtest.client import Client
 from loadtest.mix import Prompts, body
-from loadtest.sample import Sample, read_samples
+from loadtest.sample import Sample, Tail
 
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "out"
@@ -80,7 +80,7 @@ def warm_up(url: str, given: argparse.Namespace) -> None:
     """
     client = Client(url, given.timeout)
     model, rng = client.model(), random.Random(-1)
-    prompts = Prompts(given.prompts, given.notes)
+    prompts = Prompts(Path(given.prompts), given.notes)
     for kind in settings.mix(given).kinds():
         asked = body(model, kind, prompts.draw(rng), 8, given.temperature, given.ignore_eos)
         if (sample := client.ask(kind, asked)).outcome == "failed":
@@ -105,11 +105,13 @@ def swarm(url: str, given: argparse.Namespace, console: Console) -> int:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         task = progress.add_task("starting", total=seconds)
         begin = shown = time.monotonic()
+        tail, samples = Tail(given.out), list[Sample]()
         try:
             while process.poll() is None:
                 time.sleep(1)
                 passed = time.monotonic() - begin
-                state = _state(read_samples(given.out), passed)
+                samples += tail.new()
+                state = _state(samples, passed)
                 progress.update(task, completed=min(passed, seconds), description=state)
                 if not console.is_terminal and time.monotonic() - shown >= REPORT_EVERY_S:
                     shown = time.monotonic()
@@ -148,6 +150,9 @@ def main(argv: list[str] | None = None) -> int:
         console.print((given.out / "locust.log").read_text()[-2000:])
         return code or 1
     run = report.read(given.out)
+    if not run.samples:
+        console.print("nobody asked anything: see locust.log")
+        return code or 1
     report.write(run, given.out)
     Console().print(report.table(run))
     for fault, count in run.errors().items():

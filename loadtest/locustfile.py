@@ -34,20 +34,21 @@ _numbers = itertools.count()
 def _add_arguments(parser: Any) -> None:
     group = parser.add_argument_group("divserve load test")
     settings.add_arguments(group)
-    group.add_argument("--out", type=Path, default=Path("loadtest/out"), help="where samples go")
+    group.add_argument("--out", default="loadtest/out", help="where samples go")
     group.add_argument("--model", default="", help="model to ask (default: the first one served)")
 
 
 @events.test_start.add_listener
 def _begin(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
     # Opened in every process of a distributed run; only the master tells what the run is.
-    environment.samples = (options.out / f"samples-{os.getpid()}.jsonl").open("w")
+    environment.samples = (out / f"samples-{os.getpid()}.jsonl").open("w")
     if not isinstance(environment.runner, WorkerRunner):
-        about: dict[str, Any] = {key: str(value) for key, value in vars(options).items()}
-        about |= {"began": time.time(), "users": options.num_users, "seconds": options.run_time}
-        (options.out / "run.json").write_text(json.dumps(about, indent=1))
+        about = settings.values(options) | {"host": environment.host, "began": time.time()}
+        about |= {"users": options.num_users, "seconds": options.run_time}
+        (out / "run.json").write_text(json.dumps(about, indent=1))
 
 
 @events.test_stop.add_listener
@@ -73,8 +74,10 @@ class Reader(User):
     def on_start(self) -> None:
         """Gives each user a stream of random numbers, the same in every run."""
         self.options = self.environment.parsed_options
-        self.rng = random.Random(f"{self.options.seed} {next(_numbers)}")
-        self.prompts = Prompts(self.options.prompts, self.options.notes)
+        self.told_to_wait = 0.0
+        worker = getattr(self.environment.runner, "worker_index", 0)
+        self.rng = random.Random(f"{self.options.seed} {worker} {next(_numbers)}")
+        self.prompts = Prompts(Path(self.options.prompts), self.options.notes)
         self.mix = settings.mix(self.options)
         self.client = Client(self.host or self.environment.host, self.options.timeout)
         self.model = self.options.model or self.client.model()

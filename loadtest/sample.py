@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Sample", "read_samples"]
+__all__ = ["Sample", "Tail", "read_samples"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,27 @@ class Sample:
         return cls(**fields, chunks=chunks)
 
 
+class Tail:
+    """Reads the samples of a test while it runs; each process of it writes a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> list[Sample]:
+        """Those that came since the last call."""
+        found = []
+        for path in self._folder.glob("samples-*.jsonl"):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:
+                    # A line without its end is still being written.
+                    if line.endswith(b"\n"):
+                        found.append(Sample.from_json(line.decode()))
+                        self._read[path] = self._read.get(path, 0) + len(line)
+        return found
+
+
 def read_samples(folder: Path) -> list[Sample]:
-    """Every sample of a run, by when it began; each process of it wrote a file of its own."""
-    return sorted(_lines(folder), key=lambda sample: sample.began)
-
-
-def _lines(folder: Path) -> Iterator[Sample]:
-    for path in folder.glob("samples-*.jsonl"):
-        with path.open(encoding="utf-8") as file:
-            # A line without its end is still being written.
-            yield from (Sample.from_json(line) for line in file if line.endswith("\n"))
+    """Every sample of a test, by when it began."""
+    return sorted(Tail(folder).new(), key=lambda sample: sample.began)

@@ -10,7 +10,7 @@ from typing import Any
 from loadtest.mix import Mix, decoding, lengths, weights
 from loadtest.shapes import SHAPES
 
-__all__ = ["add_arguments", "mix", "to_argv"]
+__all__ = ["add_arguments", "mix", "to_argv", "values"]
 
 QUESTIONS = Path(__file__).parents[1] / "tests" / "data" / "questions.jsonl"
 
@@ -47,6 +47,7 @@ def _positive(text: str) -> float:
     return value
 
 
+# Texts and numbers only: locust sends the parsed values to its workers, and knows no paths.
 KNOBS: dict[str, dict[str, Any]] = {
     "--shape": {
         "choices": [*SHAPES],
@@ -75,8 +76,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     },
     "--temperature": {"type": float, "default": 0.7, "help": "of every request (default 0.7)"},
     "--prompts": {
-        "type": Path,
-        "default": QUESTIONS,
+        "default": str(QUESTIONS),
         "help": "JSON lines with question, answers and perhaps document (default: the tests' own)",
     },
     "--notes": {
@@ -117,6 +117,12 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds every knob."""
     for name, options in KNOBS.items():
         parser.add_argument(name, **options)
+
+
+def values(given: argparse.Namespace) -> dict[str, Any]:
+    """The knobs by name, as JSON takes them."""
+    found = {name[2:].replace("-", "_") for name in KNOBS}
+    return {key: value for key, value in vars(given).items() if key in found}
 
 
 def to_argv(given: argparse.Namespace) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loadtest import report
 from loadtest.draw import drawing
 from loadtest.figures import Run, percentile
-from loadtest.sample import Sample, read_samples
+from loadtest.sample import Sample, Tail, read_samples
 
 ABOUT: dict[str, Any] = {
     "began": 100.0, "seconds": 10, "users": 3, "shape": "ramp", "slo_ttft": "500",
@@ -52,6 +52,12 @@ def test_a_sample_survives_its_file_and_a_line_being_written_is_left_out(tmp_pat
     whole = "".join(one.to_json() + "\n" for one in ones)
     (tmp_path / "samples-1.jsonl").write_text(whole + ones[0].to_json()[:20])
     assert read_samples(tmp_path) == ones[::-1]
+    tail = Tail(tmp_path)
+    assert tail.new() == ones
+    with (tmp_path / "samples-1.jsonl").open("a") as file:
+        file.write(ones[0].to_json()[20:] + "\n")
+    assert tail.new() == ones[:1]
+    assert tail.new() == []
 
 
 @given(

@@ -112,6 +112,18 @@ def test_only_rejections_are_no_failure(tmp_path: Path) -> None:
     assert everything.at("rejected", 0.5) < 1
 
 
+def test_several_processes_leave_one_report(tmp_path: Path) -> None:
+    with fake_openai.serving() as (url, fake):
+        done = load(url, tmp_path, "--processes", "2", "--shape", "spike", "--notes", "9")
+    assert done.returncode == 0, done.stderr
+    run = report.read(tmp_path)
+    assert len([path for path in tmp_path.glob("samples-*.jsonl") if path.stat().st_size]) == 2
+    assert len(fake.bodies) == len(run.samples) + 4
+    # Users of different processes do not ask the same.
+    asked = [str(body["messages"]) for body in fake.bodies]
+    assert len(set(asked)) == len(asked)
+
+
 def always(fault: str) -> Plan:
     return lambda number, body: fault
 
