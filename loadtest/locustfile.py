@@ -30,6 +30,11 @@ from loadtest.shapes import users_at
 _numbers = itertools.count()
 
 
+def _size(options: Any) -> tuple[int, float]:
+    """Most users, and seconds; locust's web page may be started without either."""
+    return options.num_users or 8, options.run_time or 300
+
+
 @events.init_command_line_parser.add_listener
 def _add_arguments(parser: Any) -> None:
     group = parser.add_argument_group("divserve load test")
@@ -47,7 +52,7 @@ def _begin(environment: Any, **_: Any) -> None:
     environment.samples = (out / f"samples-{os.getpid()}.jsonl").open("w")
     if not isinstance(environment.runner, WorkerRunner):
         about = settings.values(options) | {"host": environment.host, "began": time.time()}
-        about |= {"users": options.num_users, "seconds": options.run_time}
+        about["users"], about["seconds"] = _size(options)
         (out / "run.json").write_text(json.dumps(about, indent=1))
 
 
@@ -64,8 +69,9 @@ class Shape(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         """Users wanted now, and how many a second to start or stop."""
         options = self.runner.environment.parsed_options
-        users = users_at(options.shape, self.get_run_time(), options.num_users, options.run_time)
-        return None if users is None else (users, float(options.num_users))
+        users, seconds = _size(options)
+        now = users_at(options.shape, self.get_run_time(), users, seconds)
+        return None if now is None else (now, float(users))
 
 
 class Reader(User):

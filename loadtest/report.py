@@ -120,7 +120,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     run = read(folder)
     write(run, folder)
-    Console().print(table(run))
+    Console(width=140).print(table(run))
 
 
 if __name__ == "__main__":
