@@ -79,7 +79,7 @@ def warm_up(url: str, given: argparse.Namespace) -> None:
         RuntimeError: one of them failed; says why.
     """
     client = Client(url, given.timeout)
-    model, rng = client.model(), random.Random(-1)
+    model, rng = given.model or client.model(), random.Random(-1)
     prompts = Prompts(Path(given.prompts), given.notes)
     for kind in settings.mix(given).kinds():
         asked = body(model, kind, prompts.draw(rng), 8, given.temperature, given.ignore_eos)

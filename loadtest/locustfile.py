@@ -40,7 +40,6 @@ def _add_arguments(parser: Any) -> None:
     group = parser.add_argument_group("divserve load test")
     settings.add_arguments(group)
     group.add_argument("--out", default="loadtest/out", help="where samples go")
-    group.add_argument("--model", default="", help="model to ask (default: the first one served)")
 
 
 @events.test_start.add_listener

@@ -49,6 +49,7 @@ def _positive(text: str) -> float:
 
 # Texts and numbers only: locust sends the parsed values to its workers, and knows no paths.
 KNOBS: dict[str, dict[str, Any]] = {
+    "--model": {"default": "", "help": "model to ask (default: the first one served)"},
     "--shape": {
         "choices": [*SHAPES],
         "default": "soak",
