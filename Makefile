@@ -36,14 +36,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
-.PHONY: help setup runtime model serve test lint types format bench clean
+.PHONY: help setup runtime model serve test lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test and bench; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -73,9 +73,12 @@ bench: setup  ## measure throughput, methods, two models, kernels and overhead (
 	@$(BIN)/python -m bench.step_overhead
 	@$(BIN)/python -m bench.plot_kernels
 
+load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--minutes 1 --users 8 …")
+	@$(BIN)/python -m loadtest $(ARGS)
+
 clean:  ## remove what make made: environment, model, caches
-	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find divserve kernels tests bench -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
+	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)
 model: $(CONVERTED)

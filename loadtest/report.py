@@ -1,0 +1,127 @@
+"""Draws the report of a load test from the files that its users left.
+
+python -m loadtest.report FOLDER        # again, from the samples of an earlier test
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from html import escape
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.draw import drawing
+from loadtest.figures import LATENCIES, Run, Summary
+from loadtest.sample import read_samples
+
+__all__ = ["lines", "read", "table", "write"]
+
+SHARES = (0.5, 0.95, 0.99)
+COLUMNS = (
+    "requests", "answered", "failed", "rejected", "tokens/s", "goodput", "good/s",
+    *(f"{name.upper()} p{100 * share:.0f} ms" for name in LATENCIES for share in SHARES),
+)  # fmt: skip
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>divserve load test</title>
+<style>body {{ font-family: sans-serif; margin: 2em; max-width: 75em }}
+table {{ border-collapse: collapse; font-size: 85% }} td, th {{ padding: .2em .6em;
+text-align: right; border-bottom: 1px solid #ddd }} th:first-child {{ text-align: left }}</style>
+<h1>Load test</h1>{drawing}<h2>Figures</h2><table>{rows}</table>
+<p>Times in milliseconds. Goodput: share of all requests answered within the SLO.</p>
+<h2>Faults</h2>{faults}<h2>Settings</h2><pre>{settings}</pre></html>
+"""
+
+
+def read(folder: Path) -> Run:
+    """The test that left its files there."""
+    return Run(json.loads((folder / "run.json").read_text()), read_samples(folder))
+
+
+def _cells(summary: Summary) -> list[str]:
+    shown = [str(n) for n in (summary.asked, summary.ok, summary.failed, summary.rejected)]
+    shown += [f"{summary.tokens_per_s:.1f}", f"{100 * summary.goodput:.1f} %"]
+    shown.append(f"{summary.good_per_s:.2f}")
+    for name in LATENCIES:
+        shown += [_ms(summary.at(name, share)) for share in SHARES]
+    return shown
+
+
+def _ms(seconds: float) -> str:
+    return "–" if math.isnan(seconds) else f"{1e3 * seconds:.0f}"
+
+
+def table(run: Run) -> Table:
+    """For the terminal: a column for each group of requests."""
+    summaries = run.summaries()
+    found = Table("", *(one.name for one in summaries), title="Load test")
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for label, *cells in zip(COLUMNS, *map(_cells, summaries), strict=True):
+        if set(cells) != {"–"}:
+            found.add_row(label, *cells)
+    return found
+
+
+def lines(run: Run) -> list[dict[str, str]]:
+    """The figures as lines of bench/results.csv."""
+    about = run.about
+    case = (
+        f"{about['users']} users, {float(about['seconds']):.0f} s, {about['shape']}, "
+        f"{float(about['guided_share']):g} guided: {about['mix']}, {about['max_tokens']} tokens"
+    )
+    found = []
+
+    def note(metric: str, value: str, spread: str = "") -> None:
+        found.append({"case": case, "metric": metric, "value": value, "spread": spread})
+
+    for one in run.summaries():
+        note(
+            f"{one.name}: requests", str(one.asked), f"{one.failed} failed, {one.rejected} rejected"
+        )
+        note(f"{one.name}: tokens/s", f"{one.tokens_per_s:.1f}")
+        limits = f"TTFT ≤ {1e3 * run.slo[0]:g} ms, TPOT ≤ {1e3 * run.slo[1]:g} ms"
+        note(f"{one.name}: goodput", f"{one.goodput:.3f}", limits)
+        for name in LATENCIES:
+            low, *rest = (_ms(one.at(name, share)) for share in SHARES)
+            if low != "–":
+                spread = f"p95 {rest[0]}, p99 {rest[1]}"
+                note(f"{one.name}: {name.upper()} ms, median", low, spread)
+    return found
+
+
+def write(run: Run, folder: Path) -> None:
+    """Writes report.svg, report.html and figures.csv."""
+    picture = drawing(run)
+    (folder / "report.svg").write_text(picture, encoding="utf-8")
+    rows = [["", *COLUMNS]] + [[one.name, *_cells(one)] for one in run.summaries()]
+    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    body = "\n".join(
+        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for label, *cells in zip(*rows, strict=True)
+    )
+    errors = [f"<li>{count} × {escape(error)}</li>" for error, count in run.errors().items()]
+    page = PAGE.format(
+        drawing=picture,
+        rows=body,
+        faults=f"<ul>{''.join(errors)}</ul>" if errors else "<p>None.</p>",
+        settings=escape(json.dumps(run.about, indent=1)),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Reads a folder, writes its report and prints the table."""
+    folder = Path(sys.argv[1])
+    run = read(folder)
+    write(run, folder)
+    Console(width=140).print(table(run))
+
+
+if __name__ == "__main__":
+    main()
