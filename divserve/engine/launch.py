@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from typing import Any
 
 from divserve import __version__
 from divserve.decoding import presets
-from divserve.engine import checks, companions, cpu
+from divserve.edges import flags as edge_flags
+from divserve.engine import checks, companions, cpu, stop
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
 from divserve.errors import StartupError
@@ -75,11 +77,13 @@ def parse(argv: Sequence[str]) -> Namespace:
         help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
     )
     companions.add_flags(parser)
+    edge_flags.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
     args.companions = Companions.of(args)
+    args.edges = edge_flags.EdgeSettings.of(args)
     if args.companions.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(
             f"a preset cannot be called '{SMALL_SUFFIX[1:]}' beside --small: both would be served "
@@ -124,6 +128,8 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
             __version__,
             address,
         )
+        # serve_http sets its own handlers, and then waits: ours come after them.
+        asyncio.get_running_loop().call_soon(stop.take_signals, app, args.edges.drain_timeout)
         stopped = await serve_http(
             app,
             sock=sock,
