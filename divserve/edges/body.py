@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,10 +18,8 @@ from divserve.errors import ApiError, InvalidRequest, RequestTooLarge
 __all__ = ["GuardBody", "check_depth"]
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
-STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""Possessive, and to the end where the last quote is missing: no body makes it look back."""
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class GuardBody:
@@ -82,7 +79,7 @@ def check_depth(body: bytes, limit: int) -> None:
     encoding = json.detect_encoding(body)
     if not encoding.startswith("utf-8"):
         body = body.decode(encoding, "ignore").encode(errors="ignore")
-    brackets = STRINGS.sub(b"", body).translate(ONE_KIND, NO_BRACKETS)
+    brackets = _brackets(body)
     for _ in range(limit):
         if b"[]" not in brackets:
             return
@@ -93,3 +90,14 @@ def check_depth(body: bytes, limit: int) -> None:
             "with a larger --max-json-depth.",
             code="invalid_json",
         )
+
+
+def _brackets(body: bytes) -> bytes:
+    """The brackets of a JSON text outside of its strings, all of one kind.
+
+    Built of operations on whole bodies: a loop over the tokens of a hostile one takes seconds.
+    """
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    # One string's end beside the next one's start: together they change nothing.
+    marks = unescaped.translate(ONE_KIND, NO_MARKS).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2])

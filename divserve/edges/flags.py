@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from divserve.edges.keys import KeyRing
+from divserve.edges.rates import parse
 from divserve.errors import StartupError
 
 __all__ = ["EdgeSettings", "add_flags"]
@@ -52,9 +54,9 @@ class EdgeSettings:
                     f"--{name.replace('_', '-')} is at least {least.get(name, 1)}, not {value}"
                 )
         if settings.rate_limit is not None:
-            from divserve.edges.rates import parse
-
             parse(settings.rate_limit)
+        # Both are made again with the app; here a mistake is told before a model is loaded.
+        KeyRing(file=settings.api_key_file)
         return settings
 
 

@@ -205,6 +205,8 @@ class GuidedClient(EngineClient):
 
     async def end_requests(self) -> None:
         """Ends every request under way with `ShuttingDown`; the engines drop what they ran."""
+        if self._hand_off is not None:
+            self._hand_off.close()
         for engine in (self, *([] if self.small is None else [self.small])):
             running = list(engine.inner.output_processor.request_states)
             engine.inner.output_processor.propagate_error(ShuttingDown())
