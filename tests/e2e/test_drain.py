@@ -81,9 +81,14 @@ class Stream:
             self.begun.set()
 
 
-async def streams(url: str, tokens: int, count: int, kinds: Sequence[Any]) -> list[Stream]:
+def client_of(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
+
+
+async def streams(
+    client: openai.AsyncOpenAI, tokens: int, count: int, kinds: Sequence[Any]
+) -> list[Stream]:
     """Streams that have all begun."""
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
     begun = [Stream(client, tokens, kinds[i % len(kinds)]) for i in range(count)]
     await asyncio.gather(*(stream.begun.wait() for stream in begun))
     return begun
@@ -101,9 +106,9 @@ def test_no_stream_is_truncated(models: tuple[Path, Path], tmp_path: Path) -> No
     """Plain, guided and switching answers, some of them still waiting for a row."""
 
     async def test(url: str, process: subprocess.Popen[bytes]) -> None:
-        async with httpx2.AsyncClient(base_url=url, timeout=30) as http:
+        async with client_of(url) as client, httpx2.AsyncClient(base_url=url, timeout=30) as http:
             assert (await http.get("/ready")).json() == {"status": "ready"}
-            under_way = await streams(url, TOKENS, STREAMS, [PLAIN, GUIDED, SWITCH])
+            under_way = await streams(client, TOKENS, STREAMS, [PLAIN, GUIDED, SWITCH])
             process.send_signal(signal.SIGTERM)
             assert await not_ready_after(http) < READY_TURNS_WITHIN_S
             assert (await http.get("/ready")).json() == {"status": "draining"}
@@ -114,8 +119,8 @@ def test_no_stream_is_truncated(models: tuple[Path, Path], tmp_path: Path) -> No
                 assert refused.json()["error"]["code"] == "shutting_down"
             assert (await http.get("/live")).status_code == 200
             assert (await http.get("/health")).status_code == 200
-        assert any(not stream.task.done() for stream in under_way)
-        await asyncio.gather(*(stream.task for stream in under_way))
+            assert any(not stream.task.done() for stream in under_way)
+            await asyncio.gather(*(stream.task for stream in under_way))
         assert [stream.end for stream in under_way] == ["length"] * STREAMS
         assert [stream.tokens for stream in under_way] == [TOKENS] * STREAMS
 
@@ -129,12 +134,13 @@ def test_the_rest_ends_with_an_error_event(
     models: tuple[Path, Path], tmp_path: Path, how: str
 ) -> None:
     async def test(url: str, process: subprocess.Popen[bytes]) -> None:
-        under_way = await streams(url, 900, 12, [PLAIN, GUIDED, SWITCH])
-        process.send_signal(signal.SIGTERM)
-        if how == "second signal":
-            await asyncio.sleep(0.2)
+        async with client_of(url) as client:
+            under_way = await streams(client, 900, 12, [PLAIN, GUIDED, SWITCH])
             process.send_signal(signal.SIGTERM)
-        await asyncio.gather(*(stream.task for stream in under_way))
+            if how == "second signal":
+                await asyncio.sleep(0.2)
+                process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*(stream.task for stream in under_way))
         assert [stream.end for stream in under_way] == ["shutting_down"] * 12
 
     timeout = "0.5" if how == "time is up" else "90"
