@@ -208,10 +208,12 @@ class GuidedClient(EngineClient):
         if self._hand_off is not None:
             self._hand_off.close()
         for engine in (self, *([] if self.small is None else [self.small])):
-            running = list(engine.inner.output_processor.request_states)
-            engine.inner.output_processor.propagate_error(ShuttingDown())
+            running = dict(engine.inner.output_processor.request_states)
+            for state in running.values():
+                # Each has its own, for an exception collects the traceback of all who raise it.
+                state.queue.put(ShuttingDown())
             with suppress(EngineDeadError):
-                await engine.inner.engine_core.abort_requests_async(running)
+                await engine.inner.engine_core.abort_requests_async(list(running))
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.

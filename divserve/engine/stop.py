@@ -16,6 +16,10 @@ logger = logging.getLogger("vllm.divserve")
 
 LAST_WORDS_S = 2.0
 """Longest wait for error events to be sent."""
+ENGINE_STOP_S = 5.0
+"""Longest wait for engines that run nothing any more; vLLM kills them at once without one."""
+HURRIED_CLOSE_S = 1
+"""Longest wait for open connections after a second signal."""
 
 
 def take_signals(app: Any, drain_timeout_s: float) -> None:
@@ -32,7 +36,8 @@ def take_signals(app: Any, drain_timeout_s: float) -> None:
     def stop() -> None:
         if traffic.draining:
             traffic.hurry()
-            app.state.server.force_exit = True
+            # Not force_exit: with it uvicorn leaves the app's lifespan behind, with a traceback.
+            app.state.server.config.timeout_graceful_shutdown = HURRIED_CLOSE_S
             return
         traffic.draining = True
         tasks.add(loop.create_task(_stop(app, traffic, drain_timeout_s)))
@@ -50,5 +55,6 @@ async def _stop(app: Any, traffic: Traffic, drain_timeout_s: float) -> None:
         logger.warning("Ending %d requests that are still under way", len(traffic))
         await client.end_requests()
         await traffic.empty(LAST_WORDS_S, hurried=True)
-    await asyncio.get_running_loop().run_in_executor(None, partial(client.shutdown, timeout=0))
+    stop_engines = partial(client.shutdown, timeout=ENGINE_STOP_S)
+    await asyncio.get_running_loop().run_in_executor(None, stop_engines)
     app.state.server.should_exit = True

@@ -42,7 +42,9 @@ def running(requests: int, **settings: Any) -> Any:
         edges=EdgeSettings(**settings),
         keys=None,
         engine_client=Client(traffic, tickets),
-        server=SimpleNamespace(should_exit=False, force_exit=False),
+        server=SimpleNamespace(
+            should_exit=False, config=SimpleNamespace(timeout_graceful_shutdown=5)
+        ),
         tickets=tickets,
     )
     return SimpleNamespace(state=state)
@@ -75,8 +77,8 @@ def test_what_is_under_way_may_finish(number: signal.Signals) -> None:
         for ticket in state.tickets:
             state.traffic.leave(ticket)
         await stopped(state)
-        assert state.engine_client.done == ["shut down in 0"]
-        assert not state.server.force_exit
+        assert state.engine_client.done == ["shut down in 5.0"]
+        assert state.server.config.timeout_graceful_shutdown == 5
 
     run(test())
 
@@ -87,7 +89,7 @@ def test_the_rest_is_ended_when_the_time_is_up() -> None:
         stop.take_signals(app, 0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         await stopped(app.state)
-        assert app.state.engine_client.done == ["ended", "shut down in 0"]
+        assert app.state.engine_client.done == ["ended", "shut down in 5.0"]
 
     run(test())
 
@@ -102,8 +104,8 @@ def test_a_second_signal_ends_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await stopped(app.state)
         assert time.monotonic() - start < 5
-        assert app.state.engine_client.done == ["ended", "shut down in 0"]
-        assert app.state.server.force_exit
+        assert app.state.engine_client.done == ["ended", "shut down in 5.0"]
+        assert app.state.server.config.timeout_graceful_shutdown == 1
 
     run(test())
 
