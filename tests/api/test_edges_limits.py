@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 
 from divserve.api.limits import check_fields, rows_of
 from divserve.api.requests import ChatRequest, CompletionsRequest
@@ -254,6 +256,28 @@ def test_depth(depth: int, status: int) -> None:
 )
 def test_shallow(body: bytes) -> None:
     check_depth(body, 4)
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='a"\\[]{}ü'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('["\\'), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+@given(JSON, st.booleans())
+def test_depth_is_what_a_parser_finds(value: Any, escaped: bool) -> None:
+    body = json.dumps(value, ensure_ascii=escaped).encode()
+    check_depth(body, depth_of(value))
+    if depth_of(value):
+        with pytest.raises(InvalidRequest):
+            check_depth(body, depth_of(value) - 1)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
