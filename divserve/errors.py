@@ -4,6 +4,10 @@ DivserveError
 ├── StartupError          the server cannot start as asked: one line on stderr, exit code 2
 └── ApiError              becomes OpenAI error JSON in ``divserve.api.errors``
     ├── InvalidRequest    400: the client can mend it; ``param`` names the field
+    │   ├── Unauthorized          401: no key, or one that the server does not know
+    │   ├── RequestTooLarge       413: the body has too many bytes
+    │   └── UnsupportedMediaType  415: the body is of a type that the route does not read
+    ├── TooManyRequests   429: the client, or all clients together, ask too much; try again later
     ├── DecodingFailed    500: the method could not be applied; no plain token was sent instead
     └── Unavailable       503: what the request needs has stopped; the rest of the server works
 """
@@ -14,7 +18,8 @@ from http import HTTPStatus
 from typing import ClassVar
 
 __all__ = [
-    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "StartupError", "Unavailable",
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "RequestTooLarge",
+    "StartupError", "TooManyRequests", "Unauthorized", "Unavailable", "UnsupportedMediaType",
 ]  # fmt: skip
 
 
@@ -32,12 +37,22 @@ class ApiError(DivserveError):
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str] = "internal_error"
+    retry_after_s: float | None = None
+    """When to try again; None if that would not help."""
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or self.default_code
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequest(ApiError):
@@ -46,6 +61,35 @@ class InvalidRequest(ApiError):
     status = HTTPStatus.BAD_REQUEST
     type = "invalid_request_error"
     default_code = "invalid_value"
+
+
+class Unauthorized(InvalidRequest):
+    """The request carries no key that the server knows."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    default_code = "invalid_api_key"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body has more bytes than the server reads."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body's content type is none that the route reads."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    default_code = "unsupported_content_type"
+
+
+class TooManyRequests(ApiError):
+    """The same request may succeed later."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
 
 
 class DecodingFailed(ApiError):

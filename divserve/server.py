@@ -12,6 +12,7 @@ from divserve.api import companions, errors, presets, routes
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
+from divserve.edges import stack as edges
 from divserve.engine import openai
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     app: FastAPI = openai.build_app(args, tasks, client.model_config)
     routes.install(app)
     errors.install(app)
-    # The last one is the innermost: behind authentication, so that strangers' bodies are not read.
+    keys = openai.take_api_keys(app, args)
+    edges.install(app, args.edges, keys, client.max_rows)
+    # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
     aliases = {*presets.aliases_of(args), *companions.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
     # vLLM has built the stack already; without one, Starlette builds it at the first request.

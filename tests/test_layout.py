@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {
     "divserve": ["vllm"],
     "divserve/decoding": ["divserve.api", "divserve.engine", "fastapi", "torch", "transformers"],
+    "divserve/edges": ["divserve.engine", "torch", "transformers"],
     "divserve/engine": ["divserve.api"],
     "kernels/divserve_kernels": ["divserve", "fastapi", "transformers", "vllm"],
 }

@@ -3,23 +3,26 @@
     {"error": {"message": str, "type": str, "param": str | null, "code": str}}
 
 `ApiError` carries its own status; a body that does not validate is a 400 (never FastAPI's 422)
-whose ``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors that vLLM
-raises itself keep vLLM's body, which has the same shape with the HTTP status as its ``code``.
+whose ``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors of others
+(vLLM's have the HTTP status as their ``code``) get this shape in `divserve.api.foreign`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from divserve.api.foreign import foreign_body
 from divserve.decoding import METHODS, TAGS
 from divserve.engine.openai import clean_loc_for_param
-from divserve.errors import ApiError, InvalidRequest
+from divserve.errors import ApiError, InvalidRequest, Unauthorized, UnsupportedMediaType
 
 __all__ = ["ErrorBody", "error_body", "error_response", "install", "invalid_body"]
 
@@ -68,7 +71,13 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 def error_response(error: ApiError) -> JSONResponse:
     """The HTTP response of `error`."""
-    return JSONResponse(error_body(error), status_code=error.status)
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(ceil(error.retry_after_s))
+        headers["Retry-After-Ms"] = str(ceil(error.retry_after_s * 1000))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
 
 def invalid_body(errors: Sequence[Any]) -> InvalidRequest:
@@ -81,7 +90,7 @@ def invalid_body(errors: Sequence[Any]) -> InvalidRequest:
         return InvalidRequest("The body is not valid.")
     first, others = errors[0], len(errors) - 1
     if not isinstance(first, Mapping):
-        return InvalidRequest(str(first), code="unsupported_content_type")
+        return UnsupportedMediaType(str(first))
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return InvalidRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
@@ -129,7 +138,7 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Registers the handlers on `app`, in place of vLLM's for bodies that do not validate."""
+    """Registers the handlers on `app`, in place of vLLM's for the same exceptions."""
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -139,5 +148,20 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(invalid_body(error.errors()))
 
+    async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, StarletteHTTPException)
+        message = error.detail
+        asked = f"{request.method} {request.url.path}"
+        if error.status_code == 404 and message == "Not Found":
+            message = f"There is no {asked} here; /openapi.json lists the routes."
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"There is no {asked}: this route takes {allowed}."
+        status, body = foreign_body(error.status_code, {"error": message})
+        return JSONResponse(body, status_code=status, headers=error.headers)
+
     app.add_exception_handler(ApiError, on_api_error)
+    # FastAPI's is a subclass, for which vLLM has a handler of its own.
+    app.add_exception_handler(StarletteHTTPException, on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid_body)

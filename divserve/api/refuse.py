@@ -13,9 +13,9 @@ import json
 import re
 from collections.abc import Container
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from divserve.api.asgi import is_json, read_body, replay
 from divserve.api.errors import error_response
 from divserve.api.routes import GUIDED_ROUTES
 from divserve.errors import InvalidRequest
@@ -44,30 +44,19 @@ class RefuseDecoding:
         if scope["type"] != "http" or scope["method"] != "POST" or not _to_check(scope):
             await self.app(scope, receive, send)
             return
-        messages = await _read(receive)
+        messages = await read_body(receive) or []
         body = b"".join(message.get("body", b"") for message in messages)
         aliases = () if scope["path"].endswith(PLAIN_ROUTES) else self.aliases
         if _asks_for_decoding(body, aliases):
             await error_response(_refusal(scope["path"]))(scope, receive, send)
             return
-        await self.app(scope, _replay(messages, receive), send)
+        await self.app(scope, replay(messages, receive), send)
 
 
 def _to_check(scope: Scope) -> bool:
     """Whether the request goes to a route that is not guided, with a body that may be JSON."""
     path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-    if path in GUIDED_ROUTES:
-        return False
-    media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-    return not media_type or media_type.endswith("json")
-
-
-async def _read(receive: Receive) -> list[Message]:
-    """All messages of the body, or those before and with a disconnect."""
-    messages = [await receive()]
-    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
-        messages.append(await receive())
-    return messages
+    return path not in GUIDED_ROUTES and is_json(scope)
 
 
 def _asks_for_decoding(body: bytes, aliases: Container[str]) -> bool:
@@ -91,15 +80,3 @@ def _refusal(path: str) -> InvalidRequest:
         "or leave it out.",
         param="decoding",
     )
-
-
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    """Gives `messages` once more, then what comes next (such as the disconnect)."""
-    kept = iter(messages)
-
-    async def replayed() -> Message:
-        for message in kept:
-            return message
-        return await receive()
-
-    return replayed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -10,10 +10,12 @@ from fastapi.routing import APIRoute
 
 from divserve.api import companions
 from divserve.api.errors import ErrorBody
+from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import with_preset
-from divserve.api.requests import ChatRequest, CompletionsRequest
+from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
+from divserve.edges.traffic import weigh
 from divserve.engine.openai import (
     answer_chat,
     answer_completion,
@@ -26,11 +28,11 @@ __all__ = ["GUIDED_ROUTES", "install"]
 
 GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 
+T = TypeVar("T", bound=Guided)
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    400: {"model": ErrorBody},
-    404: {"model": ErrorBody},
-    500: {"model": ErrorBody},
+    **{status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 429, 500, 503)},
 }
 
 router = APIRouter()
@@ -46,8 +48,7 @@ router = APIRouter()
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    request = await with_preset(request, raw_request)
-    companions.place(request, raw_request)
+    request = await _admitted(request, raw_request)
     return _primed(await answer_chat(request, raw_request))
 
 
@@ -61,8 +62,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    request = await with_preset(request, raw_request)
-    companions.place(request, raw_request)
+    request = await _admitted(request, raw_request)
     return _primed(await answer_completion(request, raw_request))
 
 
@@ -107,6 +107,20 @@ def install(app: FastAPI) -> None:
     ]
     app.include_router(router)
     app.openapi_schema = None
+
+
+async def _admitted(request: T, raw_request: Request) -> T:
+    """The request as it will be decoded.
+
+    Raises:
+        InvalidRequest: it asks for too much, or for what is not there.
+    """
+    state = raw_request.app.state
+    request = await with_preset(request, raw_request)
+    check_request(request, state.edges, state.engine_client.model_config.max_model_len)
+    companions.place(request, raw_request)
+    weigh(raw_request.scope, rows_of(request))
+    return request
 
 
 def _primed(response: Response) -> Response:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from divserve.api.errors import error_body
+from divserve.api.foreign import foreign_body
 from divserve.api.guide import checked, not_rendered
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
@@ -48,8 +49,8 @@ class GuidedServing:
         """The JSON of an error event: our own errors keep their type, param and code."""
         if isinstance(message, ApiError):
             return json.dumps(error_body(message))
-        error: str = super().create_streaming_error_response(message, *args, **kwargs)  # type: ignore[misc]
-        return error
+        error = json.loads(super().create_streaming_error_response(message, *args, **kwargs))  # type: ignore[misc]
+        return json.dumps(foreign_body(error["error"]["code"], error)[1])
 
     def _choice_report(self, request: Any, prompt: int) -> ChoiceReport:
         """An empty account of a choice of the prompt of this index."""

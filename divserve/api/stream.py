@@ -16,8 +16,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Send
 
+from divserve.api.foreign import status_of
 from divserve.api.report import ChoiceReport, GuidedOutput
-from divserve.errors import InvalidRequest, Unavailable
 
 __all__ = ["PrimedResponse", "Stream", "StreamReport", "reported"]
 
@@ -25,7 +25,6 @@ Stream = Callable[..., AsyncGenerator[str, None]]
 """Makes the events of a stream."""
 
 ERROR_EVENT = 'data: {"error"'
-STATUS_OF_TYPE = {error.type: error.status for error in (InvalidRequest, Unavailable)}
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Keep proxies from collecting the events of a stream."""
 
@@ -137,15 +136,8 @@ def _body(event: Any, charset: str) -> dict[str, Any]:
 
 async def _send_error(event: str, send: Send) -> None:
     body = json.loads(event[len("data: ") :])
-    await JSONResponse(body, status_code=_status(body["error"]))({"type": "http"}, _receive, send)
-
-
-def _status(error: dict[str, Any]) -> int:
-    """vLLM's errors carry their status as the code; ours carry a type of OpenAI's."""
-    code = error.get("code")
-    if isinstance(code, int):
-        return code
-    return STATUS_OF_TYPE.get(error.get("type", ""), 500)
+    status = status_of(body["error"])
+    await JSONResponse(body, status_code=status)({"type": "http"}, _receive, send)
 
 
 async def _receive() -> Any:

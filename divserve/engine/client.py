@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any
@@ -31,9 +31,21 @@ from divserve.engine.orders import OnSmall, check_companions, check_switch, orde
 from divserve.engine.parameters import parameter_ratio
 from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
-__all__ = ["GuidedClient"]
+__all__ = ["GuidedClient", "ShuttingDown"]
 
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
+
+
+class ShuttingDown(Unavailable, GracefulHTTPError):
+    """The server ended the request. vLLM passes on its own kind of error only."""
+
+    def __init__(self) -> None:
+        GracefulHTTPError.__init__(
+            self, "The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE
+        )
+        self.param = None
+        self.code = "shutting_down"
+        self.retry_after_s = 5.0
 
 
 class GuidedClient(EngineClient):
@@ -67,6 +79,11 @@ class GuidedClient(EngineClient):
         return self._hand_off is not None and self._hand_off.lost
 
     @property
+    def max_rows(self) -> int:
+        """Rows that the served model's engine runs at a time."""
+        return int(self.inner.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
     def max_guide_tokens(self) -> int:
         """Longest guide prompt (tokens) that leaves room for one token of answer."""
         config = self.inner.vllm_config
@@ -95,11 +112,10 @@ class GuidedClient(EngineClient):
                 param="decoding.guide",
                 code="context_length_exceeded",
             )
-        rows = int(self.inner.vllm_config.scheduler_config.max_num_seqs)
-        if 1 + len(streams) > rows:
+        if 1 + len(streams) > self.max_rows:
             raise InvalidRequest(
                 f"this request needs {1 + len(streams)} rows; the server was started with "
-                f"--max-num-seqs {rows}",
+                f"--max-num-seqs {self.max_rows}",
                 param="decoding",
             )
 
@@ -187,6 +203,18 @@ class GuidedClient(EngineClient):
         except EngineDeadError:
             raise stopped from None
 
+    async def end_requests(self) -> None:
+        """Ends every request under way with `ShuttingDown`; the engines drop what they ran."""
+        if self._hand_off is not None:
+            self._hand_off.close()
+        for engine in (self, *([] if self.small is None else [self.small])):
+            running = dict(engine.inner.output_processor.request_states)
+            for state in running.values():
+                # Each has its own, for an exception collects the traceback of all who raise it.
+                state.queue.put(ShuttingDown())
+            with suppress(EngineDeadError):
+                await engine.inner.engine_core.abort_requests_async(list(running))
+
     def shutdown(self, timeout: float | None = None) -> None:
         """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.
 
@@ -196,8 +224,8 @@ class GuidedClient(EngineClient):
             self._hand_off.close()
             self.small.shutdown(timeout=timeout)
         self.inner.shutdown(timeout=timeout)
-        gone = GracefulHTTPError("the server is shutting down", HTTPStatus.SERVICE_UNAVAILABLE)
         if not self._loop.is_closed():
+            gone = ShuttingDown()
             self._loop.call_soon_threadsafe(self.inner.output_processor.propagate_error, gone)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 from argparse import SUPPRESS, Namespace
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 
 from divserve import __version__
 from divserve.decoding import presets
-from divserve.engine import checks, companions, cpu
+from divserve.edges import flags as edge_flags
+from divserve.engine import checks, companions, cpu, stop
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
 from divserve.errors import StartupError
 
-__all__ = ["parse", "runner_name", "serve"]
+__all__ = ["listen", "parse", "runner_name", "serve"]
 
 BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
 """Builds the FastAPI application from the engine client and the arguments."""
@@ -75,11 +78,13 @@ def parse(argv: Sequence[str]) -> Namespace:
         help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
     )
     companions.add_flags(parser)
+    edge_flags.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
     args.companions = Companions.of(args)
+    args.edges = edge_flags.EdgeSettings.of(args)
     if args.companions.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(
             f"a preset cannot be called '{SMALL_SUFFIX[1:]}' beside --small: both would be served "
@@ -96,9 +101,8 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 
 async def _serve(args: Namespace, build_app: BuildApp) -> None:
-    import vllm.envs as envs
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+    from vllm.entrypoints.launchers.launcher import setup_server
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
     from vllm.logger import init_logger
     from vllm.reasoning import ReasoningParserManager
@@ -124,29 +128,49 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
             __version__,
             address,
         )
-        stopped = await serve_http(
-            app,
-            sock=sock,
-            enable_ssl_refresh=args.enable_ssl_refresh,
-            host=args.host,
-            port=args.port,
-            log_level=args.uvicorn_log_level,
-            access_log=not args.disable_uvicorn_access_log,
-            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
-            timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
-            ssl_keyfile=args.ssl_keyfile,
-            ssl_certfile=args.ssl_certfile,
-            ssl_ca_certs=args.ssl_ca_certs,
-            ssl_cert_reqs=args.ssl_cert_reqs,
-            ssl_ciphers=args.ssl_ciphers,
-            h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
-            h11_max_header_count=args.h11_max_header_count,
-            **({} if log_config is None else {"log_config": log_config}),
-        )
+        stopped = await listen(app, args, sock, log_config)
     try:
         await stopped
     finally:
         sock.close()
+
+
+async def listen(
+    app: Any, args: Namespace, sock: socket.socket, log_config: dict[str, Any] | None = None
+) -> Awaitable[None]:
+    """Serves `app` until a signal has stopped it; what it returns ends the last connections.
+
+    Args:
+        app: what `BuildApp` made.
+        args: of `parse`.
+        sock: bound already.
+        log_config: uvicorn's.
+    """
+    import vllm.envs as envs
+    from vllm.entrypoints.launchers.launcher import serve_http
+
+    # serve_http sets its own handlers, and then waits: ours come after them.
+    asyncio.get_running_loop().call_soon(stop.take_signals, app, args.edges.drain_timeout)
+    stopped: Awaitable[None] = await serve_http(
+        app,
+        sock=sock,
+        enable_ssl_refresh=args.enable_ssl_refresh,
+        host=args.host,
+        port=args.port,
+        log_level=args.uvicorn_log_level,
+        access_log=not args.disable_uvicorn_access_log,
+        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_cert_reqs=args.ssl_cert_reqs,
+        ssl_ciphers=args.ssl_ciphers,
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        h11_max_header_count=args.h11_max_header_count,
+        **({} if log_config is None else {"log_config": log_config}),
+    )
+    return stopped
 
 
 def _interrupt(*_: object) -> None:

@@ -9,6 +9,7 @@
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
+| `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
@@ -22,7 +23,10 @@
 from __future__ import annotations
 
 import inspect
+from argparse import Namespace
+from typing import Any
 
+from vllm import envs
 from vllm.entrypoints.generate.base.serving import decode_token_ids, format_token_id_placeholder
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -35,6 +39,7 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import (
     load_aware_call,
     validate_json_request,
@@ -61,9 +66,20 @@ __all__ = [
     "has_non_text_content",
     "init_app_state",
     "load_aware_call",
+    "take_api_keys",
     "validate_json_request",
     "with_cancellation",
 ]
 
 answer_chat = inspect.unwrap(create_chat_completion)
 answer_completion = inspect.unwrap(create_completion)
+
+
+def take_api_keys(app: Any, args: Namespace) -> list[str]:
+    """The keys that vLLM was given, which vLLM no longer checks in `app`."""
+    app.user_middleware[:] = [
+        middleware
+        for middleware in app.user_middleware
+        if middleware.cls is not AuthenticationMiddleware
+    ]
+    return [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]

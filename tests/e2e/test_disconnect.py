@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.chat import guided
-from tests.support.server import hang_up
+from tests.support.server import get, hang_up
 
 CLIENTS = 200
 AT_ONCE = 16
@@ -42,8 +41,7 @@ def visit(server: str, rng: random.Random) -> None:
 
 def gauges(server: str) -> dict[str, float]:
     """The server's own account of its load."""
-    with urllib.request.urlopen(f"{server}/metrics", timeout=60) as response:
-        lines = response.read().decode().splitlines()
+    lines = get(server, "/metrics").splitlines()
     return {
         name: float(line.split()[-1])
         for name in GAUGES

@@ -12,7 +12,7 @@ import pytest
 
 from divserve.decoding import METHODS
 from tests.support.chat import CAD, DOCUMENT, MESSAGES, chat, complete, guided
-from tests.support.server import API_KEY
+from tests.support.server import API_KEY, get
 
 LONG = "word " * 2000
 IDS = {"prompt": [504, 3575, 282]}
@@ -102,6 +102,7 @@ def test_a_prompt_that_is_too_long_keeps_vllms_error(client: openai.OpenAI, deco
     with pytest.raises(openai.BadRequestError, match="maximum context length is 1024") as refusal:
         complete(client, decoding, prompt=DOCUMENT + LONG, stream=True)
     assert refusal.value.param == "input_tokens"
+    assert refusal.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -153,8 +154,7 @@ def test_other_routes_refuse_decoding_and_work_without(server: str, path: str) -
 
 
 def test_openapi_shows_the_field(server: str) -> None:
-    with urllib.request.urlopen(f"{server}/openapi.json", timeout=60) as response:
-        document = json.load(response)
+    document = json.loads(get(server, "/openapi.json"))
     schemas = document["components"]["schemas"]
     for path, name in (
         ("/v1/chat/completions", "ChatRequest"),
@@ -182,11 +182,13 @@ def test_the_methods_are_listed(server: str, client: openai.OpenAI) -> None:
     assert methods["cad"]["url"].startswith("https://arxiv.org/")
 
 
-def test_the_methods_are_behind_the_api_key(server: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/decoding/methods", "/metrics", "/openapi.json", "/version"])
+def test_all_routes_are_behind_the_api_key(server: str, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(f"{server}/v1/decoding/methods", timeout=60)
+        urllib.request.urlopen(f"{server}{path}", timeout=60)
     assert refusal.value.code == 401
-    refusal.value.close()
+    with refusal.value as response:
+        assert json.load(response)["error"]["code"] == "invalid_api_key"
 
 
 @pytest.mark.parametrize("key", ["divserve", "divserve_group"])

@@ -23,7 +23,7 @@ import pytest
 from divserve.decoding import METHODS
 from tests.support.chat import MESSAGES, PROMPT, Streamed, account, chat, complete
 from tests.support.models import make_tiny
-from tests.support.server import API_KEY, hang_up, serving
+from tests.support.server import API_KEY, get, hang_up, serving
 
 NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run": 3, "trace": True}
 LEAVERS = 500
@@ -163,8 +163,7 @@ def gauges(url: str) -> dict[str, float]:
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     ours = ("divserve_engine_requests", "divserve_engine_kv_cache_usage")
     starts = tuple(f"{name}{{" for name in (*names, *ours))
-    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
-        lines = response.read().decode().splitlines()
+    lines = get(url, "/metrics").splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith(starts)}
 
 

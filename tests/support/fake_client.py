@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from divserve.decoding import STATISTICS, presets
+from divserve.edges.flags import EdgeSettings
 from divserve.engine.companions import Companions
 from divserve.engine.orders import OnSmall
 from divserve.errors import ApiError
@@ -26,6 +27,7 @@ class FakeClient:
     errored = False
     is_running = True
     max_guide_tokens = 255
+    max_rows = 8
     compute_ratio = 0.25
 
     def __init__(self, config: Any) -> None:
@@ -95,8 +97,12 @@ class FakeClient:
         return output
 
 
-def arguments() -> Namespace:
-    """The parsed arguments of a small server of SmolLM2."""
+def arguments(**edges: Any) -> Namespace:
+    """The parsed arguments of a small server of SmolLM2.
+
+    Args:
+        edges: flags of the edges, where they are not their defaults.
+    """
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -106,4 +112,5 @@ def arguments() -> Namespace:
     args.model = args.model_tag
     args.decodings = presets.load([])
     args.companions = Companions({"amateur": "drop:4"}, small="tiny")
+    args.edges = EdgeSettings(**edges)
     return args

@@ -56,6 +56,14 @@ def serving(
         process.wait(STOP_TIMEOUT_S)
 
 
+def get(url: str, path: str) -> str:
+    """What a route answers to the key."""
+    request = urllib.request.Request(f"{url}{path}", headers={"Authorization": f"Bearer {API_KEY}"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        text: str = response.read().decode()
+    return text
+
+
 def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
     """Asks for a completion and leaves after some seconds, whatever has come by then."""
     data = json.dumps(body).encode()

@@ -1,0 +1,111 @@
+"""Who is let in: nobody while the server drains, and no more than it can bear.
+
+All of it happens before a byte of the body is read, so that a refusal costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from divserve.api.errors import error_response
+from divserve.edges.auth import client_of
+from divserve.edges.flags import EdgeSettings
+from divserve.edges.paths import PROBES, path_of
+from divserve.edges.rates import Allowance, Rates
+from divserve.edges.traffic import TICKET, Traffic
+from divserve.errors import ApiError, TooManyRequests, Unavailable
+
+__all__ = ["Admission"]
+
+FREE = (*PROBES, "/metrics")
+"""Always let in, and not counted."""
+RETRY_AFTER_S = 1.0
+RESTART_AFTER_S = 5.0
+"""When another server may have taken the place of one that drains."""
+
+
+class Admission:
+    """Pure ASGI middleware. Requests that are not POST do no work: they only delay the drain.
+
+    Args:
+        app: the application.
+        traffic: where requests are counted.
+        settings: the limits.
+        rows: how many the engine runs at a time.
+    """
+
+    def __init__(self, app: ASGIApp, traffic: Traffic, settings: EdgeSettings, rows: int) -> None:
+        self.app = app
+        self.traffic = traffic
+        self.most_rows = rows + settings.max_queue
+        self.most_of_client = settings.max_concurrent_per_key
+        self.rates = Rates(settings.rate_limit) if settings.rate_limit else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self.traffic.draining:
+            await send({"type": "websocket.close", "code": 1012})
+            return
+        if scope["type"] != "http" or path_of(scope) in FREE:
+            await self.app(scope, receive, send)
+            return
+        client, works = client_of(scope), scope["method"] == "POST"
+        refusal = self._refusal(client, works)
+        if refusal is None and works and self.rates is not None:
+            allowance = self.rates.ask(client)
+            send = _telling(allowance, send)
+            if not allowance.granted:
+                refusal = TooManyRequests(
+                    f"More than {allowance.limit} requests in the time that --rate-limit names.",
+                    retry_after_s=max(allowance.reset_s, 0.001),
+                )
+        if refusal is not None:
+            await self._refuse(refusal)(scope, receive, send)
+            return
+        ticket = self.traffic.enter(client, rows=int(works))
+        scope.setdefault("state", {})[TICKET] = (self.traffic, ticket)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.traffic.leave(ticket)
+
+    def _refusal(self, client: str, works: bool) -> ApiError | None:
+        if self.traffic.draining:
+            return Unavailable(
+                "The server is shutting down and takes no new requests.",
+                code="shutting_down",
+                retry_after_s=RESTART_AFTER_S,
+            )
+        if not works:
+            return None
+        if self.traffic.rows >= self.most_rows:
+            return TooManyRequests(
+                "The server is busy: its queue is full. Try again later.",
+                code="queue_full",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if self.most_of_client and self.traffic.of_client[client] >= self.most_of_client:
+            return TooManyRequests(
+                f"{self.most_of_client} of your requests are under way: wait until one has ended.",
+                code="concurrency_limit_exceeded",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return None
+
+    def _refuse(self, refusal: ApiError) -> ASGIApp:
+        response = error_response(refusal)
+        if self.traffic.draining:
+            # The next request of this client shall find another server.
+            response.headers["connection"] = "close"
+        return response
+
+
+def _telling(allowance: Allowance, send: Send) -> Send:
+    """Adds the client's allowance to its answer."""
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), *allowance.headers()]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return told

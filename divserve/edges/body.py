@@ -1,0 +1,103 @@
+"""Bodies are bounded before anybody parses them: in bytes, in depth, and in what they ask."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from divserve.api.asgi import is_json, read_body, replay
+from divserve.api.errors import error_response
+from divserve.api.limits import check_fields
+from divserve.api.routes import GUIDED_ROUTES
+from divserve.edges.flags import EdgeSettings
+from divserve.edges.paths import path_of
+from divserve.errors import ApiError, InvalidRequest, RequestTooLarge
+
+__all__ = ["GuardBody", "check_depth"]
+
+BODILESS = ("GET", "HEAD", "OPTIONS")
+ONE_KIND = bytes.maketrans(b"{}", b"[]")
+NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+class GuardBody:
+    """Pure ASGI middleware; the routes get the body as it came.
+
+    The fields of the guided routes are checked there, where they are parsed anyway.
+    """
+
+    def __init__(self, app: ASGIApp, settings: EdgeSettings) -> None:
+        self.app = app
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in BODILESS:
+            await self.app(scope, receive, send)
+            return
+        limit = self.settings.max_body_bytes
+        declared = Headers(scope=scope).get("content-length", "0")
+        messages = None
+        if not declared.isdecimal() or int(declared) <= limit:
+            messages = await read_body(receive, limit)
+        try:
+            if messages is None:
+                raise RequestTooLarge(
+                    f"The body has more than {limit} bytes: send less, or start the server with a "
+                    "larger --max-body-bytes."
+                )
+            if is_json(scope):
+                self._check(scope, b"".join(message.get("body", b"") for message in messages))
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+        else:
+            await self.app(scope, replay(messages, receive), send)
+
+    def _check(self, scope: Scope, body: bytes) -> None:
+        check_depth(body, self.settings.max_json_depth)
+        if path_of(scope).rstrip("/") in GUIDED_ROUTES:
+            return
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            # The route says so in its own words.
+            return
+        if isinstance(value, dict):
+            check_fields(value.get, self.settings)
+
+
+def check_depth(body: bytes, limit: int) -> None:
+    """Raises `InvalidRequest` if a JSON text is nested more deeply than that.
+
+    Args:
+        body: in UTF-8, or whatever else ``json.loads`` reads.
+        limit: brackets that may be open at a time.
+    """
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        body = body.decode(encoding, "ignore").encode(errors="ignore")
+    brackets = _brackets(body)
+    for _ in range(limit):
+        if b"[]" not in brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")
+    if b"[]" in brackets:
+        raise InvalidRequest(
+            f"The body is nested more than {limit} levels deep: flatten it, or start the server "
+            "with a larger --max-json-depth.",
+            code="invalid_json",
+        )
+
+
+def _brackets(body: bytes) -> bytes:
+    """The brackets of a JSON text outside of its strings, all of one kind.
+
+    Built of operations on whole bodies: a loop over the tokens of a hostile one takes seconds.
+    """
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    # One string's end beside the next one's start: together they change nothing.
+    marks = unescaped.translate(ONE_KIND, NO_MARKS).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2])

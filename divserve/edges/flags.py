@@ -1,0 +1,111 @@
+"""The flags of the server's edges."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from divserve.edges.keys import KeyRing
+from divserve.edges.rates import parse
+from divserve.errors import StartupError
+
+__all__ = ["EdgeSettings", "add_flags"]
+
+DRAIN_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """What the server was told, or its defaults."""
+
+    api_key_file: Path | None = None
+    metrics_without_key: bool = False
+    max_concurrent_per_key: int | None = None
+    rate_limit: str | None = None
+    max_queue: int = 1024
+    drain_timeout: float = DRAIN_TIMEOUT_S
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_json_depth: int = 64
+    max_n: int = 128
+    max_stop_strings: int = 16
+    max_stop_length: int = 1024
+    max_batch_prompts: int = 512
+    max_trace_tokens: int = 16_384
+
+    @classmethod
+    def of(cls, args: Namespace) -> EdgeSettings:
+        """Reads the flags.
+
+        Raises:
+            StartupError: a value makes no sense.
+        """
+        given = {field.name: getattr(args, field.name) for field in fields(cls)}
+        if given["drain_timeout"] is None:
+            # vLLM's flag for the same; 0 is its default, not a wish.
+            given["drain_timeout"] = args.shutdown_timeout or DRAIN_TIMEOUT_S
+        settings = cls(**given)
+        least = {"max_queue": 0, "drain_timeout": 0, "max_stop_strings": 0}
+        for name, value in given.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and value < least.get(name, 1):
+                raise StartupError(
+                    f"--{name.replace('_', '-')} is at least {least.get(name, 1)}, not {value}"
+                )
+        if settings.rate_limit is not None:
+            parse(settings.rate_limit)
+        # Both are made again with the app; here a mistake is told before a model is loaded.
+        KeyRing(file=settings.api_key_file)
+        return settings
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of `EdgeSettings` to the parser of ``divserve serve``."""
+    default = EdgeSettings()
+    group: Any = parser.add_argument_group("divserve: edges")
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="API keys, one a line: KEY or NAME:KEY, # starts a comment. Read again when it "
+        "changes. Beside --api-key and VLLM_API_KEY.",
+    )
+    group.add_argument(
+        "--metrics-without-key", action="store_true", help="Leave /metrics open beside API keys."
+    )
+    group.add_argument(
+        "--max-concurrent-per-key",
+        type=int,
+        metavar="N",
+        help="Most requests at a time of one key, or of one address where there are no keys "
+        "(default: no limit).",
+    )
+    group.add_argument(
+        "--rate-limit",
+        metavar="RATE",
+        help="Most requests in a time of one key (or address), such as 600/minute or "
+        '"10/second;5000/day" (default: no limit).',
+    )
+    group.add_argument(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="After SIGTERM, longest wait for answers under way (default: --shutdown-timeout, or "
+        f"{DRAIN_TIMEOUT_S:.0f}).",
+    )
+    for flag, what in {
+        "--max-queue": "Most rows that wait while --max-num-seqs rows run; beyond, requests are "
+        "refused with 429",
+        "--max-body-bytes": "Longest body of a request, in bytes",
+        "--max-json-depth": "Deepest nesting of a JSON body",
+        "--max-n": "Largest n (and best_of) of a request",
+        "--max-stop-strings": "Most stop strings of a request",
+        "--max-stop-length": "Longest stop string, in characters",
+        "--max-batch-prompts": "Most prompts of a request",
+        "--max-trace-tokens": "Largest max_tokens of a request with a trace",
+    }.items():
+        value = getattr(default, flag[2:].replace("-", "_"))
+        group.add_argument(
+            flag, type=int, default=value, metavar="N", help=f"{what} (default: {value})."
+        )

@@ -1,0 +1,85 @@
+"""How often a client may ask, and what it is told of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from limits import RateLimitItem, parse_many
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from divserve.errors import StartupError
+
+__all__ = ["Allowance", "Rates", "parse"]
+
+
+def parse(rate: str) -> list[RateLimitItem]:
+    """The limits that a flag names.
+
+    Raises:
+        StartupError: it names none.
+    """
+    try:
+        items = parse_many(rate)
+    except ValueError:
+        items = []
+    if not items or any(item.amount < 1 for item in items):
+        raise StartupError(f'--rate-limit is like "600/minute", not {rate!r}')
+    return items
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a client may still ask."""
+
+    granted: bool
+    limit: int
+    remaining: int
+    reset_s: float
+    """Until one more request fits."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """OpenAI's headers."""
+        told = {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-reset-requests": _duration(self.reset_s),
+        }
+        return [(name.encode(), value.encode()) for name, value in told.items()]
+
+
+class Rates:
+    """Counts the requests of each client in moving windows, in this process's memory.
+
+    Args:
+        rate: such as ``600/minute``; several, parted by ``;``, hold together.
+    """
+
+    def __init__(self, rate: str) -> None:
+        self._items = parse(rate)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def ask(self, client: str) -> Allowance:
+        """Counts a request of `client`, and tells the tightest of its limits."""
+        granted = all(self._limiter.test(item, client) for item in self._items)
+        if granted:
+            for item in self._items:
+                self._limiter.hit(item, client)
+        return min(
+            (self._of(item, client, granted) for item in self._items),
+            key=lambda allowance: (allowance.remaining, -allowance.reset_s),
+        )
+
+    def _of(self, item: RateLimitItem, client: str, granted: bool) -> Allowance:
+        stats = self._limiter.get_window_stats(item, client)
+        reset_s = max(0.0, stats.reset_time - time.time())
+        return Allowance(granted, item.amount, stats.remaining, reset_s)
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: 120ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    minutes, rest = divmod(round(seconds, 3), 60)
+    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:g}s"

@@ -1,0 +1,47 @@
+"""Puts the edges around an application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from divserve.edges import probes
+from divserve.edges.admission import Admission
+from divserve.edges.auth import RequireKey
+from divserve.edges.body import GuardBody
+from divserve.edges.flags import EdgeSettings
+from divserve.edges.keys import KeyRing
+from divserve.edges.request_id import RequestIds
+from divserve.edges.shape import ShapeErrors
+from divserve.edges.traffic import Traffic
+
+__all__ = ["install"]
+
+
+def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int) -> None:
+    """Puts the edges around `app`, and around the middleware that it has.
+
+    What refuses is inside of what `app` has already: a browser may read a refusal (CORS), and
+    refusals are among the HTTP metrics.
+
+    Args:
+        app: its middleware stack must not have been built.
+        settings: the flags.
+        keys: API keys, beside those of a file.
+        rows: how many the engine runs at a time.
+
+    Raises:
+        StartupError: the file of keys holds none.
+    """
+    ring, traffic = KeyRing(keys, settings.api_key_file), Traffic()
+    app.state.edges, app.state.keys, app.state.traffic = settings, ring, traffic
+    app.include_router(probes.router)
+    outer = [Middleware(RequestIds), Middleware(ShapeErrors)]
+    inner = [
+        Middleware(RequireKey, keys=ring, metrics=settings.metrics_without_key),
+        Middleware(Admission, traffic=traffic, settings=settings, rows=rows),
+        Middleware(GuardBody, settings=settings),
+    ]
+    app.user_middleware[:] = [*outer, *app.user_middleware, *inner]

@@ -1,0 +1,86 @@
+"""What is under way: counted by request, client and row, and waited for when the server drains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Ticket", "Traffic", "weigh"]
+
+TICKET = "divserve.ticket"
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request under way."""
+
+    client: str
+    rows: int
+    """Rows of the engine's batch that it will take; 1 until its body has been read."""
+
+
+class Traffic:
+    """The requests of this process, from the first header to the last byte of the answer."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Whether new requests are refused."""
+        self.rows = 0
+        self.of_client: Counter[str] = Counter()
+        self._requests = 0
+        self._changed = asyncio.Event()
+        self._hurried = False
+
+    def __len__(self) -> int:
+        """Requests under way."""
+        return self._requests
+
+    def enter(self, client: str, rows: int) -> Ticket:
+        """Counts a request until it leaves."""
+        self._requests += 1
+        self.rows += rows
+        self.of_client[client] += 1
+        return Ticket(client, rows)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Counts it no more."""
+        self._requests -= 1
+        self.rows -= ticket.rows
+        self.of_client[ticket.client] -= 1
+        if not self.of_client[ticket.client]:
+            del self.of_client[ticket.client]
+        self._changed.set()
+
+    def weigh(self, ticket: Ticket, rows: int) -> None:
+        """Counts it with the rows that it turned out to need."""
+        self.rows += rows - ticket.rows
+        ticket.rows = rows
+
+    def hurry(self) -> None:
+        """Waits no longer for what is under way."""
+        self._hurried = True
+        self._changed.set()
+
+    async def empty(self, timeout_s: float, *, hurried: bool = False) -> bool:
+        """Waits until nothing is under way; False if that takes too long.
+
+        Args:
+            timeout_s: how long is too long.
+            hurried: wait that long although `hurry` was called.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._requests and (hurried or not self._hurried):
+                    self._changed.clear()
+                    await self._changed.wait()
+        return not self._requests
+
+
+def weigh(scope: Any, rows: int) -> None:
+    """Tells the traffic how many rows the request of an ASGI scope takes."""
+    if (found := scope.get("state", {}).get(TICKET)) is not None:
+        traffic, ticket = found
+        traffic.weigh(ticket, rows)

@@ -1,0 +1,358 @@
+"""Every error in OpenAI's shape, with a request id, whoever raised it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, HTTPException, WebSocket
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from divserve.api.foreign import INTERNAL, foreign_body, status_of
+from divserve.errors import ApiError, DecodingFailed, Unavailable
+from tests.support.chat import MESSAGES, PROMPT
+from tests.support.edges import Call, small_app
+from tests.support.fake_client import FakeClient, arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
+CHAT = {"model": "smol", "messages": MESSAGES}
+TEXT = {"model": "smol", "prompt": PROMPT}
+SECRET = "the password is in config.py line 7"
+
+
+@pytest.fixture(scope="module")
+def app(fake_engine: FakeClient) -> Any:
+    from divserve.server import build_app
+
+    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def http(app: Any, fake_engine: FakeClient) -> TestClient:
+    fake_engine.fail_at = None
+    return TestClient(app)
+
+
+def error_of(response: Any) -> dict[str, Any]:
+    """The error object, once its form is checked."""
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert isinstance(error["code"], str)
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert 0 < len(response.headers["x-request-id"]) <= 128
+    assert status_of(error) == response.status_code
+    return error
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+def test_an_unknown_route(http: TestClient, method: str) -> None:
+    response = http.request(method, "/v1/nowhere")
+    assert response.status_code == 404
+    error = error_of(response)
+    assert error["code"] == "not_found"
+    assert f"{method} /v1/nowhere" in error["message"]
+
+
+def test_a_wrong_method(http: TestClient) -> None:
+    response = http.get("/v1/chat/completions")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    error = error_of(response)
+    assert error["code"] == "method_not_allowed"
+    assert "takes POST" in error["message"]
+
+
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
+def test_what_is_not_json(http: TestClient, path: str, body: Any) -> None:
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        headers = {"content-type": content_type}
+        response = http.post(f"/v1/{path}", content=json.dumps(body), headers=headers)
+        assert response.status_code == 415
+        assert error_of(response)["code"] == "unsupported_content_type"
+    headers = {"content-type": "application/json"}
+    for content in (b"", b"{", b"nul", b'{"a": \xff}', b"[1, 2]", b'"text"'):
+        response = http.post(f"/v1/{path}", content=content, headers=headers)
+        assert response.status_code == 400
+        error_of(response)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
+def test_errors_of_vllm_have_a_code(
+    http: TestClient, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    def refuse(**fields: Any) -> tuple[int, dict[str, Any]]:
+        response = http.post(f"/v1/{path}", json={**body, "stream": stream, **fields})
+        return response.status_code, error_of(response)
+
+    status, error = refuse(model="gone")
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert error["message"].startswith("The model `gone` does not exist.")
+
+    many = "word " * 300
+    key = "messages" if "messages" in body else "prompt"
+    long = [{"role": "user", "content": many}] if key == "messages" else many
+    status, error = refuse(**{key: long})
+    assert (status, error["code"], error["param"]) == (
+        400,
+        "context_length_exceeded",
+        "input_tokens",
+    )
+    assert "maximum context length is 256 tokens" in error["message"]
+
+    status, error = refuse(temperature=-1)
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", "temperature")
+    status, error = refuse(logit_bias={"999999": 1})
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", "logit_bias")
+
+
+def test_routes_of_vllm_without_a_body_of_ours(http: TestClient) -> None:
+    response = http.post("/tokenize", json={"model": "gone", "prompt": "x"})
+    assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
+    response = http.post("/v1/responses", json={"input": 5})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_value")
+    response = http.post("/invocations", content=b"{", headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    error_of(response)
+
+
+def test_anthropics_clients_find_what_they_look_for(http: TestClient) -> None:
+    body = {"model": "gone", "messages": MESSAGES, "max_tokens": 2}
+    response = http.post("/v1/messages", json=body)
+    assert response.status_code == 404
+    assert response.json()["type"] == "error"
+    assert error_of(response)["message"].startswith("The model `gone` does not exist.")
+
+
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
+def test_a_crash_tells_no_internals(
+    http: TestClient,
+    fake_engine: FakeClient,
+    path: str,
+    body: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake_engine.fail_at, fake_engine.error = 0, RuntimeError(SECRET)
+    logging.getLogger("vllm").addHandler(caplog.handler)
+    try:
+        for stream in (False, True):
+            response = http.post(
+                f"/v1/{path}", json={**body, "stream": stream}, headers={"x-request-id": "me-7"}
+            )
+            assert response.status_code == 500
+            assert error_of(response)["message"] == INTERNAL
+            assert error_of(response)["code"] == "internal_error"
+            assert response.headers["x-request-id"] == "me-7"
+    finally:
+        logging.getLogger("vllm").removeHandler(caplog.handler)
+    assert "Request me-7 failed" in caplog.text
+    assert SECRET in caplog.text
+
+
+def test_a_crash_in_the_middle_of_a_stream(http: TestClient, fake_engine: FakeClient) -> None:
+    fake_engine.fail_at, fake_engine.error = 2, RuntimeError(SECRET)
+    response = http.post("/v1/completions", json={**TEXT, "stream": True})
+    assert response.status_code == 200
+    events = [line[6:] for line in response.text.splitlines() if line.startswith('data: {"error"')]
+    (error,) = (json.loads(event)["error"] for event in events)
+    assert (error["message"], error["code"], error["type"]) == (
+        INTERNAL,
+        "internal_error",
+        "server_error",
+    )
+    assert SECRET not in response.text
+
+
+def test_what_the_engine_says_when_it_stops(http: TestClient, fake_engine: FakeClient) -> None:
+    from divserve.engine.client import ShuttingDown
+
+    fake_engine.fail_at, fake_engine.error = 0, ShuttingDown()
+    for stream in (False, True):
+        response = http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        assert response.status_code == 503
+        assert error_of(response)["code"] == "shutting_down"
+    assert http.post("/v1/completions", json=TEXT).headers["retry-after"] == "5"
+
+
+def test_a_full_queue_of_vllm_may_be_tried_again(http: TestClient, fake_engine: FakeClient) -> None:
+    from vllm.exceptions import QueueOverflowError
+
+    fake_engine.fail_at, fake_engine.error = 0, QueueOverflowError()
+    response = http.post("/v1/completions", json=TEXT)
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "service_unavailable"
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.fixture(scope="module")
+def odd() -> TestClient:
+    """Routes that fail in every way that Starlette knows."""
+    app = small_app()
+    _fail_oddly(app)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def _fail_oddly(app: FastAPI) -> None:
+    @app.get("/fail/{how}")
+    async def fail(how: str) -> Response:
+        match how:
+            case "crash":
+                raise KeyError(SECRET)
+            case "unprocessable":
+                raise HTTPException(422, "mend it")
+            case "structured":
+                raise HTTPException(400, {"a": 1})
+            case "teapot":
+                raise HTTPException(418, "short and stout", {"X-Pot": "tea"})
+            case "text":
+                return PlainTextResponse("no", 502)
+            case "empty":
+                return Response(status_code=403)
+            case "string":
+                return JSONResponse({"error": "Unauthorized"}, 401)
+            case "unknown":
+                return JSONResponse([1], 499)
+            case "traceback":
+                return JSONResponse({"error": {"message": SECRET, "code": 500}}, 500)
+            case "lost":
+                raise DecodingFailed("the two streams came apart", param="decoding")
+            case "stopped":
+                raise Unavailable("gone", retry_after_s=1.2)
+
+        async def broken() -> Any:
+            yield "one"
+            raise ApiError("no")
+
+        return StreamingResponse(broken())
+
+    @app.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "code", "message"),
+    [
+        ("crash", 500, "internal_error", INTERNAL),
+        ("unprocessable", 400, "invalid_value", "mend it"),
+        ("structured", 400, "invalid_value", "Bad request."),
+        ("teapot", 418, "i'm_a_teapot", "short and stout"),
+        ("text", 502, "bad_gateway", INTERNAL),
+        ("empty", 403, "forbidden", "Forbidden."),
+        ("string", 401, "invalid_api_key", "Unauthorized"),
+        ("unknown", 499, "http_499", "Http 499."),
+        ("traceback", 500, "internal_error", INTERNAL),
+        ("lost", 500, "decoding_failed", "the two streams came apart"),
+        ("stopped", 503, "engine_unavailable", "gone"),
+    ],
+)
+def test_odd_failures(odd: TestClient, how: str, status: int, code: str, message: str) -> None:
+    response = odd.get(f"/fail/{how}")
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error["code"], error["message"]) == (code, message)
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"]
+    assert SECRET not in response.text
+    assert response.headers.get("x-pot") == ("tea" if how == "teapot" else None)
+    if how == "stopped":
+        assert response.headers["retry-after"] == "2"
+        assert response.headers["retry-after-ms"] == "1200"
+
+
+def test_half_an_answer_is_cut_off() -> None:
+    """Nothing is appended to what has been sent; the server closes the connection."""
+
+    async def test() -> None:
+        app = small_app()
+        _fail_oddly(app)
+        call = Call(app, "/fail/late", method="GET")
+        with pytest.raises(RuntimeError, match="already started"):
+            await call.task
+        assert call.body == b"one"
+        assert len(app.state.traffic) == 0
+
+    asyncio.run(test())
+
+
+def test_websockets_pass(odd: TestClient) -> None:
+    with odd.websocket_connect("/socket") as socket:
+        assert socket.receive_text() == "hello"
+    with pytest.raises(WebSocketDisconnect), odd.websocket_connect("/fail/crash"):
+        pass
+
+
+def test_probes_keep_their_bodies(odd: TestClient) -> None:
+    app: Any = odd.app
+    app.state.traffic.draining = True
+    try:
+        assert odd.get("/ready").json() == {"status": "draining"}
+    finally:
+        app.state.traffic.draining = False
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["abc-1.2:3"], True),
+        (["x" * 128], True),
+        (["one two"], True),
+        (["x" * 129], False),
+        ([""], False),
+        (["caf\xe9"], False),
+        (["a\tb"], False),
+        (["a", "b"], False),
+        ([], False),
+    ],
+)
+def test_request_ids(odd: TestClient, given: list[str], kept: bool) -> None:
+    headers = [(b"x-request-id", value.encode("latin-1")) for value in given]
+    for path in ("/v1/models", "/fail/crash", "/nowhere"):
+        found = odd.get(path, headers=headers).headers.get_list("x-request-id")
+        assert len(found) == 1
+        assert (found == given) is kept
+        if not kept:
+            assert len(found[0]) == 32
+
+
+def test_vllm_makes_its_id_of_ours(http: TestClient) -> None:
+    response = http.post("/v1/completions", json=TEXT)
+    assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
+
+
+def test_streams_are_not_collected() -> None:
+    """The first event is out while the second is still to come."""
+
+    async def test() -> None:
+        app = small_app()
+        call = Call(app, "/wait/1")
+        while len(call.sent) < 2:
+            await asyncio.sleep(0)
+        assert call.sent[1] == {
+            "type": "http.response.body",
+            "body": b"data: first\n\n",
+            "more_body": True,
+        }
+        app.state.gate.set()
+        await call.task
+
+    asyncio.run(test())
+
+
+def test_errors_of_ours_stay_as_they_are() -> None:
+    ours = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
+    assert foreign_body(409, ours) == (409, ours)
+    assert status_of({"code": 404}) == 404
+    assert status_of({"code": "lockstep_lost", "type": "server_error"}) == 500
+    assert status_of({}) == 500

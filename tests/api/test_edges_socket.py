@@ -1,0 +1,87 @@
+"""The edges behind a real socket, without an engine: what a client on the network sees."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from tests.support.edges import small_app
+
+MEGABYTE = 1024 * 1024
+REFUSED_WITHIN_S = 0.05
+
+
+@contextmanager
+def served(**flags: Any) -> Iterator[tuple[str, Any]]:
+    """Address and state of a small app in a thread."""
+    app = small_app(**flags)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(10)
+
+
+def pieces(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b"x" * MEGABYTE
+
+
+def test_an_upload_that_is_too_large_is_told_so() -> None:
+    """Declared or in pieces: the client finishes, reads the 413, and may ask again."""
+    with served(max_body_bytes=MEGABYTE) as (url, state), httpx2.Client(base_url=url) as http:
+        for content in (b"x" * 20 * MEGABYTE, pieces(20)):
+            response = http.post("/echo", content=content)
+            assert response.status_code == 413
+            assert response.json()["error"]["code"] == "request_too_large"
+            assert response.headers["x-request-id"]
+        assert state.asked == 0
+        assert http.post("/echo", content=pieces(1)).json() == {"bytes": MEGABYTE}
+
+
+def test_refusals_are_quick_while_streams_run() -> None:
+    with served(rows=8, max_queue=0) as (url, state), httpx2.Client(base_url=url) as http:
+        streams = [http.send(http.build_request("POST", "/wait/1"), stream=True) for _ in range(8)]
+        took = []
+        for _ in range(50):
+            start = time.perf_counter()
+            response = http.post("/echo", content=b"x" * 100_000)
+            took.append(time.perf_counter() - start)
+            assert response.status_code == 429
+            assert response.headers["retry-after"] == "1"
+        assert sorted(took)[25] < REFUSED_WITHIN_S
+        for stream in streams:
+            stream.close()
+        deadline = time.monotonic() + 5
+        while state.traffic.rows and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(state.traffic) == state.traffic.rows == 0
+        assert http.post("/echo").status_code == 200
+
+
+def test_a_body_that_never_comes_is_counted_until_the_client_leaves() -> None:
+    with served() as (url, state):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+            deadline = time.monotonic() + 5
+            while not len(state.traffic) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(state.traffic) == 1
+        while len(state.traffic) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(state.traffic) == 0

@@ -1,0 +1,140 @@
+"""Small applications inside of the edges, and ASGI messages by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from divserve.api import errors
+from divserve.edges import stack
+from divserve.edges.flags import EdgeSettings
+from divserve.edges.traffic import weigh
+
+DISCONNECT = {"type": "http.disconnect"}
+
+
+class Engine:
+    """As much of a client as the probes ask for."""
+
+    alive = True
+
+    def health(self) -> dict[str, bool]:
+        return {"large": self.alive}
+
+
+def small_app(keys: Sequence[str] = (), rows: int = 2, **flags: Any) -> FastAPI:
+    """An app of a few routes inside of the edges.
+
+    Args:
+        keys: that open it.
+        rows: that its engine would run at a time.
+        flags: where they are not their defaults.
+    """
+    app = FastAPI()
+    errors.install(app)
+    app.state.engine_client = Engine()
+    app.state.gate = asyncio.Event()
+    app.state.asked = 0
+
+    @app.get("/v1/models")
+    @app.get("/health")
+    @app.get("/metrics")
+    async def read() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/echo")
+    async def echo(request: Request) -> dict[str, int]:
+        app.state.asked += 1
+        return {"bytes": len(await request.body())}
+
+    @app.post("/wait/{rows}")
+    async def wait(request: Request, rows: int) -> StreamingResponse:
+        weigh(request.scope, rows)
+
+        async def events() -> Any:
+            yield "data: first\n\n"
+            await app.state.gate.wait()
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    stack.install(app, EdgeSettings(**flags), keys, rows)
+    return app
+
+
+class Call:
+    """One request to an ASGI app, message by message.
+
+    Args:
+        app: the application.
+        path: of the request.
+        chunks: of the body.
+        leaves: whether the client hangs up after them.
+        options: more of the scope; ``headers`` as a mapping.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        path: str,
+        *chunks: bytes,
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
+        leaves: bool = False,
+        **options: Any,
+    ) -> None:
+        self.sent: list[Any] = []
+        self.read = 0
+        self._left = asyncio.Event()
+        last = len(chunks) - 1
+        self._incoming: list[Any] = [
+            {"type": "http.request", "body": chunk, "more_body": leaves or i < last}
+            for i, chunk in enumerate(chunks or [b""])
+        ]
+        if leaves:
+            self._left.set()
+        raw = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "headers": raw, "client": ("10.0.0.1", 5), "server": ("test", 80),
+        }  # fmt: skip
+        self.task = asyncio.ensure_future(app({**scope, **options}, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if self._incoming:
+            self.read += 1
+            return self._incoming.pop(0)
+        await self._left.wait()
+        return DISCONNECT
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def leave(self) -> None:
+        """The client hangs up."""
+        self._left.set()
+
+    async def started(self) -> int:
+        """The status, once it is known."""
+        while not self.sent:
+            await asyncio.sleep(0)
+        status: int = self.sent[0]["status"]
+        return status
+
+    async def ended(self) -> int:
+        """The status, once the app has returned."""
+        await self.task
+        return await self.started()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {k.decode(): v.decode() for k, v in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)

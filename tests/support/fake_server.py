@@ -1,0 +1,62 @@
+"""`divserve serve` without an engine, in a process of its own: the real app, launcher and signals.
+
+Its answers have as many tokens as asked for, one every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tests.support.fake_client import FakeClient, arguments
+
+STEP_S = 0.01
+
+
+class SlowClient(FakeClient):
+    """Answers step by step, and can be told to stop."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.stopped = asyncio.Event()
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **options: Any
+    ) -> AsyncIterator[Any]:
+        from divserve.engine.client import ShuttingDown
+
+        self.answer = [self.answer[0]] * params.max_tokens
+        async for output in super().generate(prompt, params, request_id, **options):
+            await asyncio.sleep(STEP_S)
+            if self.stopped.is_set():
+                raise ShuttingDown
+            yield output
+
+    async def end_requests(self) -> None:
+        self.stopped.set()
+
+    def shutdown(self, timeout: float | None = None) -> None: ...
+
+
+async def serve(port: int, edges: dict[str, Any]) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from divserve.engine import launch
+    from divserve.server import build_app
+
+    args = arguments(**edges)
+    args.port, args.uvicorn_log_level, args.max_model_len = port, "warning", 8192
+    client = SlowClient(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+    app = await build_app(client, args)  # type: ignore[arg-type]
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        await (await launch.listen(app, args, sock))
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), json.loads(sys.argv[2])))
