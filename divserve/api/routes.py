@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from divserve.api import companions
 from divserve.api.errors import ErrorBody
 from divserve.api.presets import with_preset
+from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
@@ -47,6 +48,7 @@ router = APIRouter()
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
     request = await with_preset(request, raw_request)
+    request.keep(raw_request.scope.get(RECORD), raw_request.app.state.log_prompts)
     companions.place(request, raw_request)
     return _primed(await answer_chat(request, raw_request))
 
@@ -62,6 +64,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
     request = await with_preset(request, raw_request)
+    request.keep(raw_request.scope.get(RECORD), raw_request.app.state.log_prompts)
     companions.place(request, raw_request)
     return _primed(await answer_completion(request, raw_request))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from divserve import __version__
 from divserve.decoding import presets
-from divserve.engine import checks, companions, cpu
+from divserve.engine import checks, companions, cpu, request_lines
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
 from divserve.errors import StartupError
@@ -75,6 +75,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
     )
     companions.add_flags(parser)
+    request_lines.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
@@ -89,6 +90,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         args.model = args.model_tag
     elif args.model == parser.get_default("model") and args.config is None:
         raise StartupError("name a model: divserve serve MODEL [flags]")
+    request_lines.have_vllm_join(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
     validate_parsed_serve_args(args)
@@ -131,7 +133,7 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
             host=args.host,
             port=args.port,
             log_level=args.uvicorn_log_level,
-            access_log=not args.disable_uvicorn_access_log,
+            access_log=not args.disable_uvicorn_access_log and args.log_format is None,
             timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
             ssl_keyfile=args.ssl_keyfile,
