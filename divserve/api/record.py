@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from starlette.types import Scope
+
 from divserve.api.report import ChoiceReport
 
 __all__ = ["KEY_NAME", "RECORD", "Outcome", "Record", "Watched"]
 
 RECORD = "divserve.record"
-KEY_NAME = "divserve.key_name"
-"""Where authentication puts the name (never the secret) of the key in the ASGI scope."""
+KEY_NAME = "divserve.client"
+"""Where authentication puts the name (never the secret) of the key: in the state of the scope."""
 
 Outcome = Literal["ok", "client_error", "failed", "aborted"]
 
@@ -30,6 +32,8 @@ CLIENT_ERRORS = ("invalid_request_error", "BadRequestError", "NotFoundError")
 class Record:
     """One HTTP request."""
 
+    scope: Scope = field(default_factory=dict)
+    """The ASGI scope, as far inside as the request came."""
     started: float = field(default_factory=time.perf_counter)
     started_ns: int = field(default_factory=time.time_ns)
     method: str | None = None
@@ -104,6 +108,12 @@ class Record:
             for name, total in report.sums.items():
                 totals[name] = totals.get(name, 0.0) + total
         return {name: total / steps for name, total in totals.items()} if steps else {}
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of the API key, if authentication knows one."""
+        name = self.scope.get("state", {}).get(KEY_NAME)
+        return name if isinstance(name, str) else None
 
     @property
     def steps(self) -> int:

@@ -6,13 +6,13 @@ of errors never are, for they may quote what the client sent.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, Literal, TextIO
 
 import structlog
-from starlette.types import Scope
 
-from divserve.api.record import KEY_NAME, Record
+from divserve.api.record import Record
 from divserve.api.watch import Sink
 
 __all__ = ["LogFormat", "request_log"]
@@ -51,22 +51,23 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
         cache_logger_on_first_use=True,
     )
 
-    def write(record: Record, scope: Scope, route: str) -> None:
+    def write(record: Record, route: str) -> None:
         if route in PROBES and record.outcome == "ok":
             return
-        getattr(logger, LEVELS[record.outcome])("request", **fields(record, scope, route))
+        getattr(logger, LEVELS[record.outcome])("request", **fields(record, route))
 
     return write
 
 
-def fields(record: Record, scope: Scope, route: str) -> dict[str, Any]:
+def fields(record: Record, route: str) -> dict[str, Any]:
     """What a line says; every line has the same fields, but for the prompt."""
     error = record.error or {}
     found = {
+        "pid": os.getpid(),
         "request_id": record.request_id,
-        "key": scope.get(KEY_NAME),
+        "key": record.key_name,
         "route": route,
-        "http_method": scope["method"],
+        "http_method": record.scope["method"],
         "status": record.shown_status,
         "outcome": record.outcome,
         "model": record.model,

@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from divserve.api.record import Record
 from divserve.api.watch import Sink
@@ -35,12 +34,12 @@ def span_sink(provider: Any = None) -> Sink:
     tracer = (provider or trace.get_tracer_provider()).get_tracer("divserve")
     propagator = TraceContextTextMapPropagator()
 
-    def end(record: Record, scope: Scope, route: str) -> None:
+    def end(record: Record, route: str) -> None:
         if record.method is None:
             return
         span = tracer.start_span(
             NAME,
-            context=propagator.extract(dict(Headers(scope=scope))),
+            context=propagator.extract(dict(Headers(scope=record.scope))),
             kind=trace.SpanKind.SERVER,
             start_time=record.started_ns,
             attributes=attributes(record, route),

@@ -22,8 +22,8 @@ from divserve.api.record import RECORD, Record
 
 __all__ = ["Sink", "Watch", "install"]
 
-Sink = Callable[[Record, Scope, str], None]
-"""Takes in the record of a request that has ended, its scope, and the template of its route."""
+Sink = Callable[[Record, str], None]
+"""Takes in the record of a request that has ended, and the template of its route."""
 
 SCRAPE = "/metrics"
 UNKNOWN_ROUTE = "other"
@@ -33,8 +33,24 @@ ERROR_EVENT = b'data: {"error"'
 
 
 def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
-    """Puts the watch around all other middleware of `app`."""
-    app.user_middleware.insert(0, Middleware(Watch, owner=app, sinks=sinks))
+    """Puts the watch around and `Inside` within all middleware that `app` has so far."""
+    watch = Middleware(Watch, owner=app, sinks=sinks)
+    app.user_middleware[:] = [watch, *app.user_middleware, Middleware(Inside)]
+
+
+class Inside:
+    """Innermost middleware: keeps the scope that the router writes into.
+
+    Middleware in between may hand on a copy of the scope that the watch knows.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (record := scope.get(RECORD)) is not None:
+            record.scope = scope
+        await self.app(scope, receive, send)
 
 
 class Watch:
@@ -62,6 +78,7 @@ class Watch:
         if path.startswith(SCRAPE):
             tell_health(self.owner.state.engine_client)
         record = scope[RECORD] = Record()
+        record.scope = scope
 
         async def watched_receive() -> Message:
             message = await receive()
@@ -93,9 +110,10 @@ class Watch:
             record.status, record.complete = record.status or 500, True
             raise
         finally:
-            self._end(record, scope, path)
+            self._end(record, path)
 
-    def _end(self, record: Record, scope: Scope, path: str) -> None:
+    def _end(self, record: Record, path: str) -> None:
+        scope = record.scope
         record.duration = time.perf_counter() - record.started
         for report in record.reports:
             report.end()
@@ -108,7 +126,7 @@ class Watch:
         if record.request_id is None:
             record.request_id = Headers(scope=scope).get("x-request-id") or record.answer_id
         for sink in self.sinks:
-            sink(record, scope, route)
+            sink(record, route)
 
     def _route(self, scope: Scope, path: str) -> str:
         """The template of the route that has answered, or would have."""

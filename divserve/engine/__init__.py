@@ -32,5 +32,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
+| ``APIServerProcessManager``, ``launch_core_engines`` | several API processes | processes.py |
+| ``LoggingConfig`` | JSON lines of vLLM beside ours | request_lines.py |
 | OpenAI requests, serving classes, routers | re-exported for divserve.api | openai.py |
 """

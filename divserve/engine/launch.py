@@ -7,6 +7,7 @@ import os
 import signal
 from argparse import SUPPRESS, Namespace
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from divserve.decoding import presets
 from divserve.engine import checks, companions, cpu, request_lines
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
+from divserve.engine.processes import serve_many
 from divserve.errors import StartupError
 
 __all__ = ["parse", "runner_name", "serve"]
@@ -31,7 +33,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
 
     Args:
         argv: what follows ``divserve serve``: a model and any flag of ``vllm serve``.
-        build_app: the HTTP layer, handed in so that the engine need not know it.
+        build_app: the HTTP layer, handed in so that the engine need not know it; a function of a
+            module, for it may be sent to other processes.
 
     Returns:
         The exit code.
@@ -42,7 +45,15 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
-    uvloop.run(_serve(args, build_app))
+    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
+    signal.signal(signal.SIGTERM, _interrupt)
+    several = (args.api_server_count or 1) > 1
+    address, sock = _listen(args, several)
+    worker = partial(_serve, build_app)
+    if several:
+        serve_many(args, address, sock, worker)
+    else:
+        uvloop.run(worker(address, sock, args))
     return 0
 
 
@@ -97,28 +108,42 @@ def parse(argv: Sequence[str]) -> Namespace:
     return args
 
 
-async def _serve(args: Namespace, build_app: BuildApp) -> None:
+def _listen(args: Namespace, shared: bool) -> tuple[str, Any]:
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    try:
+        address, sock = setup_server(args, reuse_port=shared)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
+    return address, sock
+
+
+async def _serve(
+    build_app: BuildApp,
+    address: str,
+    sock: Any,
+    args: Namespace,
+    client_config: dict[str, Any] | None = None,
+) -> None:
     import vllm.envs as envs
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+    from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
     from vllm.logger import init_logger
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
     logger = init_logger("vllm.divserve")
-    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        address, sock = setup_server(args, reuse_port=False)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
     log_config = get_uvicorn_log_config(args)
-    async with guided_engine(AsyncEngineArgs.from_cli_args(args), args.companions) as client:
+    peer_loads = None
+    if client_config is not None:
+        peer_loads = (client_config.pop("api_server_loads"), client_config["client_index"])
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    async with guided_engine(engine_args, args.companions, client_config) as client:
         app = await build_app(client, args)
         logger.info(
             "divserve %s on %s: chat and text completions take 'decoding'; "
@@ -129,6 +154,7 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
         stopped = await serve_http(
             app,
             sock=sock,
+            peer_loads=peer_loads,
             enable_ssl_refresh=args.enable_ssl_refresh,
             host=args.host,
             port=args.port,

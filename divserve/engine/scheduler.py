@@ -22,9 +22,10 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
-from divserve.engine.output import guidance_of
+from divserve.engine.output import guidance_of, seconds_of
 from divserve.engine.preflight import PreflightMixin
 from divserve.engine.switching import SwitchMixin
+from divserve.engine.telemetry import TelemetryMixin
 
 __all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -33,8 +34,12 @@ _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
+MEMBER_ENDED = ("member_ended", 0)
+ENDED = {"error": LOST, "broken": MEMBER_ENDED[0]}
+"""The report of a request whose guide has ended without it."""
 
-class LockstepMixin(SwitchMixin, PreflightMixin):
+
+class LockstepMixin(SwitchMixin, TelemetryMixin, PreflightMixin):
     """Release, join, report and end of groups."""
 
     waiting: Any
@@ -62,7 +67,9 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
             for member in joining:
                 self._hold(self._groups[member.request_id])
             joining = []
-        return self._schedule_step(throttle_prefills, joining, preempted)
+        step = self._schedule_step(throttle_prefills, joining, preempted)
+        self._note_admissions()
+        return step
 
     def _schedule_step(
         self, throttle_prefills: bool, joining: list[Request], preempted: bool
@@ -152,6 +159,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
         self._reports = reports = guidance_of(model_runner_output)
+        self._seconds = seconds_of(model_runner_output)
         if self._groups:
             self._stop_unguided(scheduler_output, model_runner_output, reports)
         if self._failed:
@@ -185,6 +193,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
                 continue
             row = runner_output.req_id_to_index[request_id]
             if tokens[row]:
+                self._take_back(group, request_id, len(tokens[row]))
                 tokens[row] = []
                 self._failed[group.primary.request_id] = LOST
 
@@ -203,6 +212,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
                 report["switch"] = state
         if (why := self._failed.pop(output.request_id, None)) is not None:
             report["error"], report["refused"] = why, group is None
+        report |= self._figures(group, output.request_id)
         if report:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: report}
         return True
@@ -253,12 +263,14 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
                 if outputs is None:
                     # Only an update can tell the front end, so the group stays until the next one.
                     self._failed[group.primary.request_id] = LOST
+                    self._broken.setdefault(group.primary.request_id, MEMBER_ENDED)
                     continue
                 self._end_primary(group.primary, capped, outputs)
             for member in group.members:
                 self._groups.pop(member.request_id, None)
                 self._released.discard(member.request_id)
             self._one_token.pop(group.primary.request_id, None)
+            self._forget(group)
             self._ended.pop(id(group), None)
             if self._partial is group:
                 self._partial = None
@@ -275,7 +287,7 @@ class LockstepMixin(SwitchMixin, PreflightMixin):
             finish_reason=primary.get_finished_reason(),
             events=primary.take_events(),
             trace_headers=primary.trace_headers,
-            kv_transfer_params=None if capped else {WIRE_KEY: {"error": LOST}},
+            kv_transfer_params=None if capped else {WIRE_KEY: ENDED},
         )
         step = outputs.setdefault(primary.client_index, EngineCoreOutputs())
         step.outputs.append(output)

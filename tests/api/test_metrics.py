@@ -26,7 +26,7 @@ from tests.support.models import ROOT
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "smol", "messages": MESSAGES},
     TEXT: {"model": "smol", "prompt": PROMPT},
 }

@@ -113,6 +113,8 @@ class Engine:
             "groups": len(getattr(s, "_groups", ())),
             "one_token": len(getattr(s, "_one_token", ())),
             "failed": len(getattr(s, "_failed", ())),
+            "unadmitted": len(getattr(s, "_unadmitted", ())),
+            "broken": len(getattr(s, "_broken", ())),
             "blocks": self.total_blocks - self.free_blocks(),
         }
 
