@@ -26,6 +26,9 @@ __all__ = ["Worker", "serve_many"]
 Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, None]]
 """Serves in one process: address, socket, arguments, and how to reach the engine."""
 
+CLOSE_S = 10.0
+"""Longest wait, after the time to finish requests, for processes to end their streams and close."""
+
 
 def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None:
     """Runs the engine and the API processes until a signal comes or one of them dies.
@@ -96,7 +99,7 @@ class _Stop:
 
     def deadline(self, timeout: float) -> float | None:
         """When the processes must be gone; None if nobody has asked them to."""
-        return time.monotonic() + timeout if self._asked else None
+        return time.monotonic() + timeout + CLOSE_S if self._asked else None
 
 
 def _left(deadline: float | None) -> float | None:
