@@ -95,20 +95,16 @@ class Watch:
                     record.error = _error_of(body.removeprefix(b"data: "))
                 elif (record.status or 0) >= 400 and record.error is None:
                     record.error = _error_of(body)
+                # Before it is sent: who waits for a disconnect hears of one right behind the end.
+                record.complete = not message.get("more_body", False)
             try:
                 await send(message)
             except OSError:
-                record.gone = True
+                record.gone, record.complete = True, False
                 raise
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                record.complete = not record.gone
 
         try:
             await self.app(scope, watched_receive, watched_send)
-        except Exception:
-            # Starlette's own layer, outside of this one, turns it into a 500.
-            record.status, record.complete = record.status or 500, True
-            raise
         finally:
             self._end(record, path)
 
