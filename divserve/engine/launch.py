@@ -45,8 +45,6 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
-    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
-    signal.signal(signal.SIGTERM, _interrupt)
     several = (args.api_server_count or 1) > 1
     address, sock = _listen(args, several)
     worker = partial(_serve, build_app)
@@ -134,6 +132,8 @@ async def _serve(
     from vllm.tool_parsers import ToolParserManager
 
     logger = init_logger("vllm.divserve")
+    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
+    signal.signal(signal.SIGTERM, _interrupt)
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
