@@ -1,4 +1,4 @@
-"""What look-back decoding costs: an ordinary step, an alarm, memory; and against kept distributions.
+"""Look-back decoding: costs of a step, of an alarm, in memory; and against kept distributions.
 
 Every figure of a round is a ratio (or a difference) of sides that ran in turn in that round. In
 ``itl`` they are plain greedy rows on an engine without the store of hidden states (*bare*), the
@@ -320,7 +320,9 @@ def main(
                     target = f"≤ {TARGETS[metric]:g}" if metric in TARGETS else ""
                     table.add_row(case, metric, value, spread, target)
                     case_of = f"smollm2, {part}: {case}"
-                    lines.append(dict(case=case_of, metric=metric, value=value, spread=spread))
+                    lines.append(
+                        {"case": case_of, "metric": metric, "value": value, "spread": spread}
+                    )
     Console(width=140).print(table)
     if recorded:
         record.append("look_back", " ".join(["python -m bench.look_back", *sys.argv[1:]]), lines)

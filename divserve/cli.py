@@ -60,13 +60,14 @@ def serve(ctx: typer.Context) -> int:
     """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
     from divserve.engine import launch
 
-    async def build_app(*args: Any) -> Any:
-        # Imports vLLM, so not before the engine has checked its version and set its environment.
-        from divserve import server
+    return launch.serve(ctx.args, _build_app)
 
-        return await server.build_app(*args)
 
-    return launch.serve(ctx.args, build_app)
+async def _build_app(*args: Any) -> Any:
+    # Imports vLLM, so not before the engine has checked its version and set its environment.
+    from divserve import server
+
+    return await server.build_app(*args)
 
 
 @app.command()

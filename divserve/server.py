@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from divserve.api import companions, errors, presets, routes
+from divserve.api import companions, errors, presets, routes, watch
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
@@ -37,6 +37,8 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
     aliases = {*presets.aliases_of(args), *companions.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
+    watch.install(app, _sinks(args))
+    app.state.log_prompts = args.log_prompts
     # vLLM has built the stack already; without one, Starlette builds it at the first request.
     app.middleware_stack = None
     await openai.init_app_state(client, app.state, args, tasks)
@@ -44,6 +46,20 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     companions.install(app, args)
     _guide(app)
     return app
+
+
+def _sinks(args: Namespace) -> list[watch.Sink]:
+    """Who is told of every request; each is imported only where it is asked for."""
+    sinks: list[watch.Sink] = []
+    if args.log_format is not None:
+        from divserve.api.request_log import request_log
+
+        sinks.append(request_log(args.log_format))
+    if args.otlp_traces_endpoint is not None:
+        from divserve.api.spans import span_sink
+
+        sinks.append(span_sink())
+    return sinks
 
 
 def _guide(app: FastAPI) -> None:

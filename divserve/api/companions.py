@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +14,7 @@ from divserve.engine.companions import SMALL_SUFFIX
 from divserve.engine.openai import BaseModelPath
 from divserve.errors import InvalidRequest
 
-__all__ = ["aliases_of", "install", "missing", "place"]
+__all__ = ["aliases_of", "install", "missing", "place", "tell_health"]
 
 
 def aliases_of(args: Namespace) -> list[str]:
@@ -32,13 +31,13 @@ def install(app: FastAPI, args: Namespace) -> None:
     models += [BaseModelPath(name=alias, model_path=args.companions.small) for alias in aliases]
     app.state.companions = args.companions.names
     app.state.small_aliases = frozenset(aliases)
-    client = app.state.engine_client
-    for name in client.health():
-        metrics.ENGINE_UP.labels(name).set_function(partial(_up, client, name))
+    tell_health(app.state.engine_client)
 
 
-def _up(client: Any, name: str) -> float:
-    return float(client.health()[name])
+def tell_health(client: Any) -> None:
+    """Puts on /metrics which engines live; asked for by every scrape (`divserve.api.watch`)."""
+    for name, alive in client.health().items():
+        metrics.ENGINE_UP.labels(name).set(alive)
 
 
 def missing(method: type[Method] | Method, companions: frozenset[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from divserve.api.guide import checked, completion_prompt, not_rendered
-from divserve.api.serving import GuidedServing, answered_as, is_guided
+from divserve.api.serving import GuidedServing, answered_as, is_guided, record_of, watched
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
 from divserve.engine.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
@@ -39,6 +39,10 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         **kwargs: Any,
     ) -> Any:
         """vLLM's answer, with the account in every choice."""
+        if (record := record_of(request)) is not None:
+            record.answer_id = request_id
+            for prompt, result in enumerate(final_res_batch):
+                record.note(prompt, result)
         name = answered_as(request, model)
         response = super().request_output_to_completion_response(
             final_res_batch, request, request_id, created, name, *args, **kwargs
@@ -65,6 +69,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
     ) -> AsyncGenerator[str, None]:
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().completion_stream_generator
+        results = watched(request, results, request_id, indexed=True)
         if not is_guided(request):
             name = answered_as(request, model)
             return generate(

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
-from divserve.api.observe import observe
+from divserve import metrics
+from divserve.api.observe import Tally
 from divserve.decoding import Stack
 from divserve.errors import DecodingFailed
 
@@ -58,8 +59,10 @@ class ChoiceReport:
         self._temperature = temperature
         self._guide_tokens = guide_tokens
         self._decode = decode
-        self._steps = 0
-        self._sums = dict.fromkeys(stack.reports(two_seconds), 0.0)
+        self._tally = Tally(stack.name)
+        self.steps = 0
+        """Tokens decoded with the method so far."""
+        self.sums = dict.fromkeys(stack.reports(two_seconds), 0.0)
         self._pending: list[dict[str, Any]] = []
         self._compute_ratio = compute_ratio
         self._models: list[str] = []
@@ -72,6 +75,7 @@ class ChoiceReport:
         """
         rows: Sequence[Sequence[float]] = getattr(output, "guidance", ())
         if len(rows) != len(output.token_ids):
+            metrics.broken_pair("front_end", len(output.token_ids) - len(rows))
             raise DecodingFailed(
                 f"{len(output.token_ids)} tokens came with {len(rows)} statistics: "
                 f"{self._stack.name} was not applied to all of them."
@@ -79,14 +83,20 @@ class ChoiceReport:
         figures = [self._stack.report(row, self._temperature) for row in rows]
         models: Sequence[str] = getattr(output, "models", ())
         self._models += models
-        self._steps += len(figures)
-        observe(figures, models)
+        self.steps += len(figures)
+        self._tally.add(figures, models)
         for one in figures:
-            for name in self._sums:
-                self._sums[name] += one[name]
+            for name in self.sums:
+                self.sums[name] += one[name]
         if self._stack.trace:
             details = [self._stack.details(row) for row in rows]
             self._trace(output.token_ids, figures, details, models)
+        if output.finish_reason is not None:
+            self.end()
+
+    def end(self) -> None:
+        """Counts the last tokens in the metrics. Call it when the choice ends too early."""
+        self._tally.flush()
 
     def take_trace(self) -> list[dict[str, Any]]:
         """The trace entries that were not taken yet, in the order of the tokens."""
@@ -95,13 +105,13 @@ class ChoiceReport:
 
     def summary(self) -> dict[str, Any]:
         """The whole object, with the trace entries that were not taken yet."""
-        steps = self._steps
+        steps = self.steps
         summary: dict[str, Any] = {
             "method": self._stack.name,
             "applied_steps": steps,
             "guide_prompt_tokens": self._guide_tokens,
             "mean": {
-                k: _number(total / steps) if steps else None for k, total in self._sums.items()
+                k: _number(total / steps) if steps else None for k, total in self.sums.items()
             },
         }
         if self._stack.switches:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
+from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.openai import (
@@ -24,6 +25,9 @@ from divserve.engine.orders import OnSmall
 from divserve.errors import InvalidRequest
 
 __all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
+
+PLAIN = "plain"
+"""What metrics and logs call a request without a method."""
 
 Guides = Sequence[list[int] | None]
 """Token ids of the guide of each method of a stack; None for a method without one."""
@@ -43,6 +47,7 @@ class Guided(BaseModel):
     _temperature: float = PrivateAttr(default=1.0)
     _alias: str | None = PrivateAttr(default=None)
     _small: bool = PrivateAttr(default=False)
+    _record: Record | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Guided:
@@ -75,6 +80,23 @@ class Guided(BaseModel):
     def sampled_at(self) -> float:
         """The temperature of the final sampling parameters, after the server's defaults."""
         return self._temperature
+
+    @property
+    def record(self) -> Record | None:
+        """The account of the HTTP request; None where nobody keeps one."""
+        return self._record
+
+    def keep(self, record: Record | None, with_prompt: bool) -> None:
+        """Has the request's fate noted in `record`, which learns here what was asked for."""
+        self._record = record
+        if record is None:
+            return
+        stack = self.stack
+        record.method = PLAIN if stack is None else stack.name
+        record.model = self.answered_as(getattr(self, "model", None) or "") or None
+        record.streams = bool(getattr(self, "stream", False))
+        if with_prompt:
+            record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
 
     def answer_as(self, alias: str) -> None:
         """Makes the answer carry this model name."""

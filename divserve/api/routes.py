@@ -12,6 +12,7 @@ from divserve.api import companions
 from divserve.api.errors import ErrorBody
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import with_preset
+from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
@@ -117,6 +118,7 @@ async def _admitted(request: T, raw_request: Request) -> T:
     """
     state = raw_request.app.state
     request = await with_preset(request, raw_request)
+    request.keep(raw_request.scope.get(RECORD), state.log_prompts)
     check_request(request, state.edges, state.engine_client.model_config.max_model_len)
     companions.place(request, raw_request)
     weigh(raw_request.scope, rows_of(request))

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from divserve import metrics
 from divserve.api.errors import error_body
 from divserve.api.foreign import foreign_body
 from divserve.api.guide import checked, not_rendered
+from divserve.api.record import Record, Watched
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
@@ -23,7 +25,7 @@ from divserve.engine.openai import (
 )
 from divserve.errors import ApiError, InvalidRequest
 
-__all__ = ["GuidedServing", "answered_as", "is_guided"]
+__all__ = ["GuidedServing", "answered_as", "is_guided", "record_of", "watched"]
 
 T = TypeVar("T")
 
@@ -36,6 +38,20 @@ def is_guided(request: Any) -> bool:
 def answered_as(request: Any, model: str) -> str:
     """The model name of the answer, where vLLM's would be ``model``."""
     return request.answered_as(model) if isinstance(request, Guided) else model
+
+
+def record_of(request: Any) -> Record | None:
+    """The account of the HTTP request that asked for it, if one is kept."""
+    return request.record if isinstance(request, Guided) else None
+
+
+def watched(request: Any, results: Any, request_id: str, indexed: bool = False) -> Any:
+    """The engine's results, noted in the account of the request if one is kept."""
+    record = record_of(request)
+    if record is None:
+        return results
+    record.answer_id = request_id
+    return Watched(results, record, indexed)
 
 
 class GuidedServing:
@@ -54,7 +70,7 @@ class GuidedServing:
 
     def _choice_report(self, request: Any, prompt: int) -> ChoiceReport:
         """An empty account of a choice of the prompt of this index."""
-        return ChoiceReport(
+        report = ChoiceReport(
             request.stack,
             request.has_two_seconds(prompt),
             request.sampled_at,
@@ -62,6 +78,9 @@ class GuidedServing:
             partial(self._texts, request.return_tokens_as_token_ids),
             self.engine_client.compute_ratio,
         )
+        if (record := record_of(request)) is not None:
+            record.reports.append(report)
+        return report
 
     def _stream_report(self, request: Any) -> StreamReport:
         """Empty accounts of all choices of a streaming request."""
@@ -119,6 +138,11 @@ class GuidedServing:
                 column = ids
             columns.append(column)
         request.give_guides(list(zip(*columns, strict=True)), self._grounding(request))
+        read_beside = [request.side_tokens(prompt) for prompt in range(len(primaries))]
+        for tokens in filter(None, read_beside):
+            metrics.GUIDE_TOKENS.observe(tokens)
+        if (record := record_of(request)) is not None:
+            record.guide_tokens = sum(read_beside)
 
     @abstractmethod
     async def _guides_of(

@@ -34,8 +34,9 @@ class RequestIds:
         sane = len(given) == 1 and SANE.fullmatch(given[0])
         request_id = given[0] if sane else uuid.uuid4().hex.encode()
         others = [(name, value) for name, value in scope["headers"] if name != HEADER]
-        state = {**scope.get("state", {}), STATE: request_id.decode()}
-        scope = {**scope, "headers": [*others, (HEADER, request_id)], "state": state}
+        # Put into the scope's own state, which those outside of this layer read too.
+        scope.setdefault("state", {})[STATE] = request_id.decode()
+        scope = {**scope, "headers": [*others, (HEADER, request_id)]}
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -24,9 +24,9 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``register_model_loader``, ``set_model_tag`` | helpers in the same forward | helpers.py |
 | ``initialize_model``, ``AttentionLayerBase`` | a helper of shared layers | drop.py |
 | ``CacheOnlyAttentionLayer`` and its builder | store hidden states in KV blocks | hidden.py |
-| ``SchedulerOutput`` (open attributes), ``kv_cache_block_copies`` | the same | looking.py, runner.py |
-| ``Scheduler.kv_holding_waiting``, ``KVCacheBlocks`` | probes start from held blocks | look_back.py |
-| ``SamplingMetadata``, ``SamplingStates`` | temperatures of looking rows | runner.py, runner_v2.py |
+| ``SchedulerOutput``, ``kv_cache_block_copies`` | the same | looking.py, runner.py |
+| ``Scheduler.kv_holding_waiting``, ``KVCacheBlocks`` | probes of held blocks | look_back.py |
+| ``SamplingMetadata``, ``SamplingStates`` | their temperatures | runner.py, runner_v2.py |
 | ``hidden_states`` of both, ``model.compute_logits`` | read grounding texts | grounding.py |
 | ``Worker.init_device``, ``CPUWorker.init_device`` | install the runner hook | worker.py |
 | ``OutputProcessor.add_request``, ``process_outputs`` | collect statistics | ledger.py |
@@ -36,5 +36,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
+| ``APIServerProcessManager``, ``launch_core_engines`` | several API processes | processes.py |
+| ``LoggingConfig`` | JSON lines of vLLM beside ours | request_lines.py |
 | OpenAI requests, serving classes, routers | re-exported for divserve.api | openai.py |
 """

@@ -50,7 +50,10 @@ def check_arguments(args: Namespace) -> None:
     refused = {
         "--headless": args.headless,
         "--grpc": args.grpc,
-        "--api-server-count above 1": (args.api_server_count or 1) > 1,
+        # Answers move between engines that one process holds both ends of.
+        "--api-server-count above 1 with --small": (
+            (args.api_server_count or 1) > 1 and args.small is not None
+        ),
         "--data-parallel-size above 1": args.data_parallel_size > 1,
         "--data-parallel-external-lb": args.data_parallel_external_lb,
         "--scheduler-cls": args.scheduler_cls is not None,

@@ -23,6 +23,7 @@ from vllm.utils.math_utils import cdiv
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from divserve import metrics
 from divserve.decoding import Spec
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.handoff import HandOff
@@ -241,6 +242,7 @@ def _account_for(output: RequestOutput, account: Account) -> None:
     for choice in output.outputs:
         rows = account.take(choice.index, len(choice.token_ids))
         if len(rows) != len(choice.token_ids):
+            metrics.broken_pair("front_end", len(choice.token_ids) - len(rows))
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
         choice.models = account.take_models(choice.index, len(choice.token_ids))

@@ -11,7 +11,7 @@ from divserve.engine.checks import reason
 from divserve.engine.companions import Companions
 from divserve.errors import StartupError
 
-__all__ = ["guided_engine", "install"]
+__all__ = ["configured", "guided_engine", "install"]
 
 
 def install(config: Any) -> None:
@@ -41,13 +41,16 @@ def install(config: Any) -> None:
 
 @asynccontextmanager
 async def guided_engine(
-    engine_args: Any, companions: Companions | None = None
+    engine_args: Any,
+    companions: Companions | None = None,
+    client_config: dict[str, Any] | None = None,
 ) -> AsyncIterator[Any]:
     """A running engine behind a `divserve.engine.client.GuidedClient`.
 
     Args:
         engine_args: vLLM's ``AsyncEngineArgs``.
         companions: models beside the served one; a small one runs in a second engine.
+        client_config: how to reach an engine that runs already (`divserve.engine.processes`).
 
     Raises:
         StartupError: vLLM or divserve refuses the configuration, or there is no such model.
@@ -55,7 +58,8 @@ async def guided_engine(
     from divserve.engine.client import GuidedClient
 
     companions = companions or Companions()
-    config = _configured(engine_args)
+    connection = _connection(engine_args, client_config)
+    config = configured(engine_args)
     companions.install(config)
     with ExitStack() as started:
         small = None
@@ -63,7 +67,7 @@ async def guided_engine(
             small = _small_engine(engine_args, config, companions)
             started.callback(small.shutdown)
         # The last engine's metrics are the ones that vLLM exposes.
-        client = GuidedClient(_engine(engine_args, config), companions.names)
+        client = GuidedClient(_engine(engine_args, config, **connection), companions.names)
         started.callback(client.shutdown, timeout=config.shutdown_timeout)
         if small is not None:
             client.attach_small(GuidedClient(small))
@@ -71,7 +75,18 @@ async def guided_engine(
         yield client
 
 
-def _configured(engine_args: Any) -> Any:
+def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[str, Any]:
+    """What ``AsyncLLM`` must know to be one of several clients of an engine; nothing if alone."""
+    if client_config is None:
+        return {}
+    addresses = dict(client_config)
+    found = {name: addresses.pop(name) for name in ("client_count", "client_index")}
+    engine_args._api_process_count = found["client_count"]
+    engine_args._api_process_rank = found["client_index"]
+    return {"client_addresses": addresses, **found}
+
+
+def configured(engine_args: Any) -> Any:
     """The resolved ``VllmConfig``, with the lock-step engine in it."""
     from vllm.usage.usage_lib import UsageContext
 
@@ -108,7 +123,7 @@ def _small_engine(engine_args: Any, large: Any, companions: Companions) -> Any:
 
     args = companions.small_arguments(engine_args, large.model_config.served_model_name)
     args.max_model_len = large.model_config.max_model_len
-    config = _configured(args)
+    config = configured(args)
     companions.check_small(large.model_config, config.model_config)
     companions.split_memory(large, config)
     return _engine(args, config, disable_log_stats=True, stat_loggers=[SmallEngineStats])

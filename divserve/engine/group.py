@@ -7,6 +7,7 @@ ends with its prefill, of which the workers keep one vector, and leaves the grou
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 class Group:
     """The members of one guided request; the primary comes first."""
 
-    __slots__ = ("grounding", "guides", "looks_back", "members", "primary")
+    __slots__ = ("arrived", "grounding", "guides", "looks_back", "members", "primary", "waited")
 
     def __init__(
         self,
@@ -50,6 +51,9 @@ class Group:
         self.grounding: Request | None = grounding
         """The request that reads the grounding text, until it has."""
         self.members = (primary, *guides, *(() if grounding is None else (grounding,)))
+        self.arrived = time.monotonic()
+        self.waited: float | None = None
+        """Seconds until all members were admitted, until the front end has been told."""
 
     def drop_grounding(self) -> None:
         """The grounding text has been read."""

@@ -9,15 +9,17 @@ import signal
 import socket
 from argparse import SUPPRESS, Namespace
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from divserve import __version__
 from divserve.decoding import presets
 from divserve.edges import flags as edge_flags
-from divserve.engine import checks, companions, cpu, stop
+from divserve.engine import checks, companions, cpu, request_lines, stop
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
+from divserve.engine.processes import serve_many
 from divserve.errors import StartupError
 
 __all__ = ["listen", "parse", "runner_name", "serve"]
@@ -34,7 +36,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
 
     Args:
         argv: what follows ``divserve serve``: a model and any flag of ``vllm serve``.
-        build_app: the HTTP layer, handed in so that the engine need not know it.
+        build_app: the HTTP layer, handed in so that the engine need not know it; a function of a
+            module, for it may be sent to other processes.
 
     Returns:
         The exit code.
@@ -45,7 +48,13 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
-    uvloop.run(_serve(args, build_app))
+    several = (args.api_server_count or 1) > 1
+    address, sock = _listen(args, several)
+    worker = partial(_serve, build_app)
+    if several:
+        serve_many(args, address, sock, worker)
+    else:
+        uvloop.run(worker(address, sock, args))
     return 0
 
 
@@ -79,6 +88,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     )
     companions.add_flags(parser)
     edge_flags.add_flags(parser)
+    request_lines.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
@@ -94,15 +104,31 @@ def parse(argv: Sequence[str]) -> Namespace:
         args.model = args.model_tag
     elif args.model == parser.get_default("model") and args.config is None:
         raise StartupError("name a model: divserve serve MODEL [flags]")
+    request_lines.have_vllm_join(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
     validate_parsed_serve_args(args)
     return args
 
 
-async def _serve(args: Namespace, build_app: BuildApp) -> None:
-    from vllm.engine.arg_utils import AsyncEngineArgs
+def _listen(args: Namespace, shared: bool) -> tuple[str, socket.socket]:
     from vllm.entrypoints.launchers.launcher import setup_server
+
+    try:
+        address, sock = setup_server(args, reuse_port=shared)
+    except OSError as error:
+        raise StartupError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
+    return address, sock
+
+
+async def _serve(
+    build_app: BuildApp,
+    address: str,
+    sock: socket.socket,
+    args: Namespace,
+    client_config: dict[str, Any] | None = None,
+) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
     from vllm.logger import init_logger
     from vllm.reasoning import ReasoningParserManager
@@ -111,16 +137,16 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
     logger = init_logger("vllm.divserve")
     # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        address, sock = setup_server(args, reuse_port=False)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
     log_config = get_uvicorn_log_config(args)
-    async with guided_engine(AsyncEngineArgs.from_cli_args(args), args.companions) as client:
+    peer_loads = None
+    if client_config is not None:
+        peer_loads = (client_config.pop("api_server_loads"), client_config["client_index"])
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    async with guided_engine(engine_args, args.companions, client_config) as client:
         app = await build_app(client, args)
         logger.info(
             "divserve %s on %s: chat and text completions take 'decoding'; "
@@ -128,7 +154,7 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
             __version__,
             address,
         )
-        stopped = await listen(app, args, sock, log_config)
+        stopped = await listen(app, args, sock, log_config, peer_loads)
     try:
         await stopped
     finally:
@@ -136,7 +162,11 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
 
 
 async def listen(
-    app: Any, args: Namespace, sock: socket.socket, log_config: dict[str, Any] | None = None
+    app: Any,
+    args: Namespace,
+    sock: socket.socket,
+    log_config: dict[str, Any] | None = None,
+    peer_loads: tuple[Any, int] | None = None,
 ) -> Awaitable[None]:
     """Serves `app` until a signal has stopped it; what it returns ends the last connections.
 
@@ -145,6 +175,7 @@ async def listen(
         args: of `parse`.
         sock: bound already.
         log_config: uvicorn's.
+        peer_loads: the requests of each API process, and which of them this one is.
     """
     import vllm.envs as envs
     from vllm.entrypoints.launchers.launcher import serve_http
@@ -154,11 +185,12 @@ async def listen(
     stopped: Awaitable[None] = await serve_http(
         app,
         sock=sock,
+        peer_loads=peer_loads,
         enable_ssl_refresh=args.enable_ssl_refresh,
         host=args.host,
         port=args.port,
         log_level=args.uvicorn_log_level,
-        access_log=not args.disable_uvicorn_access_log,
+        access_log=not args.disable_uvicorn_access_log and args.log_format is None,
         timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         ssl_keyfile=args.ssl_keyfile,

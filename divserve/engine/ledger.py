@@ -8,10 +8,12 @@ them, and handed out again by token count: however outputs were merged, token i 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
+from divserve import metrics
 from divserve.decoding import ModelSize, Spec
 from divserve.engine.group import WIRE_KEY
 
@@ -45,6 +47,16 @@ class Account:
     def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
         """Hands out the models of the next tokens of a choice; none for requests of one model."""
         return _take_first(self.models[index], num_tokens)
+
+
+def _count(report: Mapping[str, Any]) -> None:
+    """Counts what the engine's process has no metrics for (`divserve.engine.telemetry`)."""
+    if (wait := report.get("wait")) is not None:
+        metrics.PAIR_WAIT.observe(wait)
+    if (seconds := report.get("seconds")) is not None:
+        metrics.KERNEL.observe(seconds)
+    if (reason := report.get("broken")) is not None:
+        metrics.broken_pair(reason, report.get("unguided", 0))
 
 
 def _take_first(queue: deque[T], count: int) -> list[T]:
@@ -100,8 +112,11 @@ class Ledger:
         report = output.kv_transfer_params.pop(WIRE_KEY, None)
         if not output.kv_transfer_params:
             output.kv_transfer_params = None
+        if report is None:
+            return
+        _count(report)
         entry = self._by_request.get(output.request_id)
-        if report is None or entry is None:
+        if entry is None:
             return
         account, index = entry
         if report.get("row") is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from divserve.decoding import STATISTICS
 from divserve.engine.hidden import Head, HiddenStore
 from divserve.engine.looking import LookStep, LookTable
-from divserve.engine.output import Looked, Report
+from divserve.engine.output import Looked, Report, Timer
 from divserve_kernels import Rows, guide
 
 __all__ = ["HelperLogits", "Looks", "Plan"]
@@ -68,6 +68,7 @@ class Plan:
             The logits in float32 ``[R, V]`` and the statistics on their way to the host; the device
             is not waited for.
         """
+        timer = Timer(logits.device)
         guided = logits.to(torch.float32)
         second = None if self.cooling is None else guide(logits, self.cooling, out=guided)
         found = []
@@ -91,7 +92,8 @@ class Plan:
         for limited, vocab in self.limited:
             guided[:, vocab:].index_fill_(0, limited, -math.inf)
         statistics = found[0] if len(found) == 1 else torch.cat(found or [logits.new_zeros(0, 0)])
-        return guided, Report.start(self.primaries, statistics, self.cooled, looked)
+        timer.stop()
+        return guided, Report.start(self.primaries, statistics, self.cooled, looked, timer)
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""

@@ -24,9 +24,10 @@ from vllm.v1.request import Request, RequestStatus
 from divserve.decoding import LookRow
 from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
 from divserve.engine.look_back import LookBackMixin
-from divserve.engine.output import guidance_of
+from divserve.engine.output import guidance_of, seconds_of
 from divserve.engine.preflight import PreflightMixin
 from divserve.engine.switching import SwitchMixin
+from divserve.engine.telemetry import TelemetryMixin
 
 __all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -35,8 +36,12 @@ _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
+MEMBER_ENDED = ("member_ended", 0)
+ENDED = {"error": LOST, "broken": MEMBER_ENDED[0]}
+"""The report of a request whose guide has ended without it."""
 
-class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
+
+class LockstepMixin(LookBackMixin, SwitchMixin, TelemetryMixin, PreflightMixin):
     """Release, join, report and end of groups."""
 
     waiting: Any
@@ -67,6 +72,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
             joining, looking = [], []
         output = self._schedule_step(throttle_prefills, joining, looking, preempted)
         self._mark_chosen(output, looking)
+        self._note_admissions()
         return output
 
     def _free_rows(self) -> int:
@@ -168,6 +174,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
         self._reports = reports = guidance_of(model_runner_output)
+        self._seconds = seconds_of(model_runner_output)
         alarmed: list[tuple[Request, LookRow]] = []
         if self._groups:
             self._stop_unguided(scheduler_output, model_runner_output, reports)
@@ -205,6 +212,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
                 continue
             row = runner_output.req_id_to_index[request_id]
             if tokens[row]:
+                self._note_unguided(group, request_id, len(tokens[row]))
                 tokens[row] = []
                 self._failed[group.primary.request_id] = LOST
 
@@ -224,6 +232,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
                 report["switch"] = state
         if (why := self._failed.pop(output.request_id, None)) is not None:
             report["error"], report["refused"] = why, group is None
+        report |= self._figures(group, output.request_id)
         if report:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: report}
         return True
@@ -276,12 +285,14 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
                 if outputs is None:
                     # Only an update can tell the front end, so the group stays until the next one.
                     self._failed[group.primary.request_id] = LOST
+                    self._broken.setdefault(group.primary.request_id, MEMBER_ENDED)
                     continue
                 self._end_primary(group.primary, capped, outputs)
             for member in group.members:
                 self._groups.pop(member.request_id, None)
                 self._released.discard(member.request_id)
             self._one_token.pop(group.primary.request_id, None)
+            self._forget(group)
             self._ended.pop(id(group), None)
             if self._partial is group:
                 self._partial = None
@@ -298,7 +309,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, PreflightMixin):
             finish_reason=primary.get_finished_reason(),
             events=primary.take_events(),
             trace_headers=primary.trace_headers,
-            kv_transfer_params=None if capped else {WIRE_KEY: {"error": LOST}},
+            kv_transfer_params=None if capped else {WIRE_KEY: ENDED},
         )
         step = outputs.setdefault(primary.client_index, EngineCoreOutputs())
         step.outputs.append(output)

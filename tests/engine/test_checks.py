@@ -87,7 +87,7 @@ def test_supported_modes_get_our_scheduler_and_worker(asynchronous: bool) -> Non
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (["--api-server-count", "2"], "--api-server-count"),
+        (["--api-server-count", "2", "--small", "SMALL"], "--api-server-count"),
         (["--data-parallel-size", "2"], "--data-parallel-size"),
         (["--headless"], "--headless"),
         (["--scheduler-cls", "a.B"], "--scheduler-cls"),

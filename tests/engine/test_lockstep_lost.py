@@ -51,7 +51,12 @@ def assert_only_victim_failed(engine: Engine, healthy: Any, got: Any, tokens: in
     answer = victim.outputs[0]
     assert answer.finish_reason == "error"
     assert list(answer.token_ids) == list(healthy[0].outputs[0].token_ids[:tokens])
-    assert victim.kv_transfer_params["divserve"]["error"] == LOST
+    assert victim.kv_transfer_params["divserve"] == {
+        "error": LOST,
+        "refused": False,
+        "broken": "no_report",
+        "unguided": 1,
+    }
     for mine, expected in zip(others, healthy[1:], strict=True):
         assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
     assert set(engine.leftovers().values()) == {0}
@@ -116,6 +121,9 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
             (guide,) = next(iter(scheduler._groups.values())).guides
             scheduler.finish_requests(guide.request_id, guide.status.FINISHED_ABORTED)
     assert [o.outputs[0].finish_reason for o in outputs if o.finished] == ["error"]
+    reports = [o.kv_transfer_params["divserve"] for o in outputs if o.kv_transfer_params]
+    told = [(report["error"], report["broken"]) for report in reports if "error" in report]
+    assert told == [(LOST, "member_ended")]
     assert set(engine.leftovers().values()) == {0}
 
 

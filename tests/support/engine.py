@@ -122,6 +122,8 @@ class Engine:
             "alarms": len(getattr(s, "_alarms", ())),
             "probes": len(getattr(s, "_probes", ())),
             "holding": len(s.kv_holding_waiting),
+            "unadmitted": len(getattr(s, "_unadmitted", ())),
+            "broken": len(getattr(s, "_broken", ())),
             "blocks": self.total_blocks - self.free_blocks(),
         }
 

@@ -5,8 +5,9 @@ The HTTP layer above it is the real one, with SmolLM2's tokenizer and chat templ
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from divserve.decoding import STATISTICS, presets
@@ -44,6 +45,9 @@ class FakeClient:
         self.fail_at: int | None = None
         """Number of tokens after which `error` is raised."""
         self.error: Exception = ApiError("broken")
+        self.stall_at: int | None = None
+        """Number of tokens after which it calls `stalled` and goes silent."""
+        self.stalled: Callable[[], None] = lambda: None
         self.row: tuple[float, ...] = ROW
         self.report = True
         """Whether statistics come with the tokens."""
@@ -77,6 +81,9 @@ class FakeClient:
         for done, token in enumerate(self.answer):
             if done == self.fail_at:
                 raise self.error
+            if done == self.stall_at:
+                self.stalled()
+                await asyncio.Event().wait()
             last = done + 1 == len(self.answer)
             if stream or last:
                 tokens = [token] if stream else self.answer
@@ -111,6 +118,7 @@ def arguments(**edges: Any) -> Namespace:
     args: Namespace = parser.parse_args([str(SMOLLM2), *flags])
     args.model = args.model_tag
     args.decodings = presets.load([])
+    args.log_format, args.log_prompts = None, False
     args.companions = Companions({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
     return args

@@ -1,0 +1,96 @@
+"""One structured line per request, when asked for with ``--log-format``.
+
+It takes the place of uvicorn's access log. Prompts are in it only with ``--log-prompts``; messages
+of errors never are, for they may quote what the client sent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal, TextIO
+
+import structlog
+
+from divserve.api.record import Record
+from divserve.api.watch import Sink
+
+__all__ = ["LogFormat", "request_log"]
+
+LogFormat = Literal["json", "console"]
+
+PROBES = frozenset({"/health", "/live", "/ready", "/ping", "/load", "/version", "/metrics"})
+"""Routes that machines ask every few seconds; a line only when something is wrong."""
+
+LEVELS = {"ok": "info", "aborted": "info", "client_error": "warning", "failed": "error"}
+
+
+def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
+    """A sink that writes the lines.
+
+    Args:
+        form: ``json``, or ``console`` for people.
+        stream: where to; standard output by default.
+    """
+    stream = stream or sys.stdout
+    renderer: Any = (
+        structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
+    )
+    # Processors and writer are this logger's own: other users of structlog keep their settings.
+    logger: Any = structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+
+    def write(record: Record, route: str) -> None:
+        if route in PROBES and record.outcome == "ok":
+            return
+        getattr(logger, LEVELS[record.outcome])("request", **fields(record, route))
+
+    return write
+
+
+def fields(record: Record, route: str) -> dict[str, Any]:
+    """What a line says; every line has the same fields, but for the prompt."""
+    error = record.error or {}
+    found = {
+        "pid": os.getpid(),
+        "request_id": record.request_id,
+        "key": record.key_name,
+        "route": route,
+        "http_method": record.scope["method"],
+        "status": record.shown_status,
+        "outcome": record.outcome,
+        "model": record.model,
+        "method": record.method,
+        "stream": record.streams,
+        "prompt_tokens": sum(record.prompt_tokens.values()) if record.prompt_tokens else None,
+        "guide_tokens": record.guide_tokens,
+        "completion_tokens": record.completion_tokens,
+        "applied_steps": record.steps if record.reports else None,
+        "ttft_ms": None if record.ttft is None else _ms(record.ttft),
+        "duration_ms": _ms(record.duration),
+        "finish_reason": _joined(record.finish_reasons),
+        "mean": {name: round(mean, 6) for name, mean in record.means().items()} or None,
+        "error_type": error.get("type"),
+        "error_code": error.get("code"),
+    }
+    return found if record.prompt is None else {**found, "prompt": record.prompt}
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)
+
+
+def _joined(reasons: list[str]) -> str | None:
+    """One word where all choices ended alike."""
+    return ",".join(dict.fromkeys(reasons)) or None

@@ -1,0 +1,150 @@
+"""Watches every HTTP request from its first byte to its last; counts it, logs it, traces it.
+
+Pure ASGI and outermost, so that it sees what all other layers answer. The response passes through
+untouched; per message it costs one coroutine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from divserve import metrics
+from divserve.api.companions import tell_health
+from divserve.api.record import RECORD, Record
+
+__all__ = ["Sink", "Watch", "install"]
+
+Sink = Callable[[Record, str], None]
+"""Takes in the record of a request that has ended, and the template of its route."""
+
+SCRAPE = "/metrics"
+UNKNOWN_ROUTE = "other"
+"""Raw paths are the client's to choose: as labels they would fill the memory."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+ERROR_EVENT = b'data: {"error"'
+
+
+def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
+    """Puts the watch around and `Inside` within all middleware that `app` has so far."""
+    watch = Middleware(Watch, owner=app, sinks=sinks)
+    app.user_middleware[:] = [watch, *app.user_middleware, Middleware(Inside)]
+
+
+class Inside:
+    """Innermost middleware: keeps the scope that the router writes into.
+
+    Middleware in between may hand on a copy of the scope that the watch knows.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (record := scope.get(RECORD)) is not None:
+            record.scope = scope
+        await self.app(scope, receive, send)
+
+
+class Watch:
+    """The middleware.
+
+    Args:
+        app: what it is put around.
+        owner: the application, whose routes give their templates.
+        sinks: told of every request that has ended.
+    """
+
+    def __init__(self, app: ASGIApp, owner: FastAPI, sinks: Sequence[Sink] = ()) -> None:
+        self.app = app
+        self.owner = owner
+        self.sinks = sinks
+        self.paths = frozenset(
+            path for route in owner.router.routes if (path := getattr(route, "path", None))
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(SCRAPE):
+            tell_health(self.owner.state.engine_client)
+        record = scope[RECORD] = Record()
+        record.scope = scope
+
+        async def watched_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not record.complete:
+                record.gone = True
+            return message
+
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _note_start(record, message)
+            elif message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                if body.startswith(ERROR_EVENT):
+                    record.error = _error_of(body.removeprefix(b"data: "))
+                elif (record.status or 0) >= 400 and record.error is None:
+                    record.error = _error_of(body)
+                # Before it is sent: who waits for a disconnect hears of one right behind the end.
+                record.complete = not message.get("more_body", False)
+            try:
+                await send(message)
+            except OSError:
+                record.gone, record.complete = True, False
+                raise
+
+        try:
+            await self.app(scope, watched_receive, watched_send)
+        finally:
+            self._end(record, path)
+
+    def _end(self, record: Record, path: str) -> None:
+        scope = record.scope
+        record.duration = time.perf_counter() - record.started
+        for report in record.reports:
+            report.end()
+        route = self._route(scope, path)
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        metrics.HTTP_REQUESTS.labels(route, method, str(record.shown_status)).inc()
+        metrics.HTTP_SECONDS.labels(route).observe(record.duration)
+        if record.method is not None:
+            metrics.REQUESTS.labels(record.method, record.outcome).inc()
+        if record.request_id is None:
+            record.request_id = Headers(scope=scope).get("x-request-id") or record.answer_id
+        for sink in self.sinks:
+            sink(record, route)
+
+    def _route(self, scope: Scope, path: str) -> str:
+        """The template of the route that has answered, or would have."""
+        template = getattr(scope.get("route"), "path", None)
+        if isinstance(template, str):
+            return template
+        if path.startswith(SCRAPE):
+            return SCRAPE
+        return path if path in self.paths else UNKNOWN_ROUTE
+
+
+def _note_start(record: Record, message: Message) -> None:
+    record.status = message["status"]
+    for name, value in message.get("headers", ()):
+        if name.lower() == b"x-request-id":
+            record.request_id = value.decode("latin-1")
+
+
+def _error_of(body: bytes) -> dict[str, Any] | None:
+    """The OpenAI error object of a response or an event; None if it is another body."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return error if isinstance(error, dict) else None

@@ -1,0 +1,93 @@
+"""Two API processes before one engine: each answers, and their metrics are one account."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.support.chat import PROMPT, account, chat, guided
+from tests.support.metrics import documented, families, parse, scraped
+from tests.support.server import API_KEY, hang_up, serving
+
+REQUESTS, LEAVING = 24, 8
+COUNT = "divserve_requests_total"
+LONG = {
+    "prompt": PROMPT,
+    "decoding": guided("adacad"),
+    "stream": True,
+    "max_tokens": 200,
+    "ignore_eos": True,
+}
+GRACE_S = 30
+FLAGS = ("--api-server-count", "2", "--log-format", "json", "--max-model-len", "256")
+
+
+@pytest.mark.slow
+def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with serving(tiny_with_tokenizer, log, FLAGS) as (url, process):
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda i: ask(url, stream=i % 2 == 0), range(REQUESTS)))
+        assert Counter(answers) == {(8, 8): REQUESTS}
+        text = scraped(url)
+        with ThreadPoolExecutor(LEAVING) as pool:
+            list(pool.map(lambda _: hang_up(url, LONG, after_s=0.3), range(LEAVING)))
+        await_idle(url)
+        left = parse(scraped(url))
+        process.terminate()
+        assert process.wait(30) == 0
+    samples = parse(text)
+    ended = frozenset({("method", "adacad"), ("outcome", "ok")})
+    assert samples[COUNT, ended] == REQUESTS
+    assert samples["divserve_guided_steps_total", frozenset()] == 8 * REQUESTS
+    assert samples["divserve_unguided_steps_total", frozenset()] == 0
+    assert samples["divserve_pair_wait_seconds_count", frozenset()] == REQUESTS
+    assert samples["divserve_engine_up", frozenset({("engine", "large")})] == 1
+    outcomes = {dict(labels)["outcome"]: n for (name, labels), n in left.items() if name == COUNT}
+    assert outcomes["aborted"] > 0
+    assert sum(outcomes.values()) == REQUESTS + LEAVING
+    # In this mode a family appears with its first sample.
+    assert families(text).keys() <= documented().keys()
+    assert len(processes(log)) == 2, "both have answered"
+
+
+def ask(url: str, stream: bool) -> tuple[int, int]:
+    """Steps and tokens of one guided answer, over a connection of its own."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0) as client:
+        options: dict[str, Any] = {"max_tokens": 8, "extra_body": {"ignore_eos": True}}
+        if not stream:
+            answer = chat(client, guided("adacad"), **options)
+            return account(answer.choices[0])["applied_steps"], answer.usage.completion_tokens
+        usage = {"include_usage": True}
+        chunks = list(chat(client, guided("adacad"), stream=True, stream_options=usage, **options))
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        return account(choices[-1])["applied_steps"], chunks[-1].usage.completion_tokens
+
+
+def await_idle(url: str) -> None:
+    """Waits until the engine has nothing to do: what clients left behind has been aborted."""
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline:
+        running = [
+            float(line.split()[-1])
+            for line in scraped(url).splitlines()
+            if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
+        ]
+        if running and not any(running):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"still running: {running}")
+
+
+def processes(log: Path) -> set[int]:
+    """The processes that have written the lines of requests."""
+    lines = [line[line.index("{") :] for line in log.read_text().splitlines() if "{" in line]
+    found = [json.loads(line) for line in lines if '"event": "request"' in line]
+    return {line["pid"] for line in found if line["route"] == "/v1/chat/completions"}
