@@ -18,6 +18,7 @@ sum = $(shell cksum $(1) | cut -d ' ' -f 1)
 VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
 CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
 DEV := .venv/.stamps/dev-$(call sum,< requirements/dev.lock)
+DEPLOY := .venv/.stamps/deploy-$(call sum,< requirements/deploy.lock)
 PROJECT := .venv/.stamps/project-$(call sum,< pyproject.toml)
 CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
 
@@ -45,7 +46,7 @@ help:  ## list the targets
 	@echo
 	@echo "  ARGS=… is passed on to serve, test and bench; PYTHON=… names the Python (3.11 or 3.12)"
 
-setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
+setup: $(DEV) $(DEPLOY) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
 
 serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000
@@ -111,6 +112,12 @@ $(DEV): $(VENV)
 	@echo "→ installing $$(grep -c == requirements/dev.lock) development tools (ten seconds)"
 	@$(call install,dev)
 	@$(call done,dev)
+
+# After cpu.lock, whose packages these need.
+$(DEPLOY): $(CPU)
+	@echo "→ installing $$(grep -c == requirements/deploy.lock) packages that check deploy/ (half a minute)"
+	@$(call install,deploy)
+	@$(call done,deploy)
 
 $(PROJECT): $(CPU)
 	@echo "→ installing divserve itself"

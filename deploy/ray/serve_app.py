@@ -64,7 +64,7 @@ class Options(BaseModel):
 class Replica:
     """One engine and the application that serves it."""
 
-    async def __init__(self, options: Options) -> None:
+    async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         """Starts the engine; Ray Serve sends no request before this is done."""
         from divserve.engine import launch
 

@@ -1,6 +1,7 @@
 """One guided request to a running server: every token must have been decoded by the method.
 
-The pod of `helm test` runs it with nothing but Python; so can you: URL=http://… python guided_request.py
+The pod of `helm test` runs it with nothing but Python, and so can you:
+URL=http://127.0.0.1:8000 python guided_request.py
 """
 
 from __future__ import annotations
