@@ -146,7 +146,8 @@ class Exporter(BaseHTTPRequestHandler):
                 continue
             own = sorted((labels or TARGET | {"engine"}) - TARGET)
             for bound in ("0.1", "1", "+Inf") if name.endswith("_bucket") else ("",):
-                values = dict.fromkeys(own, "x") | ({"le": bound} if bound else {})
+                values = {label: VALUES.get(label, "x") for label in own}
+                values |= {"le": bound} if bound else {}
                 inner = ",".join(f'{label}="{text}"' for label, text in values.items())
                 lines.append(f"{name}{{{inner}}} {value}" if inner else f"{name} {value}")
         self.send_response(200)
