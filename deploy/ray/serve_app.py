@@ -67,15 +67,25 @@ class Replica:
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         """Starts the engine; Ray Serve sends no request before this is done."""
         from divserve.engine import launch
+        from divserve.errors import StartupError
 
         # Sets the environment that vLLM reads while it is imported, so it goes first.
         args = launch.parse(options.argv)
 
+        if (args.api_server_count or 1) > 1:
+            raise StartupError("--api-server-count: Ray Serve starts more replicas instead")
+
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.reasoning import ReasoningParserManager
+        from vllm.tool_parsers import ToolParserManager
 
         from divserve.engine.engines import guided_engine
         from divserve.server import build_app
 
+        if args.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+        if args.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
         self._running = AsyncExitStack()
         engine = guided_engine(AsyncEngineArgs.from_cli_args(args), args.companions)
         self._client = await self._running.enter_async_context(engine)
