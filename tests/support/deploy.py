@@ -1,0 +1,121 @@
+"""What the tests of deploy/ share: its files, programs that check them, and the rendered chart."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.models import ROOT
+
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "divserve"
+MANIFESTS = DEPLOY / "kubernetes"
+SETUP = "make test-deploy installs it (requirements/deploy.lock)"
+
+FULL: dict[str, Any] = {
+    "model": "/models/qwen",
+    "servedModelName": "qwen",
+    "args": ["--amateur", "drop:4:"],
+    "env": [{"name": "VLLM_LOGGING_LEVEL", "value": "INFO"}],
+    "gpus": 2,
+    "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "64Gi"}},
+    "apiKeys": {"existingSecret": "keys"},
+    "hub": {"existingSecret": "hub"},
+    "models": {"existingClaim": "models"},
+    "cache": {"existingClaim": "cache"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    "priorityClassName": "serving",
+    "podAnnotations": {"team": "a"},
+    "networkPolicy": {
+        "from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"c": "d"}}}],
+        "allowHub": False,
+    },
+    "autoscaling": {"keda": {"enabled": True}},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True},
+    "dashboard": {"enabled": True},
+}
+HPA: dict[str, Any] = {"model": "m", "gpus": 0, "autoscaling": {"hpa": {"enabled": True}}}
+VALUES: dict[str, dict[str, Any]] = {"defaults": {"model": "m"}, "full": FULL, "hpa": HPA}
+
+
+class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML with the tags of Compose, whose values it takes as they are."""
+
+
+def _untagged(loader: Loader, _: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)
+
+
+Loader.add_multi_constructor("!", _untagged)
+
+
+def load(path: Path) -> Any:
+    """The one document of a YAML or JSON file."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
+
+
+def load_all(text: str) -> list[dict[str, Any]]:
+    """The documents of a YAML stream that hold something."""
+    return [document for document in yaml.load_all(text, Loader) if document]
+
+
+def program(name: str, origin: str) -> str:
+    """The path of a program beside this Python or on the PATH; skips the test if there is none."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not here: {origin}")
+    return found
+
+
+@functools.cache
+def rendered(name: str) -> tuple[dict[str, Any], ...]:
+    """The objects that Helm makes of the chart with the `VALUES` of this name, as release "r"."""
+    return tuple(render(VALUES[name]))
+
+
+def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects that Helm's own engine makes of the chart in the namespace "ns"."""
+    helm = pytest.importorskip("helm_python", reason=f"Helm's library is not here: {SETUP}")
+    with helm.Chart.load(str(CHART)) as chart:
+        chart.validate_schema(values)
+        files = chart.render(values, name="r", namespace="ns")
+    return [
+        document
+        for path, text in files.items()
+        if path.endswith(".yaml")
+        for document in load_all(text)
+    ]
+
+
+def manifests() -> list[dict[str, Any]]:
+    """The plain Kubernetes objects."""
+    files = [path for path in MANIFESTS.glob("*.yaml") if path.name != "kustomization.yaml"]
+    return [load(path) for path in sorted(files)]
+
+
+def of_kind(documents: list[dict[str, Any]] | tuple[dict[str, Any], ...], kind: str) -> Any:
+    """The only document of its kind."""
+    (found,) = [document for document in documents if document["kind"] == kind]
+    return found
+
+
+def container(name: str) -> Any:
+    """The only container of the chart's Deployment, rendered with the `VALUES` of this name."""
+    (only,) = of_kind(rendered(name), "Deployment")["spec"]["template"]["spec"]["containers"]
+    return only
