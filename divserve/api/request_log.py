@@ -6,6 +6,7 @@ of errors never are, for they may quote what the client sent.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Any, Literal, TextIO
@@ -80,7 +81,7 @@ def fields(record: Record, route: str) -> dict[str, Any]:
         "ttft_ms": None if record.ttft is None else _ms(record.ttft),
         "duration_ms": _ms(record.duration),
         "finish_reason": _joined(record.finish_reasons),
-        "mean": {name: round(mean, 6) for name, mean in record.means().items()} or None,
+        "mean": {name: _finite(mean) for name, mean in record.means().items()} or None,
         "error_type": error.get("type"),
         "error_code": error.get("code"),
     }
@@ -89,6 +90,11 @@ def fields(record: Record, route: str) -> dict[str, Any]:
 
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 2)
+
+
+def _finite(mean: float) -> float | None:
+    """JSON has no infinity, which is what `look_back` finds where there is nothing to compare."""
+    return round(mean, 6) if math.isfinite(mean) else None
 
 
 def _joined(reasons: list[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -19,7 +20,9 @@ from fastapi.testclient import TestClient
 
 from divserve.api import watch
 from divserve.api.record import KEY_NAME, Record
+from divserve.api.report import ChoiceReport
 from divserve.api.request_log import fields, request_log
+from divserve.decoding import METHODS, Stack
 from divserve.engine import request_lines
 from divserve.errors import DecodingFailed
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, guided
@@ -157,6 +160,14 @@ def test_prompts_are_logged_when_asked_for(server: Server) -> None:
     chat, text = server.lines()
     assert chat["prompt"] == MESSAGES
     assert text["prompt"] == PROMPT
+
+
+def test_means_that_json_cannot_say() -> None:
+    stack = Stack(METHODS["look_back"](method="look_back"))
+    report = ChoiceReport(stack, False, 1.0, 0, lambda ids: [""] * len(ids))
+    report.steps, report.sums = 2, {"kl_min": math.inf, "entropy": 3.0}
+    record = Record(scope={"method": "POST"}, reports=[report])
+    assert fields(record, TEXT)["mean"] == {"kl_min": None, "entropy": 1.5}
 
 
 def test_the_key_is_named_not_shown() -> None:

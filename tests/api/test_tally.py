@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from divserve.api.observe import MOST_PENDING, Tally
+from divserve.decoding import METHODS, STATISTICS, LookRow, LookState, Stack
 from tests.support.metrics import Changes
 from tests.support.models import ROOT
 
@@ -35,14 +36,24 @@ def test_long_answers_are_counted_while_they_run(changes: Changes) -> None:
     assert changes.of("guided_steps_total") == MOST_PENDING
 
 
-def test_figures_of_methods_that_are_not_here_yet(changes: Changes) -> None:
-    tally = Tally("look_back")
-    tally.add([{"alarm": 1.0, "kl_min": 0.2}, {"alarm": 0.0, "kl_min": 2.5}], ())
-    tally.add([{"alarm": 0.0, "kl_min": 2.5}], ())
+def test_figures_of_look_back(changes: Changes) -> None:
+    """As its method reports them; a first step has nothing that it could be close to."""
+    stack = Stack(METHODS["look_back"](method="look_back"))
+    own = dict.fromkeys(STATISTICS, 0.0) | {"entropy": 1.5}
+    found = [
+        LookRow(math.inf, 0, LookState.CLEAR, (), ()),
+        LookRow(0.2, 3, LookState.CHOSEN, (7, 8), (0.1, 0.4)),
+        LookRow(2.5, 1, LookState.CLEAR, (), ()),
+    ]
+    rows = [(*own.values(), *look.flat()) for look in found]
+    tally = Tally(stack.name)
+    tally.add([stack.report(row, 1.0) for row in rows], ())
     tally.flush()
     assert changes.of("look_back_tokens_total") == 3
     assert changes.of("look_back_alarms_total") == 1
-    assert changes.of("look_back_kl_min_nats_count") == 3
+    assert changes.of("look_back_kl_min_nats_count") == 2
+    assert changes.of("look_back_kl_min_nats_sum") == pytest.approx(2.7)
+    assert changes.of("entropy_nats_sum", method="look_back") == pytest.approx(4.5)
 
 
 def test_bits_are_counted_in_nats(changes: Changes) -> None:
