@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import openai
@@ -17,12 +18,13 @@ from tests.support.metrics import documented, families, parse, scraped
 from tests.support.server import API_KEY, hang_up, serving
 
 REQUESTS, LEAVING = 24, 8
+TOKENS = 200
 COUNT = "divserve_requests_total"
 LONG = {
     "prompt": PROMPT,
     "decoding": guided("adacad"),
     "stream": True,
-    "max_tokens": 200,
+    "max_tokens": TOKENS,
     "ignore_eos": True,
 }
 GRACE_S = 30
@@ -41,7 +43,12 @@ def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path:
             list(pool.map(lambda _: hang_up(url, LONG, after_s=0.3), range(LEAVING)))
         await_idle(url)
         left = parse(scraped(url))
-        process.terminate()
+        with ThreadPoolExecutor(LEAVING) as pool:
+            begun = Barrier(LEAVING + 1)
+            under_way = [pool.submit(ask_long, url, begun) for _ in range(LEAVING)]
+            begun.wait(GRACE_S)
+            process.terminate()
+            assert {answer.result() for answer in under_way} == {("length", TOKENS)}
         assert process.wait(30) == 0
     samples = parse(text)
     ended = frozenset({("method", "adacad"), ("outcome", "ok")})
@@ -69,6 +76,21 @@ def ask(url: str, stream: bool) -> tuple[int, int]:
         chunks = list(chat(client, guided("adacad"), stream=True, stream_options=usage, **options))
         choices = [choice for chunk in chunks for choice in chunk.choices]
         return account(choices[-1])["applied_steps"], chunks[-1].usage.completion_tokens
+
+
+def ask_long(url: str, begun: Barrier) -> tuple[str | None, int]:
+    """How a long answer ends that had begun when the server was told to stop; its tokens."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0) as client:
+        extra = {"decoding": LONG["decoding"], "ignore_eos": True}
+        usage: Any = {"include_usage": True}
+        stream: Any = client.completions.create(
+            model="smol", prompt=PROMPT, max_tokens=TOKENS, stream=True,
+            stream_options=usage, extra_body=extra,
+        )  # fmt: skip
+        chunks = [next(iter(stream))]
+        begun.wait(GRACE_S)
+        chunks += stream
+        return chunks[-2].choices[0].finish_reason, chunks[-1].usage.completion_tokens
 
 
 def await_idle(url: str) -> None:
