@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from tests.deploy.test_images import SERVERS, last_stage
@@ -65,15 +66,10 @@ def check(given: dict[str, list[str]], folder: Path) -> None:
     """Has the real parser read them all; their files of keys are on other machines."""
     keys = folder / "api-keys"
     keys.write_text("tests:sk-1\n")
-    for argv in given.values():
-        assert argv[0] == "serve"
-        for i, word in enumerate(argv):
-            if argv[i - 1] == "--api-key-file":
-                argv[i] = str(keys)
-            elif word.startswith("--api-key-file="):
-                argv[i] = f"--api-key-file={keys}"
+    assert all(argv[0] == "serve" for argv in given.values())
+    flags = {name: with_keys(argv[1:], keys) for name, argv in given.items()}
     done = subprocess.run(
-        [sys.executable, "-c", PARSE, json.dumps({name: argv[1:] for name, argv in given.items()})],
+        [sys.executable, "-c", PARSE, json.dumps(flags)],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
@@ -82,3 +78,12 @@ def check(given: dict[str, list[str]], folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", done.stderr
+
+
+def with_keys(argv: list[str], file: Path) -> list[str]:
+    """The command with another file of keys."""
+    found, flag = [], "--api-key-file"
+    for before, word in pairwise(["", *argv]):
+        mine = f"{flag}={file}" if word.startswith(f"{flag}=") else word
+        found.append(str(file) if before == flag else mine)
+    return found
