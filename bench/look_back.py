@@ -179,12 +179,14 @@ def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
     engine, runner, _prompts = opened()
     specs, config = runner.get_kv_cache_spec(), runner.kv_cache_config
     size = {name: spec.page_size_bytes / spec.block_size for name, spec in specs.items()}
-    kept, keys, slots = size.pop(LAYER) + 4, sum(size.values()), config.num_blocks * BLOCK
+    kept, keys = size.pop(LAYER) + 4, sum(size.values())
+    slots = config.num_blocks * specs[LAYER].block_size
     found = {
         "hidden state and lse, bytes a token": kept,
         "keys and values, bytes a token": keys,
         "store / keys and values": kept / keys,
-        "allocated, bytes a token": sum(t.size for t in config.kv_cache_tensors) / slots,
+        # One allocation, named by each kind of layer.
+        "allocated, bytes a token": max(t.size for t in config.kv_cache_tensors) / slots,
         "float16 log-probs / store": 2 * VOCAB / kept,
     }
     yield str(specs[LAYER].dtype), {name: [value] for name, value in found.items()}

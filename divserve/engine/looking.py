@@ -288,10 +288,14 @@ class LookStep:
             guided.index_put_((rows, tokens), offered)
 
     def _report(self, raw: Tensor, kl: Tensor, position: Tensor, kls: Tensor) -> Tensor:
-        top = raw.topk(self.candidates.shape[1]).indices.float()
-        alarm = torch.where(kl <= self.thresholds, float(LookState.ALARM), float(LookState.CLEAR))
+        near = kl <= self.thresholds
+        alarm = torch.where(near, float(LookState.ALARM), float(LookState.CLEAR))
         state = torch.where(self.chosen, float(LookState.CHOSEN), alarm)
-        candidates = torch.where(self.chosen[:, None], self.candidates, top)
+        candidates = self.candidates
+        # Only a GPU would have to be asked whether anybody needs them.
+        if near.device.type != "cpu" or bool(near.any()):
+            top = raw.topk(candidates.shape[1]).indices.float()
+            candidates = torch.where(self.chosen[:, None], candidates, top)
         head = torch.stack((kl, position.float() + 1, state), dim=1)
         return torch.cat((head, candidates, kls[self.candidate_cells]), dim=1)
 

@@ -99,7 +99,7 @@ def test_modes_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
 
 
 def test_the_noise_of_bfloat16(smollm2: Path) -> None:
-    """KLmin beside that of the engine's own bfloat16 logits: within the documented 0.1 nat, and some."""
+    """KLmin beside that of the engine's own bfloat16 logits: the documented 0.1 nat, and some."""
     from vllm import SamplingParams
 
     engine = Engine(smollm2, look_back=True, dtype="bfloat16", max_model_len=256)
