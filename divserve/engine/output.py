@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from divserve.engine.looking import readable
+from divserve.engine.look_step import readable
 
 __all__ = ["GuidedOutput", "Looked", "Report", "attach", "guidance_of"]
 
