@@ -1,13 +1,12 @@
-"""Look-back decoding: costs of a step, of an alarm, in memory; and against kept distributions.
+"""What look-back decoding costs: in steps without and with an alarm, in memory, per comparison.
 
-Every figure of a round is a ratio (or a difference) of sides that ran in turn in that round. In
-``itl`` they are plain greedy rows on an engine without the store of hidden states (*bare*), the
-same on one with it (*plain*), and rows that look back and never find anything near. The product
-with the head that look-back may cost is timed inside of the plain steps, so it finds the caches as
-they are there.
+Figures are ratios and differences of sides that ran in turn in one round. In ``itl`` these are
+plain greedy rows on an engine without the store of hidden states (*bare*), the same on one with it
+(*plain*), and rows that look back and find nothing near. The product with the head that look-back
+may cost (GEMM) is timed inside of the plain steps, with the caches as they are there.
 
-    python -m bench.look_back                          # all parts, about 15 minutes on two cores
-    python -m bench.look_back --only itl --rounds 9    # itl, alarm, memory or distributions
+    python -m bench.look_back                         # all parts, about 15 minutes on two cores
+    python -m bench.look_back --only itl --rounds 9   # itl, alarm, memory or distributions
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
@@ -40,7 +39,6 @@ OPTIONS: dict[str, Any] = {
     "max_model_len": 2304,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 1024,
-    "block_size": BLOCK,
 }
 LENGTHS = {32: 161, 128: 161, 1024: 1121, 0: 2017}
 """Tokens of a prompt by window (0: all of them). One more than whole blocks: all else comes from
@@ -48,7 +46,7 @@ the prefix cache from the second round on."""
 BATCHES = (1, 8)
 CANDIDATES = (5, 8, 10)
 WARM = 4
-"""Tokens that every request has before its steps count: no prefill, no head on old positions."""
+"""Tokens that every request has before its steps count: no prefill, no old positions to fill in."""
 EVICT = 1 << 26
 """Numbers that are rewritten between calls without an engine, as a forward would."""
 TARGETS = {"(look_back − bare − GEMM) / bare, %": 2.0}
@@ -56,112 +54,90 @@ TARGETS = {"(look_back − bare − GEMM) / bare, %": 2.0}
 Figures = dict[str, list[float]]
 """Values of all rounds by metric."""
 Request = tuple[list[int], dict[str, Any] | None]
-
-
-class Run(NamedTuple):
-    """Steps in which all requests decode."""
-
-    steps: list[float]
-    """Seconds of each."""
-    first: int
-    """Tokens that the first request took in them."""
-    last: int
-    """Tokens that the last one took."""
-
-    @property
-    def seconds(self) -> float:
-        """Of all steps."""
-        return sum(self.steps)
+Run = tuple[list[float], float, float]
+"""Seconds of each step, and seconds a token of the first request and of the last."""
 
 
 def decode(engine: Engine, requests: Sequence[Request], tokens: int) -> Run:
-    """Times steps until the first request has so many tokens more; then aborts them all."""
+    """Steps until the first of the requests, all decoding, has so many tokens more."""
     from vllm import SamplingParams
 
-    for name, (prompt, extra) in enumerate(requests):
+    have = dict.fromkeys(map(str, range(len(requests))), 0)
+    for name, (prompt, extra) in zip(have, requests, strict=True):
         params = SamplingParams(
             temperature=0, max_tokens=2000, ignore_eos=True, detokenize=False, extra_args=extra
         )
-        engine.core.add_request(str(name), {"prompt_token_ids": prompt}, params)
-    have = dict.fromkeys(map(str, range(len(requests))), 0)
-
-    def step() -> float:
+        engine.core.add_request(name, {"prompt_token_ids": prompt}, params)
+    before, steps = dict(have), list[float]()
+    while have["0"] < before["0"] + tokens or min(before.values()) < WARM:
+        if min(before.values()) < WARM:
+            before, steps = dict(have), []
         start = time.perf_counter()
         outputs = engine.core.step()
-        took = time.perf_counter() - start
+        steps.append(time.perf_counter() - start)
         have.update({one.request_id: len(one.outputs[0].token_ids) for one in outputs})
-        return took
-
-    while min(have.values()) < WARM:
-        step()
-    before, steps = dict(have), []
-    while have["0"] < before["0"] + tokens:
-        steps.append(step())
     engine.core.abort_request(list(have))
     assert not any(engine.leftovers().values())
-    first, last = ("0", str(len(requests) - 1))
-    return Run(steps, have[first] - before[first], have[last] - before[last])
+    own, other = (sum(steps) / (have[n] - before[n]) for n in ("0", max(have)))
+    return steps, own, other
 
 
-def rotated(names: Sequence[str], number: int) -> Iterator[str]:
+def rotated(names: Sequence[str], number: int) -> Sequence[str]:
     """All names, another one first in every round."""
-    turn = number % len(names)
-    yield from (*names[turn:], *names[:turn])
-
-
-def runner_of(engine: Engine) -> Any:
-    """vLLM's model runner."""
-    return engine.core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    return [names[(number + i) % len(names)] for i in range(len(names))]
 
 
 def timed(owner: Any, name: str) -> list[float]:
-    """Seconds of each call of a method of ``owner``."""
-    took: list[float] = []
-    method = getattr(owner, name)
+    """Milliseconds of each call of a method of ``owner``."""
+    took, method = list[float](), getattr(owner, name)
 
-    def timing(*args: Any, **kwargs: Any) -> Any:
+    def timing(*args: Any) -> Any:
         start = time.perf_counter()
-        found = method(*args, **kwargs)
-        took.append(time.perf_counter() - start)
+        found = method(*args)
+        took.append(1e3 * (time.perf_counter() - start))
         return found
 
     setattr(owner, name, timing)
     return took
 
 
+def opened() -> tuple[Engine, Any, list[list[int]]]:
+    """An engine with the store, its model runner, and prompts."""
+    engine, rng = Engine(SMOLLM2, look_back=True, **OPTIONS), random.Random(0)
+    worker = engine.core.engine_core.engine_core.model_executor.driver_worker.worker
+    prompts = [random_prompt(rng, max(LENGTHS.values()), VOCAB) for _ in range(max(BATCHES))]
+    return engine, worker.model_runner, prompts
+
+
 def itl(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, Figures]]:
     """Steps without an alarm."""
-    bare, engine = Engine(SMOLLM2, **OPTIONS), Engine(SMOLLM2, look_back=True, **OPTIONS)
-    alarms = counted(engine.scheduler, "_wait")
-    products = timed(runner_of(engine).model, "compute_logits")
-    rng = random.Random(0)
-    prompts = [random_prompt(rng, max(LENGTHS.values()), VOCAB) for _ in range(max(BATCHES))]
+    (engine, runner, prompts), bare = opened(), Engine(SMOLLM2, **OPTIONS)
+    alarms, gemm = counted(engine.scheduler, "_wait"), timed(runner.model, "compute_logits")
     for (window, length), rows in product(LENGTHS.items(), BATCHES):
         case = f"{rows} rows, window {window or 'all'}, prompts of {length} tokens"
         looking = order("look_back", None, threshold=0, window=window)
         sides = {"bare": (bare, None), "plain": (engine, None), "look_back": (engine, looking)}
         figures: Figures = {}
         for number in progress.track(range(rounds + 1), description=case):
-            step, gemm = {}, 0.0
-            alarms.clear()
+            ms = {}
             for name in rotated(list(sides), number):
-                products.clear()
                 one, extra = sides[name]
-                run = decode(one, [(p[:length], extra) for p in prompts[:rows]], tokens)
-                step[name] = 1e3 * statistics.median(run.steps)
+                steps, *_ = decode(one, [(p[:length], extra) for p in prompts[:rows]], tokens)
+                ms[name] = 1e3 * statistics.median(steps)
                 if name == "plain":
-                    gemm = 1e3 * statistics.median(products[-tokens:])
-            over, plain = step["look_back"] - step["bare"], step["bare"]
+                    ms["GEMM"] = statistics.median(gemm[-tokens:])
+            over = ms["look_back"] - ms["bare"]
             found = {
-                "bare step, ms": plain,
-                "plain / bare (the store alone)": step["plain"] / plain,
-                "look_back / plain": step["look_back"] / step["plain"],
-                "look_back / bare": step["look_back"] / plain,
+                "bare step, ms": ms["bare"],
+                "plain / bare (the store alone)": ms["plain"] / ms["bare"],
+                "look_back / plain": ms["look_back"] / ms["plain"],
+                "look_back / bare": ms["look_back"] / ms["bare"],
                 "look_back − bare, ms": over,
-                "GEMM, ms": gemm,
-                "(look_back − bare − GEMM) / bare, %": 100 * (over - gemm) / plain,
-                "alarms a token": len(alarms) / rows / tokens,
+                "GEMM, ms": ms["GEMM"],
+                "(look_back − bare − GEMM) / bare, %": 100 * (over - ms["GEMM"]) / ms["bare"],
+                "alarms": len(alarms),
             }
+            alarms.clear()
             _add(figures, found, number)
         yield case, figures
     bare.close()
@@ -170,75 +146,55 @@ def itl(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, Fig
 
 def alarm(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, Figures]]:
     """Steps that all alarm, alone and beside seven plain rows."""
-    engine = Engine(SMOLLM2, look_back=True, **OPTIONS)
-    alarms = counted(engine.scheduler, "_wait")
-    rng = random.Random(1)
-    prompts = [random_prompt(rng, LENGTHS[128], VOCAB) for _ in range(max(BATCHES))]
-    orders = {f"k={k}": order("look_back", None, threshold=1000, k=k) for k in CANDIDATES}
-    sides: dict[str, dict[str, Any] | None] = {"plain": None, **orders}
+    engine, _, prompts = opened()
+    sides: dict[str, Any] = {"plain": None}
+    sides |= {f"k={k}": order("look_back", None, threshold=1000, k=k) for k in CANDIDATES}
     figures: dict[str, Figures] = {}
-    label = "alarms"
-    for number in progress.track(range(rounds + 1), description=label):
-        for rows in BATCHES:
-            runs, counts = {}, {}
-            beside: list[Request] = [(prompt, None) for prompt in prompts[1:rows]]
-            for name in rotated(list(sides), number):
-                alarms.clear()
-                runs[name] = decode(engine, [(prompts[0], sides[name]), *beside], tokens)
-                counts[name] = len(alarms) / (runs[name].first + WARM)
-            plain = runs.pop("plain")
-            usual = plain.seconds / plain.first
-            for name, run in runs.items():
-                took = run.seconds / run.first
-                found = {
-                    "alarms a token": counts[name],
-                    "time a token / plain": took / usual,
-                    "steps a token": len(run.steps) / run.first,
-                    "more time an alarm, ms": 1e3 * (took - usual),
-                }
-                if rows > 1:
-                    slow = statistics.quantiles(run.steps, n=20)[-1]
-                    found["ITL of the plain rows / plain"] = run.seconds / run.last / usual
-                    found["their 95th percentile / plain median"] = slow / statistics.median(
-                        plain.steps
-                    )
-                case = f"{name}, {rows - 1} plain rows beside"
-                _add(figures.setdefault(case, {}), found, number)
+    for number, rows in product(progress.track(range(rounds + 1), description="alarms"), BATCHES):
+        beside: list[Request] = [(p[: LENGTHS[128]], None) for p in prompts[1:rows]]
+        runs = {
+            name: decode(engine, [(prompts[0][: LENGTHS[128]], sides[name]), *beside], tokens)
+            for name in rotated(list(sides), number)
+        }
+        plain, usual, _ = runs.pop("plain")
+        for name, (steps, own, other) in runs.items():
+            found = {
+                "time a token / plain": own / usual,
+                "steps a token": len(steps) / tokens,
+                "more time an alarm, ms": 1e3 * (own - usual),
+            }
+            if rows > 1:
+                slow = statistics.quantiles(steps, n=20)[-1]
+                found["ITL of the plain rows / plain"] = other / usual
+                found["its 95th percentile / plain median"] = slow / statistics.median(plain)
+            _add(figures.setdefault(f"{name}, {rows - 1} rows beside", {}), found, number)
     engine.close()
     yield from figures.items()
 
 
-def memory(_rounds: int, _tokens: int, _progress: Progress) -> Iterator[tuple[str, Figures]]:
+def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
     """Bytes of a token, as vLLM has laid them out."""
-    from divserve.engine.hidden import LAYER, store_of
+    from divserve.engine.hidden import LAYER
 
-    engine = Engine(SMOLLM2, look_back=True, **OPTIONS)
-    runner = runner_of(engine)
-    specs = runner.get_kv_cache_spec()
+    engine, runner, _prompts = opened()
+    specs, config = runner.get_kv_cache_spec(), runner.kv_cache_config
     size = {name: spec.page_size_bytes / spec.block_size for name, spec in specs.items()}
-    config, store = runner.kv_cache_config, store_of(runner.model)
-    assert store is not None
-    slots = config.num_blocks * BLOCK
-    kept = size.pop(LAYER) + store.lse.nbytes / slots
-    keys = sum(size.values())
-    all_of_it = sum(tensor.size for tensor in config.kv_cache_tensors) / slots
-    yield (
-        f"{next(iter(specs.values())).dtype}, H = {HIDDEN}, V = {VOCAB}",
-        {
-            "store with lse, bytes a token": [kept],
-            "keys and values, bytes a token": [keys],
-            "store / keys and values": [kept / keys],
-            "allocated / (keys, values, states)": [all_of_it / (keys + kept - 4)],
-            "log-probs in float16, bytes a token": [2.0 * VOCAB],
-            "log-probs in float16 / store": [2.0 * VOCAB / kept],
-        },
-    )
+    kept, keys = size.pop(LAYER) + 4, sum(size.values())
+    slots = config.num_blocks * specs[LAYER].block_size
+    found = {
+        "hidden state and lse, bytes a token": kept,
+        "keys and values, bytes a token": keys,
+        "store / keys and values": kept / keys,
+        # One allocation, named by each kind of layer.
+        "allocated, bytes a token": max(t.size for t in config.kv_cache_tensors) / slots,
+        "float16 log-probs / store": 2 * VOCAB / kept,
+    }
+    yield str(specs[LAYER].dtype), {name: [value] for name, value in found.items()}
     engine.close()
 
 
 def sides(rows: int, window: int) -> dict[str, Callable[[], Tensor]]:
     """The smallest KL ``[rows]`` of a step, from its logits, by what is kept of the window."""
-    torch.manual_seed(0)
     weight, pages = torch.randn(VOCAB, HIDDEN) * 0.13, -(-window // BLOCK)
     states = torch.randn(rows * pages, BLOCK, HIDDEN)
     tables = torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)
@@ -250,15 +206,12 @@ def sides(rows: int, window: int) -> dict[str, Callable[[], Tensor]]:
         lse[:-1].view(rows, -1)[row] = logits.logsumexp(-1)
         ring[row, :window] = logits[:window].log_softmax(-1)
     raw = torch.randn(rows, HIDDEN) @ weight.T
-    starts, stops = (torch.full((rows,), edge, dtype=torch.int32) for edge in (0, window))
+    first, stop = (torch.full((rows,), edge, dtype=torch.int32) for edge in (0, window))
 
     def by_states() -> Tensor:
-        sums = raw.logsumexp(-1)
-        probs = (raw - sums[:, None]).exp()
-        entropy = -torch.special.entr(probs).sum(-1)
-        mu = expected_row(probs, weight)
-        lse[-1:] = sums[:1]
-        return nearest(states, lse, tables, index, starts, stops, mu, entropy, most=window).kl
+        probs = (raw - raw.logsumexp(-1)[:, None]).exp()
+        entropy, mu = -torch.special.entr(probs).sum(-1), expected_row(probs, weight)
+        return nearest(states, lse, tables, index, first, stop, mu, entropy, most=window).kl
 
     def by_log_probs(kept: Tensor) -> Tensor:
         own = raw.log_softmax(-1)
@@ -267,32 +220,25 @@ def sides(rows: int, window: int) -> dict[str, Callable[[], Tensor]]:
         cross = torch.bmm(kept[:, :window], probs.to(kept.dtype)[:, :, None])[:, :, 0]
         return ((probs * own).sum(-1, keepdim=True) - cross.float()).amin(-1)
 
-    short = ring.half()
-    return {
-        "states": by_states,
-        "float32 log-probs": lambda: by_log_probs(ring),
-        "float16 log-probs": lambda: by_log_probs(short),
-    }
+    kept = {"float32 log-probs": ring, "float16 log-probs": ring.half()}
+    return {"states": by_states} | {n: lambda ring=r: by_log_probs(ring) for n, r in kept.items()}
 
 
 def distributions(rounds: int, _tokens: int, progress: Progress) -> Iterator[tuple[str, Figures]]:
     """A step's comparison with the window: from hidden states, and from kept log-probs."""
     scratch = torch.zeros(EVICT)
     for window, rows in product((32, 128, 1024), BATCHES):
-        case, figures = f"comparison of {rows} rows, window {window}", Figures()
-        calls = sides(rows, window)
+        case, figures, calls = f"{rows} rows, window {window}", Figures(), sides(rows, window)
         for number in progress.track(range(3 * rounds + 1), description=case):
-            took, kl = {}, {}
+            kl, found = {}, {}
             for name in rotated(list(calls), number):
                 scratch.add_(1)
                 start = time.perf_counter()
                 kl[name] = calls[name]()
-                took[name] = 1e3 * (time.perf_counter() - start)
-            found = {f"{name}, ms": value for name, value in took.items()}
+                found[f"{name}, ms"] = 1e3 * (time.perf_counter() - start)
             for name in list(calls)[1:]:
-                found[f"{name} / states"] = took[name] / took["states"]
-                off = (kl[name] - kl["states"]).abs().max()
-                found[f"{name}: KL differs by at most, nats"] = float(off)
+                found[f"{name} / states"] = found[f"{name}, ms"] / found["states, ms"]
+                found[f"{name}: KL off by"] = float((kl[name] - kl["states"]).abs().max())
             _add(figures, found, number)
         yield case, figures
 
@@ -304,9 +250,7 @@ def main(
     only: Annotated[str, typer.Option(help="One part: " + ", ".join(PARTS) + ".")] = "",
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
     tokens: Annotated[int, typer.Option(help="Tokens of a side in a round.")] = 24,
-    recorded: Annotated[
-        bool, typer.Option("--record", help="The figures, into bench/results.csv.")
-    ] = False,
+    recorded: Annotated[bool, typer.Option("--record", help="Into bench/results.csv.")] = False,
 ) -> None:
     """Measure and print one table."""
     table = Table("case", "metric", "median", "range", "target", title="smollm2, greedy")
@@ -318,11 +262,9 @@ def main(
                     value = f"{statistics.median(values):.4g}"
                     spread = f"{min(values):.4g} to {max(values):.4g}"
                     target = f"≤ {TARGETS[metric]:g}" if metric in TARGETS else ""
-                    table.add_row(case, metric, value, spread, target)
-                    case_of = f"smollm2, {part}: {case}"
-                    lines.append(
-                        {"case": case_of, "metric": metric, "value": value, "spread": spread}
-                    )
+                    row = (f"{part}: {case}", metric, value, spread)
+                    table.add_row(*row, target)
+                    lines.append(dict(zip(("case", "metric", "value", "spread"), row, strict=True)))
     Console(width=140).print(table)
     if recorded:
         record.append("look_back", " ".join(["python -m bench.look_back", *sys.argv[1:]]), lines)

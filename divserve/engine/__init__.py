@@ -24,9 +24,10 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``register_model_loader``, ``set_model_tag`` | helpers in the same forward | helpers.py |
 | ``initialize_model``, ``AttentionLayerBase`` | a helper of shared layers | drop.py |
 | ``CacheOnlyAttentionLayer`` and its builder | store hidden states in KV blocks | hidden.py |
-| ``SchedulerOutput``, ``kv_cache_block_copies`` | the same | looking.py, runner.py |
+| ``SchedulerOutput.kv_cache_block_copies`` | copy their lse | runner.py |
+| ``SchedulerOutput`` (open attributes) | who takes a candidate | looking.py |
 | ``Scheduler.kv_holding_waiting``, ``KVCacheBlocks`` | probes of held blocks | look_back.py |
-| ``SamplingMetadata``, ``SamplingStates`` | their temperatures | runner.py, runner_v2.py |
+| ``SamplingMetadata``, ``SamplingStates`` | own temperatures | runner.py, runner_v2.py |
 | ``hidden_states`` of both, ``model.compute_logits`` | read grounding texts | grounding.py |
 | ``Worker.init_device``, ``CPUWorker.init_device`` | install the runner hook | worker.py |
 | ``OutputProcessor.add_request``, ``process_outputs`` | collect statistics | ledger.py |

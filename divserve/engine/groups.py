@@ -14,7 +14,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from divserve.decoding import STATISTICS, Form, Row
 from divserve.engine.grounding import Groundings
 from divserve.engine.group import GROUP_KEY
-from divserve.engine.looking import LookStep, LookTable, chosen_of
+from divserve.engine.look_step import LookStep
+from divserve.engine.looking import LookTable, chosen_of
 from divserve.engine.plan import Plan
 from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, helper_row
 from divserve_kernels import STATISTICS as KERNEL_STATISTICS

@@ -158,6 +158,21 @@ class HiddenStore:
                 f"a bias, a quantised head?): KL(p‖p) is {float(error):.2g} nats, not 0"
             )
 
+    def warm(self) -> None:
+        """Compiles the comparison, alone and shared by threads, before a request waits for it."""
+        weight, layer = self._weight(), self._layer
+        shape = (1, layer.block_size, layer.head_size)
+        states = torch.zeros(shape, dtype=layer.kv_cache_torch_dtype, device=weight.device)
+        count, most = 8, 1024
+        lse = torch.zeros(layer.block_size + 1, device=weight.device)
+        table = torch.zeros(count, most // layer.block_size + 1, dtype=torch.int32).to(lse.device)
+        rows = torch.arange(count, device=lse.device)
+        starts = torch.zeros(count, dtype=torch.int32, device=lse.device)
+        mu = torch.zeros(count, layer.head_size, device=lse.device)
+        for length in (1, most):
+            ends = torch.full_like(starts, length)
+            nearest(states, lse, table, rows, starts, ends, mu, lse[:count], most=length)
+
     def _weight(self) -> Tensor:
         weight: Tensor | None = getattr(_head_of(self._model), "weight", None)
         if weight is None:

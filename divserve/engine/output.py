@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from divserve.engine.looking import readable
+from divserve.engine.look_step import readable
 
 __all__ = ["GuidedOutput", "Looked", "Report", "Timer", "attach", "guidance_of", "seconds_of"]
 

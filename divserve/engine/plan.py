@@ -11,7 +11,8 @@ from torch import Tensor
 
 from divserve.decoding import STATISTICS
 from divserve.engine.hidden import Head, HiddenStore
-from divserve.engine.looking import LookStep, LookTable
+from divserve.engine.look_step import LookStep
+from divserve.engine.looking import LookTable
 from divserve.engine.output import Looked, Report, Timer
 from divserve_kernels import Rows, guide
 

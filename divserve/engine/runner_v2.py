@@ -16,7 +16,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.helpers import helper_logits
-from divserve.engine.looking import LookStep
+from divserve.engine.look_step import LookStep
 from divserve.engine.output import Report, attach
 from divserve.engine.runner import follow_copies, looks_of
 

@@ -80,6 +80,7 @@ def _check_store(worker: Any) -> None:
     if store is None:
         return
     store.check(model.compute_logits)
+    store.warm()
     sizes = {
         name: spec.page_size_bytes / spec.block_size
         for name, spec in worker.get_kv_cache_spec().items()
