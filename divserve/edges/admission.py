@@ -59,7 +59,8 @@ class Admission:
                     retry_after_s=max(allowance.reset_s, 0.001),
                 )
         if refusal is not None:
-            await self._refuse(refusal)(scope, receive, send)
+            # The connection stays open: closed with a body unread, it would take the answer along.
+            await error_response(refusal)(scope, receive, send)
             return
         ticket = self.traffic.enter(client, rows=int(works))
         scope.setdefault("state", {})[TICKET] = (self.traffic, ticket)
@@ -90,13 +91,6 @@ class Admission:
                 retry_after_s=RETRY_AFTER_S,
             )
         return None
-
-    def _refuse(self, refusal: ApiError) -> ASGIApp:
-        response = error_response(refusal)
-        if self.traffic.draining:
-            # The next request of this client shall find another server.
-            response.headers["connection"] = "close"
-        return response
 
 
 def _telling(allowance: Allowance, send: Send) -> Send:

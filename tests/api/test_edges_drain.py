@@ -21,6 +21,7 @@ from tests.support.models import ROOT
 from tests.support.server import clean_environment
 
 STREAMS = 100
+TOKENS = 100
 START_TIMEOUT_S = 60
 LEAVES_WITHIN_S = 15
 READY_TURNS_WITHIN_S = 1.0
@@ -83,7 +84,7 @@ def client(url: str) -> httpx2.AsyncClient:
 def test_no_stream_is_truncated(tmp_path: Path) -> None:
     async def test(url: str, process: subprocess.Popen[bytes]) -> None:
         async with client(url) as http:
-            tasks = await streaming(http, 200, STREAMS)
+            tasks = await streaming(http, TOKENS, STREAMS)
             start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             while (ready := await http.get("/ready")).status_code == 200:
@@ -98,9 +99,9 @@ def test_no_stream_is_truncated(tmp_path: Path) -> None:
             for events in await asyncio.gather(*tasks):
                 assert events[-1] == "[DONE]"
                 assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
-                assert len(events) == 201
+                assert len(events) == TOKENS + 1
 
-    with served(tmp_path / "log.txt") as (url, process):
+    with served(tmp_path / "log.txt", drain_timeout=120) as (url, process):
         asyncio.run(test(url, process))
         assert process.wait(LEAVES_WITHIN_S) == 0
 
