@@ -27,6 +27,8 @@ BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
 
 CLOSE_TIMEOUT_S = 5
 """Longest wait for open connections once the engine has stopped."""
+DEAD = 1
+"""The exit code that has a supervisor start the server again."""
 
 
 def serve(argv: Sequence[str], build_app: BuildApp) -> int:
@@ -37,7 +39,7 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
         build_app: the HTTP layer, handed in so that the engine need not know it.
 
     Returns:
-        The exit code.
+        The exit code: 0 after a signal, `DEAD` when the engine has died.
 
     Raises:
         StartupError: versions, flags or modes that are not supported.
@@ -45,8 +47,7 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
-    uvloop.run(_serve(args, build_app))
-    return 0
+    return uvloop.run(_serve(args, build_app))
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     return args
 
 
-async def _serve(args: Namespace, build_app: BuildApp) -> None:
+async def _serve(args: Namespace, build_app: BuildApp) -> int:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.launcher import setup_server
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
@@ -129,10 +130,12 @@ async def _serve(args: Namespace, build_app: BuildApp) -> None:
             address,
         )
         stopped = await listen(app, args, sock, log_config)
+        died = client.errored and not app.state.traffic.draining
     try:
         await stopped
     finally:
         sock.close()
+    return DEAD if died else 0
 
 
 async def listen(
