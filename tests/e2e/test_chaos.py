@@ -144,27 +144,19 @@ def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
         answer = await http.post("/v1/completions", json={**body, "prompt": f"Story {number % 8}"})
         return time.perf_counter() - start, answer
 
-    async def overrun() -> tuple[list[str], list[Any], float]:
+    async def overrun() -> tuple[list[str], list[Any]]:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         options: Any = {"base_url": url, "headers": KEY, "timeout": 120, "limits": limits}
         async with httpx2.AsyncClient(**options) as http:
             alone = [(await ask(http, n))[1].json()["choices"][0]["text"] for n in range(8)]
-            full = asyncio.gather(*(ask(http, number) for number in range(fits)))
-            took: list[float] = []
-            answers: list[Any] = []
-            # One after another, so that it is the server that is timed and not this client.
-            while not full.done() and len(answers) < 9 * fits:
-                seconds, answer = await ask(http, 0)
-                answers.append((seconds, answer))
-            return alone, [*(await full), *answers], statistics.median(took or [0.0])
+            return alone, await asyncio.gather(*(ask(http, n) for n in range(10 * fits)))
 
-    alone, answers, _ = asyncio.run(overrun())
+    alone, answers = asyncio.run(overrun())
     refused = [(seconds, answer) for seconds, answer in answers if answer.status_code == 429]
     accepted = [(n, seconds, a) for n, (seconds, a) in enumerate(answers) if a.status_code == 200]
     assert len(refused) + len(accepted) == len(answers)
     for number, _, answer in accepted:
-        story = number % 8 if number < fits else 0
-        assert answer.json()["choices"][0]["text"] == alone[story]
+        assert answer.json()["choices"][0]["text"] == alone[number % 8]
         assert answer.json()["usage"]["completion_tokens"] == 40
     for _, answer in refused:
         assert answer.headers["retry-after"] == "1"
@@ -195,7 +187,8 @@ def test_the_engine_is_killed(tiny_with_tokenizer: Path, tmp_path: Path) -> None
             async for line in answer.aiter_lines():
                 events += [line.removeprefix("data: ")] if line else []
                 begun.set()
-        return json.loads(events[-1])["error"]
+        # vLLM ends a plain stream with [DONE] even after an error.
+        return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
 
     async def test(url: str, engine: psutil.Process) -> list[Any]:
         options: Any = {"base_url": url, "headers": KEY, "timeout": 60}
@@ -205,7 +198,7 @@ def test_the_engine_is_killed(tiny_with_tokenizer: Path, tmp_path: Path) -> None
                 asyncio.create_task(stream(http, decoding, event))
                 for decoding, event in zip(DECODINGS, begun, strict=True)
             ]
-            body = {"prompt": "x", "max_tokens": 900, "ignore_eos": True}
+            body = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True}
             whole = [
                 asyncio.create_task(http.post("/v1/completions", json={**body, "decoding": d}))
                 for d in DECODINGS
