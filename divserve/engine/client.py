@@ -25,6 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve import metrics
 from divserve.decoding import Spec
+from divserve.engine import faults
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.handoff import HandOff
 from divserve.engine.ledger import Account, Ledger
@@ -32,7 +33,7 @@ from divserve.engine.orders import OnSmall, check_companions, check_switch, orde
 from divserve.engine.parameters import parameter_ratio
 from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
-__all__ = ["GuidedClient", "ShuttingDown"]
+__all__ = ["EngineStopped", "GuidedClient", "ShuttingDown"]
 
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
@@ -49,6 +50,15 @@ class ShuttingDown(Unavailable, GracefulHTTPError):
         self.retry_after_s = 5.0
 
 
+class EngineStopped(Unavailable, EngineDeadError):
+    """The engine has died. vLLM's own is a 500, and one object that all requests raise."""
+
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        Unavailable.__init__(self, "The engine has stopped; the server is about to leave.")
+
+
 class GuidedClient(EngineClient):
     """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
 
@@ -57,6 +67,8 @@ class GuidedClient(EngineClient):
         self.companions = companions
         """Names of the models beside the served one."""
         self.ledger = Ledger(inner.output_processor)
+        self._propagate_error = inner.output_processor.propagate_error
+        inner.output_processor.propagate_error = self._tell
         self.small: GuidedClient | None = None
         self.compute_ratio: float | None = None
         """Parameters of the small model over those of the large one; None if not known."""
@@ -68,6 +80,14 @@ class GuidedClient(EngineClient):
         self.small = small
         self._hand_off = HandOff(self.inner, small.inner)
         self.compute_ratio = parameter_ratio(small.model_config, self.model_config)
+
+    def _tell(self, error: Exception) -> None:
+        """Ends every request under way with what has happened to the engine."""
+        if not isinstance(error, EngineDeadError):
+            self._propagate_error(error)
+            return
+        for state in self.inner.output_processor.request_states.values():
+            state.queue.put(EngineStopped())
 
     def health(self) -> dict[str, bool]:
         """Which engines live, by ``large`` and ``small``."""
@@ -129,12 +149,15 @@ class GuidedClient(EngineClient):
 
         Raises:
             VLLMValidationError: something else stands there; only a client can have put it there.
+            EngineStopped: the engine is dead.
 
         Raises (while iterating):
             InvalidRequest: the group can never fit in the KV cache.
             DecodingFailed: a token was sampled without its guide.
         """
         spec = order_of(sampling_params)
+        if self.inner.errored:
+            raise EngineStopped
         if isinstance(spec, OnSmall):
             return self._on_small(prompt, sampling_params, spec, request_id, options)
         if spec is None:
@@ -238,7 +261,8 @@ def _account_for(output: RequestOutput, account: Account) -> None:
     if account.error is not None and account.refused:
         raise InvalidRequest(account.error, param="decoding.guide", code="context_length_exceeded")
     if account.error is not None:
-        raise DecodingFailed(account.error, param="decoding", code="lockstep_lost")
+        code = "lockstep_lost" if account.error == faults.LOST else None
+        raise DecodingFailed(account.error, param="decoding", code=code)
     for choice in output.outputs:
         rows = account.take(choice.index, len(choice.token_ids))
         if len(rows) != len(choice.token_ids):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from divserve.decoding import STATISTICS, Form, Row
+from divserve.engine.faults import Contained
 from divserve.engine.grounding import Groundings
 from divserve.engine.group import GROUP_KEY
 from divserve.engine.look_step import LookStep
 from divserve.engine.looking import LookTable, chosen_of
-from divserve.engine.plan import Plan
+from divserve.engine.output import Report
+from divserve.engine.plan import HelperLogits, Looks, Plan
 from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, helper_row
 from divserve_kernels import STATISTICS as KERNEL_STATISTICS
 from divserve_kernels import Form as KernelForm
@@ -68,11 +70,7 @@ class GroupTable:
     def observe(self, scheduler_output: SchedulerOutput) -> None:
         """Takes up new groups and drops finished ones. Call once a step, before `plan`."""
         for request_id in scheduler_output.finished_req_ids:
-            self.groundings.end(request_id)
-            self.looks.end(request_id)
-            if (entry := self._entries.pop(request_id, None)) is not None:
-                self._free.append(entry.slot)
-                self._layout = []
+            self._drop(request_id)
         self._resume(scheduler_output)
         self._handed = {}
         programs: dict[int, Sequence[float]] = {}
@@ -81,18 +79,35 @@ class GroupTable:
             order = (params.extra_args or {}).get(GROUP_KEY) if params is not None else None
             if order is None:
                 continue
-            if "grounds" in order:
-                self.groundings.add(new.req_id, order)
-            elif "looks_for" in order:
-                self.looks.add_probe(new.req_id, order)
-            else:
-                programs |= self._add(new.req_id, order)
-                if order["look"] is not None:
-                    prompt = len(new.prompt_token_ids)
-                    known = len(new.prefill_token_ids or new.prompt_token_ids)
-                    slot = self._entries[new.req_id].slot
-                    self.looks.add(new.req_id, slot, order["look"], prompt, known)
+            with Contained(f"Taking up request {new.req_id}"):
+                programs |= self._take_up(new, order)
+                continue
+            self._drop(new.req_id)
         self._programs.write(programs)
+
+    def _take_up(self, new: Any, order: dict[str, Any]) -> dict[int, Sequence[float]]:
+        """Takes up what a new row is; returns its programs by slot, if it has any."""
+        if "grounds" in order:
+            self.groundings.add(new.req_id, order)
+            return {}
+        if "looks_for" in order:
+            self.looks.add_probe(new.req_id, order)
+            return {}
+        programs = self._add(new.req_id, order)
+        if order["look"] is not None:
+            prompt = len(new.prompt_token_ids)
+            known = len(new.prefill_token_ids or new.prompt_token_ids)
+            slot = self._entries[new.req_id].slot
+            self.looks.add(new.req_id, slot, order["look"], prompt, known)
+        return programs
+
+    def _drop(self, request_id: str) -> None:
+        """A request has ended, or could not be taken up."""
+        self.groundings.end(request_id)
+        self.looks.end(request_id)
+        if (entry := self._entries.pop(request_id, None)) is not None:
+            self._free.append(entry.slot)
+            self._layout = []
 
     def _resume(self, scheduler_output: SchedulerOutput) -> None:
         """Requests that come back: preempted ones, and lookers that waited for their probes."""
@@ -110,18 +125,12 @@ class GroupTable:
 
     def _add(self, primary: str, order: dict[str, Any]) -> dict[int, Sequence[float]]:
         """Takes up a group; returns its programs by slot."""
+        cooling, helpers = order["cooling"], len(order["helpers"])
+        rest = (tuple(order["guides"]), cooling is not None, order["grounded"], helpers)
         # A preempted one comes back under its old id: it keeps its slot.
         known = self._entries.get(primary)
         slot = self._take_slot() if known is None else known.slot
-        cooling = order["cooling"]
-        self._entries[primary] = Entry(
-            slot,
-            tuple(order["guides"]),
-            cooling is not None,
-            order["grounded"],
-            len(order["helpers"]),
-            order["vocab"],
-        )
+        self._entries[primary] = Entry(slot, *rest, order["vocab"])
         self._layout = []
         if order["output"]:
             self._handed[primary] = order["output"]
@@ -158,8 +167,36 @@ class GroupTable:
             if len(here) == len(rows):
                 found.append((primary, entry, here[0], here[1:]))
         found.sort(key=lambda group: group[1].helpers > 0)
+        with Contained("Planning a step"):
+            return self._planned(found, row_of)
+        found = [group for group in found if self._can_plan(group, row_of)]
+        with Contained("Planning the rest of a step"):
+            return self._planned(found, row_of)
+        self.looks.lose()
+        return None
+
+    def _can_plan(
+        self, group: tuple[str, Entry, int, list[int]], row_of: Mapping[str, int]
+    ) -> bool:
+        with Contained(f"Planning a step of request {group[0]}"):
+            self._planned([group], row_of)
+            return True
+        return False
+
+    def _planned(
+        self, found: list[tuple[str, Entry, int, list[int]]], row_of: Mapping[str, int]
+    ) -> Plan | None:
         look = self.looks.plan([(primary, row) for primary, _, row, _ in found], row_of)
         return self._pack(found, look) if found or look else None
+
+    def guide(
+        self, plan: Plan, logits: Tensor, helper_logits: HelperLogits, looks: Looks | None
+    ) -> tuple[Tensor, Report] | None:
+        """As `Plan.guide`; None if it fails: the scheduler then stops all requests of the plan."""
+        with Contained("Guiding the logits of a step"):
+            return plan.guide(logits, self.groundings.table, helper_logits, looks)
+        self.looks.lose()
+        return None
 
     def _pack(self, found: list[tuple[str, Entry, int, list[int]]], look: LookStep | None) -> Plan:
         """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""

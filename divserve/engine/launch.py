@@ -29,6 +29,8 @@ BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
 
 CLOSE_TIMEOUT_S = 5
 """Longest wait for open connections once the engine has stopped."""
+DEAD = 1
+"""The exit code that has a supervisor start the server again."""
 
 
 def serve(argv: Sequence[str], build_app: BuildApp) -> int:
@@ -40,7 +42,7 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
             module, for it may be sent to other processes.
 
     Returns:
-        The exit code.
+        The exit code: 0 after a signal, `DEAD` when the engine has died.
 
     Raises:
         StartupError: versions, flags or modes that are not supported.
@@ -53,9 +55,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     worker = partial(_serve, build_app)
     if several:
         serve_many(args, address, sock, worker)
-    else:
-        uvloop.run(worker(address, sock, args))
-    return 0
+        return 0
+    return uvloop.run(worker(address, sock, args))
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -127,7 +128,7 @@ async def _serve(
     sock: socket.socket,
     args: Namespace,
     client_config: dict[str, Any] | None = None,
-) -> None:
+) -> int:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
     from vllm.logger import init_logger
@@ -155,10 +156,12 @@ async def _serve(
             address,
         )
         stopped = await listen(app, args, sock, log_config, peer_loads)
+        died = client.errored and not app.state.traffic.draining
     try:
         await stopped
     finally:
         sock.close()
+    return DEAD if died else 0
 
 
 async def listen(

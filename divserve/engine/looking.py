@@ -87,6 +87,10 @@ class LookTable:
             looker.fresh, looker.prefix_known, looker.tail_known = True, False, False
             looker.known = looker.prompt + output
 
+    def lose(self) -> None:
+        """A step has failed: what probes have found so far counts no more."""
+        self.kls.fill_(math.nan)
+
     def end(self, request_id: str) -> None:
         """A request has ended: a looker, a probe, or none of ours."""
         self.lookers.pop(request_id, None)

@@ -24,7 +24,7 @@ from divserve.engine.engines import configured
 
 __all__ = ["Worker", "serve_many"]
 
-Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, None]]
+Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, int]]
 """Serves in one process: address, socket, arguments, and how to reach the engine."""
 
 CLOSE_S = 10.0
@@ -137,4 +137,4 @@ def _run(
     configure_logging(args.logging_config)
     set_process_title("APIServer", str(client_config["client_index"]))
     decorate_logs()
-    uvloop.run(worker(address, sock, args, client_config))
+    raise SystemExit(uvloop.run(worker(address, sock, args, client_config)))

@@ -72,12 +72,15 @@ class GuidedRunner:
         plan = self.divserve_groups.plan(batch.req_ids, samples)
         if plan is None:
             return None
-        logits, report = plan.guide(
+        guided = self.divserve_groups.guide(
+            plan,
             state.logits,
-            self.divserve_groups.groundings.table,
             partial(helper_logits, self.model, state.sample_hidden_states),  # type: ignore[attr-defined]
             looks_of(self),
         )
+        if guided is None:
+            return None
+        logits, report = guided
         self.execute_model_state = state._replace(logits=logits)
         self.divserve_plan = plan
         return report

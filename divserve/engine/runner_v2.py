@@ -51,12 +51,11 @@ class GuidedRunnerV2:
         compute_logits, looks = model.compute_logits, looks_of(self)
 
         def guided_logits(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            logits, self.divserve_report = plan.guide(
-                compute_logits(hidden_states, *args, **kwargs),
-                self.divserve_groups.groundings.table,
-                partial(helper_logits, model, hidden_states),
-                looks,
-            )
+            logits: Tensor = compute_logits(hidden_states, *args, **kwargs)
+            helpers = partial(helper_logits, model, hidden_states)
+            guided = self.divserve_groups.guide(plan, logits, helpers, looks)
+            if guided is not None:
+                logits, self.divserve_report = guided
             return logits
 
         model.compute_logits = guided_logits

@@ -4,7 +4,8 @@ Each step: groups whose members all have just their sampling token left are *rel
 the front of the running list, members side by side, so that neither the token budget nor a
 preemption can come between them. All other members are *held* one token back. One-token members
 *join* in the step of their group's first sample. What the workers report of each guided token
-travels to the front end with the token; a token without a report ends its request with an error.
+travels to the front end with the token; a token without a report, or of logits that are not
+numbers, ends its request with an error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import LookRow
+from divserve.engine.faults import LOST, why_failed
 from divserve.engine.group import ADMISSIBLE, WIRE_KEY, Group
 from divserve.engine.look_back import LookBackMixin
 from divserve.engine.output import guidance_of, seconds_of
@@ -29,12 +31,10 @@ from divserve.engine.preflight import PreflightMixin
 from divserve.engine.switching import SwitchMixin
 from divserve.engine.telemetry import TelemetryMixin
 
-__all__ = ["AsyncLockstepScheduler", "LockstepScheduler"]
+__all__ = ["LOST", "AsyncLockstepScheduler", "LockstepScheduler"]
 
 _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 """How rows of ours end by themselves: a guide at the longest length, a grounding text when read."""
-
-LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 
 MEMBER_ENDED = ("member_ended", 0)
 ENDED = {"error": LOST, "broken": MEMBER_ENDED[0]}
@@ -202,19 +202,22 @@ class LockstepMixin(LookBackMixin, SwitchMixin, TelemetryMixin, PreflightMixin):
         runner_output: ModelRunnerOutput,
         reports: dict[str, tuple[float, ...]],
     ) -> None:
-        """Takes back tokens of members that were sampled without a report; their requests fail."""
+        """Takes back tokens of members without a report or with a broken one; their requests fail."""
         tokens = runner_output.sampled_token_ids
         if not tokens:
             return
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
-            if group is None or group.primary.request_id in reports or group.reads(request_id):
+            if group is None or group.reads(request_id):
+                continue
+            why = why_failed(reports.get(group.primary.request_id))
+            if why is None:
                 continue
             row = runner_output.req_id_to_index[request_id]
             if tokens[row]:
                 self._note_unguided(group, request_id, len(tokens[row]))
                 tokens[row] = []
-                self._failed[group.primary.request_id] = LOST
+                self._failed[group.primary.request_id] = why
 
     def _annotate(self, output: EngineCoreOutput, reports: dict[str, tuple[float, ...]]) -> bool:
         """Adds statistics or the reason of a failure; False for the output of a row of ours."""

@@ -1,4 +1,4 @@
-"""A pair that comes apart ends its own request with an error; its neighbours do not notice."""
+"""What goes wrong with one request ends it with an error; its neighbours do not notice."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from vllm import SamplingParams
 
-from divserve.engine.groups import GroupTable
+from divserve.engine.faults import NOT_NUMBERS
+from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.scheduler import LOST
 from tests.support.engine import Engine, order
 
@@ -46,17 +48,17 @@ def healthy(engine: Engine) -> tuple[Any, Any, Any]:
     return run_with_neighbours(engine)
 
 
-def assert_only_victim_failed(engine: Engine, healthy: Any, got: Any, tokens: int) -> None:
+def assert_only_victim_failed(
+    engine: Engine, healthy: Any, got: Any, tokens: int, why: str = LOST
+) -> None:
     victim, *others = got
     answer = victim.outputs[0]
     assert answer.finish_reason == "error"
     assert list(answer.token_ids) == list(healthy[0].outputs[0].token_ids[:tokens])
-    assert victim.kv_transfer_params["divserve"] == {
-        "error": LOST,
-        "refused": False,
-        "broken": "no_report",
-        "unguided": 1,
-    }
+    report = victim.kv_transfer_params["divserve"]
+    assert (report["error"], report["refused"]) == (why, False)
+    if why == LOST:
+        assert (report["broken"], report["unguided"]) == ("no_report", 1)
     for mine, expected in zip(others, healthy[1:], strict=True):
         assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
     assert set(engine.leftovers().values()) == {0}
@@ -78,6 +80,81 @@ def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(GroupTable, "plan", forgetful)
     assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=3)
+
+
+@pytest.mark.parametrize("member", ["primary", "guide"])
+def test_logits_are_not_numbers(
+    engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch, member: str
+) -> None:
+    """NaN in one row of the fourth step: its token is not sent, and the other rows stay numbers."""
+    guide, steps = Plan.guide, 0
+
+    def broken(plan: Plan, logits: torch.Tensor, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            rows, guide_rows = plan.copies
+            logits[(rows if member == "primary" else guide_rows)[0]] = float("nan")
+        return guide(plan, logits, *args)
+
+    monkeypatch.setattr(Plan, "guide", broken)
+    got = run_with_neighbours(engine)
+    assert_only_victim_failed(engine, healthy, got, tokens=3, why=NOT_NUMBERS)
+
+
+def test_planning_one_group_raises(
+    engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its group is left out of the step, in which the others are guided all the same."""
+    pack, victim = GroupTable._pack, ""
+
+    def raising(table: GroupTable, found: Any, look: Any) -> Any:
+        nonlocal victim
+        if len(found) == 2:
+            victim = found[0][0]
+        if found[0][0] == victim:
+            raise KeyError("for this test")
+        return pack(table, found, look)
+
+    monkeypatch.setattr(GroupTable, "_pack", raising)
+    got = run_with_neighbours(engine)
+    sent = len(got[0].outputs[0].token_ids)
+    assert sent < 12
+    assert_only_victim_failed(engine, healthy, got, tokens=sent)
+
+
+def test_an_order_cannot_be_taken_up(
+    engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of the group, so not even its first token is sent."""
+    add, calls = GroupTable._add, 0
+
+    def raising(table: GroupTable, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("for this test")
+        return add(table, *args)
+
+    monkeypatch.setattr(GroupTable, "_add", raising)
+    assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=0)
+
+
+def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call guides all groups: all of its step end, the plain request and the engine go on."""
+
+    def raising(*args: Any) -> Any:
+        raise RuntimeError("for this test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "guide", raising)
+        *guided, plain = run_with_neighbours(engine)
+    assert [o.outputs[0].finish_reason for o in guided] == ["error"] * 2
+    assert [list(o.outputs[0].token_ids) for o in guided] == [[]] * 2
+    assert plain.outputs[0].token_ids == healthy[2].outputs[0].token_ids
+    assert set(engine.leftovers().values()) == {0}
+    again = run_with_neighbours(engine)
+    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in healthy]
 
 
 def test_scheduler_splits_a_pair(
@@ -138,6 +215,19 @@ def test_refusal_by_the_scheduler_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest) as refused:
         _account_for(SimpleNamespace(outputs=[choice]), account)
     assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(LOST, "lockstep_lost"), (NOT_NUMBERS, "decoding_failed")]
+)
+def test_the_client_is_told_what_failed(error: str, code: str) -> None:
+    from divserve.engine.client import _account_for
+    from divserve.engine.ledger import Account
+    from divserve.errors import DecodingFailed
+
+    with pytest.raises(DecodingFailed, match=error[:20]) as failed:
+        _account_for(SimpleNamespace(outputs=[]), Account(ticket=0, error=error))
+    assert (failed.value.status, failed.value.code) == (500, code)
 
 
 def test_front_end_refuses_tokens_without_statistics() -> None:

@@ -63,6 +63,8 @@ class FakeClient:
 
     def check_admission(self, *args: Any, **kwargs: Any) -> None: ...
 
+    async def check_health(self) -> None: ...
+
     async def is_tracing_enabled(self) -> bool:
         return False
 

@@ -8,14 +8,51 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from tests.support.fake_client import FakeClient, arguments
+from tests.support.models import ROOT
+from tests.support.server import clean_environment
 
 STEP_S = 0.05
 """Such that 100 streams leave a busy machine time for other requests."""
+START_TIMEOUT_S = 150
+
+
+@contextmanager
+def served(log: Path, **edges: Any) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Address and process of a server without an engine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.support.fake_server", str(port), json.dumps(edges)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=clean_environment(), stdout=output, stderr=subprocess.STDOUT
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                httpx2.get(f"{url}/ready").raise_for_status()
+                break
+            except httpx2.TransportError:
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                assert process.poll() is None, log.read_text()[-3000:]
+                time.sleep(0.2)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class SlowClient(FakeClient):

@@ -27,16 +27,22 @@ FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len",
 
 @contextmanager
 def serving(
-    model: Path, log: Path, flags: Sequence[str] = ()
+    model: Path, log: Path, flags: Sequence[str] = (), module: str = "divserve"
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Starts a server and waits until it is healthy; yields its address and process.
+
+    Args:
+        model: its folder.
+        log: where it writes.
+        flags: of ``divserve serve``, more than `FLAGS`.
+        module: that is run.
 
     Raises:
         RuntimeError: it did not start; the message ends with its log.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "divserve", "serve", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", module, "serve", str(model), "--port", str(port)]
     environment = clean_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(

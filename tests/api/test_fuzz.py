@@ -1,0 +1,180 @@
+"""Bytes that no client library would send, to the real app and launcher on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.fake_server import served
+
+GOOD = b'{"model":"smol","prompt":"Hi","max_tokens":3'
+JSON = b"Content-Type: application/json\r\n"
+MEGABYTE = 1024 * 1024
+ANSWERS_WITHIN_S = 30
+SLOW_CLIENTS = 50
+ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize")
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with served(tmp_path_factory.mktemp("fuzz") / "log.txt") as started:
+        yield started
+
+
+@pytest.fixture
+def url(running: tuple[str, subprocess.Popen[bytes]]) -> Iterator[str]:
+    """The address; afterwards the server must still live and answer."""
+    yield running[0]
+    assert running[1].poll() is None
+    body = {"model": "smol", "prompt": "Hi", "max_tokens": 3}
+    answer = httpx2.post(f"{running[0]}/v1/completions", json=body)
+    assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+async def exchange(url: str, data: bytes, *, closes: bool = False) -> tuple[int, bytes]:
+    """Status and body of what comes back for these bytes; 0 if nothing does."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    if closes:
+        writer.write_eof()
+    try:
+        async with asyncio.timeout(ANSWERS_WITHIN_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            body = await (reader.readexactly(int(length[1])) if length else reader.read())
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0, b""
+    finally:
+        writer.close()
+    return int(head.split()[1]), body
+
+
+def post(path: str, body: bytes, headers: bytes = JSON) -> bytes:
+    length = f"Content-Length: {len(body)}\r\n\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + body
+
+
+def error_of(body: bytes) -> Any:
+    error = json.loads(body)["error"]
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert isinstance(error["code"], str)
+    return error
+
+
+REFUSED = {
+    "null bytes": GOOD + b"\0\0}",
+    "only null bytes": b"\0" * 100,
+    "not UTF-8": GOOD + b',"user":"\xff\xfe"}',
+    "deep": GOOD + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep and unfinished": b'{"a":' * 100_000,
+    "a huge integer": GOOD[:-1] + b"9" * 1_000 + b"}",
+    "an integer of 10,000 digits": GOOD[:-1] + b"9" * 10_000 + b"}",
+    "a huge float": GOOD + b',"temperature":1e999}',
+    "NaN": GOOD + b',"temperature":NaN}',
+    "Infinity": GOOD + b',"top_p":Infinity}',
+    "minus infinity": GOOD + b',"decoding":{"method":"cad","alpha":-Infinity}}',
+    "10 MB of spaces": b" " * 10 * MEGABYTE,
+    "10 MB of brackets": b"[" * 10 * MEGABYTE,
+    "empty": b"",
+    "a list": b"[]",
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_a_400(url: str, name: str) -> None:
+    for path in ROUTES[:2]:
+        status, body = asyncio.run(exchange(url, post(path, REFUSED[name])))
+        assert (status, error_of(body)["type"]) == (400, "invalid_request_error"), (path, body)
+
+
+DEFINED = {
+    "lone surrogates": (GOOD + b',"user":"\\ud800"}', {200, 400}),
+    "lone surrogates in the prompt": (GOOD.replace(b"Hi", b"\\udfff Hi \\ud800"), {400}),
+    "an escaped null": (GOOD.replace(b"Hi", b"\\u0000") + b"}", {200}),
+    "the last of duplicate keys": (GOOD + b',"max_tokens":4,"max_tokens":3}', {200}),
+    "a duplicate method": (GOOD + b',"decoding":{"method":"cad","method":"nope"}}', {400}),
+    "10 MB of prompt": (GOOD.replace(b"Hi", b"a" * 10 * MEGABYTE) + b"}", {400}),
+    "20 MB": (GOOD.replace(b"Hi", b"a" * 20 * MEGABYTE) + b"}", {413}),
+}
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_defined(url: str, name: str) -> None:
+    sent, expected = DEFINED[name]
+    status, body = asyncio.run(exchange(url, post("/v1/completions", sent)))
+    assert status in expected, body[:500]
+    if status != 200:
+        error_of(body)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "\x01\x02", ""])
+def test_other_content_types(url: str, path: str, kind: str) -> None:
+    header = f"Content-Type: {kind}\r\n".encode() if kind else b""
+    status, body = asyncio.run(exchange(url, post(path, GOOD + b"}", header)))
+    # httptools refuses control characters in a header before there is a request.
+    assert status in ({400} if kind.startswith("\x01") else {400, 415}), body
+    assert kind.startswith("\x01") or error_of(body)["code"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\0" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_not_http(url: str, sent: bytes) -> None:
+    status, _ = asyncio.run(exchange(url, sent, closes=True))
+    assert status in (0, 400)
+
+
+def test_a_client_that_sends_half_and_closes_its_half(url: str) -> None:
+    """Of the headers or of the body: it gets no 5xx, and nothing stays behind."""
+    whole = post("/v1/completions", GOOD + b"}")
+    for cut in (10, len(whole) - len(GOOD) - 10, len(whole) - 5):
+        status, _ = asyncio.run(exchange(url, whole[:cut], closes=True))
+        assert status < 500
+
+
+def test_slow_clients_stop_nobody(url: str) -> None:
+    """A byte at a time from fifty of them; others are answered meanwhile, and so are they."""
+    whole = post("/v1/completions", GOOD + b"}")
+
+    async def drip() -> int:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for i in range(0, len(whole), 4):
+            writer.write(whole[i : i + 4])
+            await asyncio.sleep(0.05)
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+        return status
+
+    async def test() -> None:
+        slow = [asyncio.create_task(drip()) for _ in range(SLOW_CLIENTS)]
+        await asyncio.sleep(0.5)
+        start = time.monotonic()
+        status, _ = await exchange(url, whole)
+        assert status == 200
+        assert not any(task.done() for task in slow)
+        assert time.monotonic() - start < ANSWERS_WITHIN_S
+        assert await asyncio.gather(*slow) == [200] * SLOW_CLIENTS
+
+    asyncio.run(test())

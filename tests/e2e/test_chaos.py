@@ -1,0 +1,226 @@
+"""A server that is left, overrun and robbed of its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from tests.e2e.test_disconnect import GAUGES, gauges
+from tests.support.server import API_KEY, get, serving
+
+ABORTS, SOAK_ABORTS, WARM_UP = 2_000, 10_000, 500
+AT_ONCE = 12
+LONGEST_VISIT_S = 0.3
+GRACE_S = 20
+GROWTH = 1.02
+ROWS, QUEUE = 8, 48
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+GUIDE = {"guide": {"without": "Document. "}}
+DECODINGS: list[Any] = [
+    {"method": "cad", **GUIDE},
+    {"method": "adacad", "trace": True, **GUIDE},
+    {"method": "kl_temperature", **GUIDE},
+    None,
+]
+GONE_WITHIN_S = 20
+
+log = logging.getLogger(__name__)
+
+
+@pytest.fixture(scope="module")
+def running(
+    tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, psutil.Process]]:
+    flags = ["--max-num-seqs", str(ROWS), "--max-queue", str(QUEUE)]
+    log = tmp_path_factory.mktemp("chaos") / "log.txt"
+    with serving(tiny_with_tokenizer, log, flags, "tests.support.watched_server") as started:
+        url, process = started
+        yield url, psutil.Process(process.pid)
+
+
+def tree(server: psutil.Process) -> list[psutil.Process]:
+    return [server, *server.children(recursive=True)]
+
+
+def held(url: str, server: psutil.Process) -> dict[str, float]:
+    """What a server at rest holds; waits until its gauges say that it rests."""
+    deadline = time.monotonic() + GRACE_S
+    while any(gauges(url).values()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    return gauges(url) | {
+        "processes": len(tree(server)),
+        "files": sum(process.num_fds() for process in tree(server)),
+        "tasks": float(get(url, "/tasks")),
+        "memory": sum(process.memory_info().rss for process in tree(server)),
+    }
+
+
+async def abort(url: str, rng: random.Random, statuses: Counter[str]) -> None:
+    """Streams for a while and leaves, politely or not."""
+    host, port = url.removeprefix("http://").split(":")
+    body = {
+        "prompt": "Document. " * rng.randrange(1, 40) + "Tell a story.",
+        "decoding": rng.choice(DECODINGS),
+        "stream": True,
+        "temperature": rng.choice([0, 1]),
+        "max_tokens": 300,
+        "ignore_eos": True,
+    }
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + data)
+    try:
+        async with asyncio.timeout(rng.random() * LONGEST_VISIT_S):
+            statuses[(await reader.readline()).split()[1].decode()] += 1
+            while await reader.read(65536):
+                pass
+            statuses["finished"] += 1
+    except TimeoutError:
+        statuses["left"] += 1
+    if rng.random() < 0.5:
+        writer.transport.abort()
+    else:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def abort_many(url: str, count: int, seed: int) -> Counter[str]:
+    statuses: Counter[str] = Counter()
+    seeds = iter(range(count))
+
+    async def visitor() -> None:
+        for number in seeds:
+            await abort(url, random.Random(seed + number), statuses)
+            if number % 500 == 499:
+                log.info("%d aborted: %s", number + 1, dict(statuses))
+
+    await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
+    return statuses
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_aborted_streams(
+    running: tuple[str, psutil.Process], soak: bool
+) -> None:
+    """Requests, KV blocks, files, tasks and memory, after a round that fills caches and pools."""
+    asyncio.run(abort_many(running[0], WARM_UP, seed=1_000_000))
+    before = held(*running)
+    count = SOAK_ABORTS if soak else ABORTS
+    statuses = asyncio.run(abort_many(running[0], count, seed=0))
+    after = held(*running)
+    log.info("%s\nbefore %s\nafter %s", dict(statuses), before, after)
+    # Of those that stay until the first byte nearly all are let in.
+    assert statuses["200"] > 0.95 * (statuses["200"] + statuses["429"]) > 0.3 * count
+    assert statuses["left"] > 0.8 * count
+    assert [after.pop(name) for name in GAUGES] == [0.0] * len(GAUGES)
+    memory = after.pop("memory") / before.pop("memory")
+    assert memory < GROWTH
+    assert after == {name: before[name] for name in after}
+
+
+@pytest.mark.slow
+def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
+    """The queue is kept, the rest is refused at once, and whoever was let in is answered right."""
+    url, fits = running[0], ROWS + QUEUE
+    body = {"model": "smol", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+
+    async def ask(http: httpx2.AsyncClient, number: int) -> tuple[float, Any]:
+        start = time.perf_counter()
+        answer = await http.post("/v1/completions", json={**body, "prompt": f"Story {number % 8}"})
+        return time.perf_counter() - start, answer
+
+    async def overrun() -> tuple[list[str], list[Any]]:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        options: Any = {"base_url": url, "headers": KEY, "timeout": 120, "limits": limits}
+        async with httpx2.AsyncClient(**options) as http:
+            alone = [(await ask(http, n))[1].json()["choices"][0]["text"] for n in range(8)]
+            return alone, await asyncio.gather(*(ask(http, n) for n in range(10 * fits)))
+
+    alone, answers = asyncio.run(overrun())
+    refused = [(seconds, answer) for seconds, answer in answers if answer.status_code == 429]
+    accepted = [(n, seconds, a) for n, (seconds, a) in enumerate(answers) if a.status_code == 200]
+    assert len(refused) + len(accepted) == len(answers)
+    for number, _, answer in accepted:
+        assert answer.json()["choices"][0]["text"] == alone[number % 8]
+        assert answer.json()["usage"]["completion_tokens"] == 40
+    for _, answer in refused:
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["code"] == "queue_full"
+    quick = statistics.median(seconds for seconds, _ in refused)
+    slow = statistics.median(seconds for _, seconds, _ in accepted)
+    log.info(
+        "%d refused, median %.1f ms, 99th percentile %.1f ms; %d accepted, median %.0f ms",
+        len(refused),
+        1000 * quick,
+        1000 * statistics.quantiles((s for s, _ in refused), n=100)[98],
+        len(accepted),
+        1000 * slow,
+    )
+    assert len(refused) > fits
+    assert quick < slow / 5
+
+
+@pytest.mark.slow
+def test_the_engine_is_killed(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
+    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
+
+    async def stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event) -> Any:
+        body = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        body["decoding"] = decoding
+        events: list[str] = []
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                events += [line.removeprefix("data: ")] if line else []
+                begun.set()
+        # vLLM ends a plain stream with [DONE] even after an error.
+        return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
+
+    async def test(url: str, engine: psutil.Process) -> list[Any]:
+        options: Any = {"base_url": url, "headers": KEY, "timeout": 60}
+        async with httpx2.AsyncClient(**options) as http:
+            begun = [asyncio.Event() for _ in DECODINGS]
+            streams = [
+                asyncio.create_task(stream(http, decoding, event))
+                for decoding, event in zip(DECODINGS, begun, strict=True)
+            ]
+            body = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True}
+            whole = [
+                asyncio.create_task(http.post("/v1/completions", json={**body, "decoding": d}))
+                for d in DECODINGS
+            ]
+            await asyncio.gather(*(event.wait() for event in begun))
+            engine.kill()
+            errors = await asyncio.gather(*streams)
+            for answer in await asyncio.gather(*whole):
+                assert answer.status_code == 503
+                errors.append(answer.json()["error"])
+            assert (await http.get("/ready")).status_code == 503
+            assert (await http.post("/v1/completions", json=body)).status_code == 503
+            return list(errors)
+
+    with serving(tiny_with_tokenizer, tmp_path / "log.txt") as (url, process):
+        named = [p for p in tree(psutil.Process(process.pid)) if "EngineCore" in p.cmdline()[0]]
+        assert len(named) == 1
+        errors = asyncio.run(test(url, named[0]))
+        start = time.monotonic()
+        code = process.wait(GONE_WITHIN_S)
+        log.info("left %.1f s after the last answer", time.monotonic() - start)
+    assert code == 1
+    assert {error["code"] for error in errors} == {"engine_unavailable"}
+    assert {error["type"] for error in errors} == {"service_unavailable_error"}
+    assert all(error.keys() == {"message", "type", "param", "code"} for error in errors)
