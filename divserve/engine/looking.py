@@ -9,6 +9,7 @@ softmax(−KL) of the candidates (`divserve.engine.look_back`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field

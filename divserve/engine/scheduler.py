@@ -202,7 +202,7 @@ class LockstepMixin(LookBackMixin, SwitchMixin, TelemetryMixin, PreflightMixin):
         runner_output: ModelRunnerOutput,
         reports: dict[str, tuple[float, ...]],
     ) -> None:
-        """Takes back tokens of members without a report or with a broken one; their requests fail."""
+        """Takes back tokens of members without a report or with a broken one; they fail."""
         tokens = runner_output.sampled_token_ids
         if not tokens:
             return
