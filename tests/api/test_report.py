@@ -13,9 +13,10 @@ import pytest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import PrimedResponse, StreamReport, reported
-from divserve.decoding import STATISTICS, Guide, Stack
+from divserve.decoding import STATISTICS, Guide, LookBack, LookRow, LookState, Stack
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
+from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.errors import DecodingFailed
 
 GUIDE = Guide(prompt="x")
@@ -215,3 +216,30 @@ def respond(*events: str) -> list[Any]:
     response = PrimedResponse(events_of(*events), media_type="text/event-stream")
     asyncio.run(response.stream_response(send))
     return sent
+
+
+def test_a_figure_called_candidates_is_a_number() -> None:
+    """look_back's trace has a list of that name, other methods a count."""
+    method = LinearAlignment(method="linear_alignment", guide=GUIDE, trace=True)
+    account = ChoiceReport(Stack(method), False, 1.0, 7, texts)
+    account.add(output(1))
+    (entry,) = account.summary()["trace"]
+    assert entry["candidates"] == 1.0
+
+
+def test_the_candidates_of_look_back() -> None:
+    """The texts of the tokens are filled in; a clear step has none."""
+    account = ChoiceReport(Stack(LookBack(method="look_back", trace=True)), False, 1.0, 0, texts)
+    clear, chosen = (
+        LookRow(2.0, 5, LookState.CLEAR, (), ()),
+        LookRow(0.25, 3, LookState.CHOSEN, (7, 9), (1.5, 0.5)),
+    )
+    account.add(Output([8, 9], [row(1.0) + clear.flat(), row(1.0) + chosen.flat()]))
+    summary = account.summary()
+    assert summary["mean"] == {"kl_min": 1.125, "alarm": 0.5, "entropy": 1.0}
+    assert [entry["nearest"] for entry in summary["trace"]] == [5, 3]
+    assert "candidates" not in summary["trace"][0]
+    assert summary["trace"][1]["candidates"] == [
+        {"token_id": 7, "kl": 1.5, "token": "<7>"},
+        {"token_id": 9, "kl": 0.5, "token": "<9>"},
+    ]
