@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["LookStep", "readable"]
 
 NO_LIMIT = 2**31 - 1
+LEAST = -1e30
+"""What stands for a logit of −inf."""
 FAR = 60.0
 """Nats below the candidates that all other tokens are put: they are drawn only where a mask or a
 bias of the request forbids every candidate."""
@@ -133,11 +135,12 @@ class LookStep:
             ``[L, 3 + 2 K] float32`` on the device: smallest KL, token that the nearest step
             predicted, `LookState`, K candidates, their KLs.
         """
-        raw = logits.index_select(0, self.rows).float()
+        # Finite, so that what has no probability adds 0 to Σ p z.
+        raw = logits.index_select(0, self.rows).float().clamp_(min=LEAST)
         lse = raw.logsumexp(-1)
         store.sampled(self.rows, lse)
-        probs = (raw - lse[:, None]).exp()
-        negative_entropy = -torch.special.entr(probs).sum(-1)
+        probs = (raw - lse[:, None]).exp_()
+        negative_entropy = torch.linalg.vecdot(probs, raw) - lse
         found = store.nearest(self.rows, self._spans(store), self.most, probs, negative_entropy)
         count = len(self.places)
         kls.index_copy_(0, self.cells, found.kl[count:])
