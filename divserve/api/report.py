@@ -148,8 +148,9 @@ class ChoiceReport:
             }
             for text, token_id, one, more in zip(texts, token_ids, figures, details, strict=True)
         ]
-        for entry in entries:
-            candidates: list[dict[str, Any]] = entry.get("candidates", [])
+        for more in details:
+            # Not out of the entry: other methods have a figure of this name, a number.
+            candidates: list[dict[str, Any]] = more.get("candidates", [])
             names = self._decode([candidate["token_id"] for candidate in candidates])
             for candidate, name in zip(candidates, names, strict=True):
                 candidate.update(token=name, kl=_number(candidate["kl"]))

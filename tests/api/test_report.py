@@ -13,7 +13,7 @@ import pytest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import PrimedResponse, StreamReport, reported
-from divserve.decoding import STATISTICS, Guide, Stack
+from divserve.decoding import METHODS, STATISTICS, Guide, Stack
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.errors import DecodingFailed
@@ -69,6 +69,23 @@ def test_figures_are_those_of_the_method() -> None:
     account = ChoiceReport(Stack(method), False, 0.8, 7, texts)
     account.add(output(1))
     assert account.summary()["mean"] == {"entropy": 1, "kl": 0.5, "jsd": 0.25, "temperature": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("linear_alignment", {"guide": GUIDE}),
+        ("vdgd", {"grounding": "x"}),
+        ("contrastive", {}),
+    ],
+)
+def test_figures_called_like_a_detail_of_look_back(name: str, needs: dict[str, Any]) -> None:
+    """These count their candidates, which `look_back` lists."""
+    stack = Stack(METHODS[name].model_validate({"method": name, "trace": True, **needs}))
+    account = ChoiceReport(stack, False, 1.0, 0, texts)
+    account.add(output(1))
+    (entry,) = account.summary()["trace"]
+    assert entry["candidates"] == 1.0
 
 
 def test_no_trace_unless_asked() -> None:
