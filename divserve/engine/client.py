@@ -140,6 +140,11 @@ class GuidedClient(EngineClient):
                 param="decoding",
             )
 
+    @property
+    def dead_error(self) -> BaseException:
+        """What a request meets that comes after the engine has died."""
+        return EngineStopped()
+
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
