@@ -26,6 +26,7 @@ LONGEST_VISIT_S = 0.3
 GRACE_S = 20
 GROWTH = 1.02
 ROWS, QUEUE = 8, 48
+KNOCKS = 30
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 GUIDE = {"guide": {"without": "Document. "}}
 DECODINGS: list[Any] = [
