@@ -149,6 +149,8 @@ async def _serve(
     engine_args = AsyncEngineArgs.from_cli_args(args)
     async with guided_engine(engine_args, args.companions, client_config) as client:
         app = await build_app(client, args)
+        # vLLM takes the state from the app when it leaves.
+        traffic = app.state.traffic
         logger.info(
             "divserve %s on %s: chat and text completions take 'decoding'; "
             "its methods are listed at /v1/decoding/methods",
@@ -156,7 +158,7 @@ async def _serve(
             address,
         )
         stopped = await listen(app, args, sock, log_config, peer_loads)
-        died = client.errored and not app.state.traffic.draining
+        died = client.errored and not traffic.draining
     try:
         await stopped
     finally:
