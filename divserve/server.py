@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from divserve.api import companions, errors, presets, routes, watch
+from divserve.api import companions, errors, presets, responses, routes, watch
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
@@ -44,6 +44,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
     companions.install(app, args)
+    responses.install(app.state.online_renderer)
     _guide(app)
     return app
 

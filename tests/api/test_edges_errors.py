@@ -125,6 +125,22 @@ def test_routes_of_vllm_without_a_body_of_ours(http: TestClient) -> None:
     error_of(response)
 
 
+def test_input_that_vllm_stumbles_over_is_the_clients_error(http: TestClient) -> None:
+    """vLLM looks for the text of every part of an output message; a refusal has none."""
+    refused = {"type": "refusal", "refusal": "No."}
+    item = {
+        "type": "message",
+        "id": "m",
+        "role": "assistant",
+        "status": "completed",
+        "content": [refused],
+    }
+    response = http.post("/v1/responses", json={"model": "smol", "input": [item]})
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "input")
+    assert error["message"].startswith("The input cannot be read: AttributeError: ")
+
+
 def test_anthropics_clients_find_what_they_look_for(http: TestClient) -> None:
     body = {"model": "gone", "messages": MESSAGES, "max_tokens": 2}
     response = http.post("/v1/messages", json=body)
