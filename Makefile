@@ -10,6 +10,7 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+SOAKED := tests/api/test_schema.py tests/engine/test_draws.py tests/e2e/test_chaos.py
 MODEL := .models/smollm2-135m-instruct
 
 # A step is done when its stamp exists. The stamp's name carries a checksum of what the step
@@ -58,8 +59,8 @@ test: setup lint types  ## set up, then lint, type check and run the whole test 
 test-deploy: setup $(DEPLOY)  ## check all of deploy/: Helm, Kubernetes' schemas, Ray (installs 650 MB more)
 	@$(BIN)/pytest tests/deploy $(ARGS)
 
-soak: setup  ## long versions of the chaos and fuzz tests, with their figures (half an hour)
-	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO tests/api/test_schema.py tests/e2e/test_chaos.py $(ARGS)
+soak: setup  ## long versions of the chaos, fuzz and sampling tests, with their figures (quarter of an hour)
+	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO $(SOAKED) $(ARGS)
 
 lint: $(DEV)  ## check style and formatting
 	@$(BIN)/ruff check .

@@ -73,11 +73,13 @@ def threshold(models: Models, prompts: list[list[int]]) -> float:
     return statistics.median(bits)
 
 
-def replay(models: Models, prompt: list[int], threshold: float, **fields: Any) -> Moved:
-    return moved(*models, prompt, TOKENS, threshold=threshold, **(RULE | fields))
+def replay(
+    models: Models, prompt: list[int], threshold: float, tokens: int = TOKENS, **fields: Any
+) -> Moved:
+    return moved(*models, prompt, tokens, threshold=threshold, **(RULE | fields))
 
 
-def agrees(answer: Answer, expected: Moved) -> bool:
+def agrees(answer: Answer, expected: Moved, tokens: int = TOKENS) -> bool:
     """Tokens, models and entropies, up to the first near-tie of the reference."""
     sure = expected.sure(NEAR_TIE)
     bits = [row[0] / math.log(2) for row in answer.rows]
@@ -85,7 +87,7 @@ def agrees(answer: Answer, expected: Moved) -> bool:
         answer.tokens[:sure] == expected.tokens[:sure]
         and answer.models[: sure + 1] == expected.models[: sure + 1]
         and bits[:sure] == pytest.approx(expected.entropies[:sure], abs=1e-3)
-        and len(answer.tokens) == len(answer.models) == len(answer.rows) == TOKENS
+        and len(answer.tokens) == len(answer.models) == len(answer.rows) == tokens
     )
 
 
@@ -116,6 +118,18 @@ def test_answers_equal_the_replay(
         )
         assert answer.models == []
     assert set(pair.figures().values()) == {0}
+
+
+def test_two_hundred_prompts(pair: Pair, models: Models, threshold: float) -> None:
+    rng, tokens = random.Random(12), 8
+    prompts = [random_prompt(rng, rng.randrange(1, 60), VOCAB) for _ in range(200)]
+    order = switching(threshold=threshold, **RULE)
+    answers = pair.ask_all([(prompt, order) for prompt in prompts], max_tokens=tokens)
+    expected = [replay(models, prompt, threshold, tokens) for prompt in prompts]
+    pairs = zip(answers, expected, strict=True)
+    assert [agrees(answer, moved, tokens) for answer, moved in pairs] == [True] * 200
+    assert sum(moved.sure(NEAR_TIE) for moved in expected) > 0.9 * 200 * tokens
+    assert sum(answer.switches for answer in answers) > 200
 
 
 def test_the_second_visit_hits_the_prefix_cache(pair: Pair, threshold: float) -> None:

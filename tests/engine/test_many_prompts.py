@@ -1,0 +1,147 @@
+"""Two hundred prompts for every method of one engine, greedily, against Hugging Face float32."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from divserve.decoding import METHODS
+from tests.engine.cases import NEAR_TIE, Case, mismatches, run
+from tests.support.engine import Engine, random_prompt, stacked
+from tests.support.hf import Answer, Reference, combine, edt, vdgd
+from tests.support.hf_batch import greedy_batch
+from tests.support.hf_models import contrast
+from tests.support.look_back import problems, recorded
+from tests.support.models import TINY_VOCAB, make_tiny
+
+GROUPS, EACH, TOKENS = 20, 10, 6
+AIDED = ("contrastive", "proxy_tuning", "dexperts")
+ALONE = ("entropy_temperature", *AIDED)
+RULE = {"threshold": 1.5, "k": 5}
+OF_ONE_ENGINE = [name for name in METHODS if name not in {"entropy_switch", "look_back"}]
+"""`test_look_back` below has one of its own; switching takes two engines (`test_switching`)."""
+
+
+@dataclass
+class Group:
+    """Prompts of one length and their guides, of another one."""
+
+    prompts: list[list[int]]
+    guides: list[list[int]]
+
+
+@dataclass
+class Models:
+    """The served model and its helpers, whose vocabularies are padded differently."""
+
+    served: Reference
+    helpers: dict[str, Path]
+    references: list[Any]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    sizes = {"amateur": TINY_VOCAB - 24, "tuned": TINY_VOCAB + 8}
+    paths = {
+        name: make_tiny(tmp_path_factory.mktemp(name), vocab_size=size, seed=size)
+        for name, size in sizes.items()
+    }
+    load = AutoModelForCausalLM.from_pretrained
+    references = [load(path, dtype=torch.float32).eval() for path in paths.values()]
+    return Models(tiny_reference, paths, references)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path, models: Models) -> Iterator[Engine]:
+    helpers = {name: str(path) for name, path in models.helpers.items()}
+    room: dict[str, Any] = {
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 1024,
+        "max_model_len": 256,
+    }
+    engine = Engine(tiny, helpers=helpers, look_back=True, **room)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    """Half of the guides are the ends of their prompts, as without a document."""
+    rng = random.Random(11)
+    found = []
+    for i in range(GROUPS):
+        length, shorter = rng.choice([1, 31, 32, 33, rng.randrange(2, 120)]), rng.randrange(1, 80)
+        prompts = [random_prompt(rng, length, TINY_VOCAB) for _ in range(EACH)]
+        guides = [
+            prompt[-shorter:] if i % 2 else random_prompt(rng, shorter, TINY_VOCAB)
+            for prompt in prompts
+        ]
+        found.append(Group(prompts, guides))
+    return found
+
+
+def expected(models: Models, method: str, group: Group) -> list[Answer]:
+    model = models.served.model
+    streams = [(model, group.prompts)]
+    if method == "entropy_temperature":
+        return greedy_batch(streams, lambda _, z: edt(z[0]), TOKENS)
+    if method == "vdgd":
+        grounded = [models.served.grounding(guide) for guide in group.guides]
+        return greedy_batch(streams, lambda i, z: vdgd(z[0], grounded[i]), TOKENS)
+    if method in AIDED:
+        streams += [(helper, group.prompts) for helper in models.references]
+        shared = min(helper.config.vocab_size for helper in models.references)
+
+        def contrasted(_: int, z: list[torch.Tensor]) -> torch.Tensor:
+            return contrast({"method": method}, *(row[:shared] for row in z))
+
+        return greedy_batch(streams, contrasted, TOKENS)
+    streams.append((model, group.guides))
+    return greedy_batch(streams, lambda _, z: combine(method, *z), TOKENS)
+
+
+@pytest.mark.parametrize("method", OF_ONE_ENGINE)
+def test_two_hundred_prompts(
+    engine: Engine, models: Models, groups: list[Group], method: str
+) -> None:
+    cases = []
+    for group in groups:
+        answers = expected(models, method, group)
+        for prompt, guide, answer in zip(group.prompts, group.guides, answers, strict=True):
+            second = None if method in ALONE else guide
+            cases.append(Case(prompt, second, method, TOKENS, answer))
+    assert mismatches(cases, run(engine, cases)) == []
+    assert set(engine.leftovers().values()) == {0}
+    # Near-ties of the reference end a comparison: hardly any does.
+    sure = sum(min(case.expected.margins) >= NEAR_TIE for case in cases)
+    assert sure > 0.95 * GROUPS * EACH
+
+
+def test_look_back(engine: Engine, models: Models, groups: list[Group]) -> None:
+    """Its candidates are drawn, so whatever was drawn has to be right."""
+    from vllm import SamplingParams
+
+    rows = recorded(engine)
+    prompts = [prompt for group in groups for prompt in group.prompts]
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=TOKENS,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=stacked([{"method": "look_back", **RULE}], [None]),
+    )
+    outputs = engine.generate([(prompt, params) for prompt in prompts])
+    alarms = 0
+    for output, prompt in zip(outputs, prompts, strict=True):
+        seen, tokens = rows[output.request_id], list(output.outputs[0].token_ids)
+        assert problems(models.served.model, prompt, tokens, seen, RULE) == []
+        alarms += sum(row.state != 0 for row in seen)
+    assert alarms > len(prompts) / 4
+    assert set(engine.leftovers().values()) == {0}
