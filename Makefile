@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 ARGS ?=
+# Processes that share the test files: engines of tests are small, and take one core each.
+WORKERS ?= 2
 TORCH_INDEX ?=
 
 BIN := .venv/bin
@@ -54,7 +56,7 @@ serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 
 	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)
 
 test: setup lint types  ## set up, then lint, type check and run the whole test suite
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-deploy: setup $(DEPLOY)  ## check all of deploy/: Helm, Kubernetes' schemas, Ray (installs 650 MB more)
 	@$(BIN)/pytest tests/deploy $(ARGS)
