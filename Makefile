@@ -58,7 +58,7 @@ serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 
 test: setup lint types  ## set up, then lint, type check and run the whole test suite
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-test-deploy: setup $(DEPLOY)  ## check all of deploy/: Helm, Kubernetes' schemas, Ray (installs 650 MB more)
+test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs 800 MB more)
 	@$(BIN)/pytest tests/deploy $(ARGS)
 
 soak: setup  ## long versions of the chaos, fuzz and sampling tests, with their figures (quarter of an hour)
@@ -92,6 +92,20 @@ clean:  ## remove what make made: environment, model, caches
 
 runtime: $(PROJECT)
 model: $(CONVERTED)
+
+# No Python package has it; what Debian's holds runs without being installed, so no root is needed.
+.PHONY: prometheus
+prometheus: $(VENV)
+	@if ! [ -x $(BIN)/promtool ] && ! command -v promtool > /dev/null; then \
+		echo "→ unpacking Debian's Prometheus into .venv (20 MB)"; \
+		folder=$$(mktemp -d); \
+		if (cd "$$folder" && apt-get download prometheus && dpkg-deb -x prometheus_*.deb .) > /dev/null 2>&1; then \
+			mv "$$folder"/usr/bin/prom* $(BIN); \
+		else \
+			echo "It cannot be had here, and what needs it is skipped: install Debian's package prometheus." >&2; \
+		fi; \
+		rm -rf "$$folder"; \
+	fi
 
 $(VENV):
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null || { \

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
-from tests.support.deploy import DEPLOY, load
+from tests.support.deploy import DEPLOY, SETUP, load, program
 
 FILES = sorted(DEPLOY.glob("compose*.yaml"))
 
@@ -41,6 +44,51 @@ def test_the_specification_is_checked_at_all(schema: Any) -> None:
 def test_overrides_name_services_that_there_are(services: Any) -> None:
     assert len(FILES) == 3
     assert all(set(load(file)["services"]) <= set(services) for file in FILES)
+
+
+def merged(folder: Path, *files: str, **variables: str) -> Any:
+    """The services that podman-compose makes of these files; of Podman it asks the version only."""
+    compose = program("podman-compose", SETUP)
+    podman = folder / "podman"
+    podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
+    podman.chmod(0o755)
+    options = [option for file in files for option in ("-f", str(DEPLOY / file))]
+    done = subprocess.run(
+        [compose, *options, "config"],
+        env={**os.environ, **variables, "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return yaml.safe_load(done.stdout)["services"]
+
+
+def test_the_override_for_cuda(tmp_path: Path, services: Any) -> None:
+    both = merged(tmp_path, "compose.yaml", "compose.cuda.yaml", MODEL="m", MODELS="/m")
+    made, plain = both["divserve"], services["divserve"]
+    assert made["build"]["dockerfile"] == "deploy/Dockerfile"
+    assert Path(made["build"]["context"]) == DEPLOY.parent
+    assert made["command"][:2] == ["serve", "m"]
+    assert "/opt/models" not in str(made)
+    assert made["volumes"] == [*plain["volumes"], "/m:/models:ro"]
+    for name in ("read_only", "cap_drop", "security_opt", "tmpfs", "ports", "stop_grace_period"):
+        assert made[name] == plain[name]
+
+
+def test_the_override_for_keys(tmp_path: Path, services: Any) -> None:
+    """Its shell passes the command on."""
+    both = merged(tmp_path, "compose.yaml", "compose.keys.yaml", API_KEY_FILE="./api-keys")
+    made = both["divserve"]
+    shell = [word.replace("divserve", "echo", 1) for word in made["entrypoint"]]
+    told = subprocess.run([*shell, *made["command"]], capture_output=True, text=True, check=True)
+    words = [*services["divserve"]["command"], "--api-key-file", "/run/secrets/api-keys"]
+    assert told.stdout.split() == [*words, "--metrics-without-key"]
+
+
+def test_variables_without_a_default_must_be_set(tmp_path: Path) -> None:
+    for file in ("compose.cuda.yaml", "compose.keys.yaml"):
+        with pytest.raises(subprocess.CalledProcessError):
+            merged(tmp_path, "compose.yaml", file, MODEL="", API_KEY_FILE="")
 
 
 def test_only_this_machine_is_listened_to(services: Any) -> None:

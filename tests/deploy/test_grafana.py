@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
 from typing import Any
 
 import pytest
 
-from tests.support.deploy import DEPLOY, load
+from tests.support.deploy import DEPLOY, SETUP, load
 
 GRAFANA = DEPLOY / "grafana"
 DASHBOARD = load(GRAFANA / "dashboards/divserve.json")
@@ -30,6 +32,49 @@ SHOWN = [
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_metric_is_shown(name: str) -> None:
     assert name in TEXT
+
+
+def lost(before: Any, after: Any, path: str = "") -> list[str]:
+    """Where the first of two JSON values has what the second has not."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        here = [f"{path}/{key}" for key in before.keys() - after.keys()]
+        inner = [(before[key], after[key], key) for key in before.keys() & after.keys()]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        here, inner = [], list(zip(before, after, range(len(before)), strict=True))
+    else:
+        return [] if before == after else [path]
+    return here + [each for old, new, key in inner for each in lost(old, new, f"{path}/{key}")]
+
+
+def unknown_to_grafana(dashboard: Any) -> list[str]:
+    """Fields that Grafana's own library drops: it reads those that Grafana has."""
+    plugins = pytest.importorskip(
+        "grafana_foundation_sdk.cog.plugins", reason=f"Grafana's library is not here: {SETUP}"
+    )
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+    read = Dashboard.from_json(dashboard)
+    return sorted(lost(dashboard, json.loads(json.dumps(read, cls=JSONEncoder))))
+
+
+def test_grafana_s_library_knows_every_field() -> None:
+    # An annotation may have what its data source reads, and only this is Prometheus'.
+    assert unknown_to_grafana(DASHBOARD) == ["/annotations/list/0/titleFormat"]
+
+
+def test_grafana_s_library_notices_misspelt_fields() -> None:
+    wrong = copy.deepcopy(DASHBOARD)
+    number = wrong["panels"].index(PANELS[0])
+    wrong["panels"][number]["options"]["colourMode"] = "value"
+    wrong["panels"][number]["targets"][0]["legend"] = ""
+    wrong["refreshed"] = "15s"
+    assert unknown_to_grafana(wrong)[1:] == [
+        f"/panels/{number}/options/colourMode",
+        f"/panels/{number}/targets/0/legend",
+        "/refreshed",
+    ]
 
 
 def test_panels_have_their_own_place_and_number() -> None:

@@ -37,6 +37,7 @@ BAD: dict[str, Any] = {
     "a flag that a value sets": {"args": ["--port=9000"]},
     "a key in the open": {"args": ["--api-key", "k"]},
     "an address without a scheme": {"autoscaling": {"keda": {"prometheus": "prometheus:9090"}}},
+    "KEDA without a server whose queue it could ask": {"autoscaling": {"keda": {"minReplicas": 0}}},
     "a port beyond the last": {"service": {"port": 65536}},
     "an interval without a unit": {"serviceMonitor": {"interval": "15"}},
     "a size in words": {"sharedMemory": "a lot"},

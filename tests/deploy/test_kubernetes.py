@@ -166,7 +166,7 @@ def test_the_network_is_closed_both_ways(origin: str) -> None:
 
 
 def test_kustomize_makes_the_manifests() -> None:
-    kubectl = program("kubectl", "Kubernetes' command line")
+    kubectl = program("kubectl", SETUP)
     made = subprocess.run(
         [kubectl, "kustomize", MANIFESTS], capture_output=True, text=True, check=True
     )

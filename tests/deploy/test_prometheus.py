@@ -30,7 +30,7 @@ from tests.support.promql import (
 from tests.support.server import free_port
 
 PROMETHEUS = DEPLOY / "prometheus"
-DEBIAN = "Debian's package prometheus"
+DEBIAN = "make test-deploy unpacks Debian's package prometheus where it can"
 RULES: list[dict[str, Any]] = [
     rule for group in load(PROMETHEUS / "rules/divserve.yml")["groups"] for rule in group["rules"]
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -78,11 +79,16 @@ def test_cuda_opens_nvidia_s_devices_only() -> None:
     assert all(device.startswith("char-nvidia") for device in unit["DeviceAllow"])
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drop_ins", [[], [CUDA]], ids=["cpu", "cuda"])
+def test_systemd_understands_the_unit(drop_ins: list[Path], tmp_path: Path) -> None:
     analyze = program("systemd-analyze", SYSTEMD)
     # systemd-analyze looks for the program, too.
     text = UNIT.read_text().replace("/opt/divserve/bin/divserve", "/bin/true")
     (tmp_path / UNIT.name).write_text(text)
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    for file in drop_ins:
+        shutil.copy(file, folder)
     done = subprocess.run(
         [analyze, "verify", "--man=no", tmp_path / UNIT.name],
         capture_output=True,

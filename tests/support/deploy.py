@@ -49,30 +49,15 @@ HPA: dict[str, Any] = {"model": "m", "gpus": 0, "autoscaling": {"hpa": {"enabled
 VALUES: dict[str, dict[str, Any]] = {"defaults": {"model": "m"}, "full": FULL, "hpa": HPA}
 
 
-class Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML with the tags of Compose, whose values it takes as they are."""
-
-
-def _untagged(loader: Loader, _: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)
-
-
-Loader.add_multi_constructor("!", _untagged)
-
-
 def load(path: Path) -> Any:
     """The one document of a YAML or JSON file."""
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
 
 
 def load_all(text: str) -> list[dict[str, Any]]:
     """The documents of a YAML stream that hold something."""
-    return [document for document in yaml.load_all(text, Loader) if document]
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def program(name: str, origin: str) -> str:
