@@ -106,6 +106,7 @@ def calibrated(
     wanted = {
         "out": given.out / "calibration", "minutes": given.calibration / 60,
         "users": SATURATING_USERS, "think": 0.0, "rate": 0.0, "shape": "soak",
+        "seed": given.seed + 1,  # Nothing that the prefix cache would know later.
     }  # fmt: skip
     full = argparse.Namespace(**{**vars(given), **wanted})
     console.print(f"→ {SATURATING_USERS} users for {given.calibration:g} s, to find the peak")

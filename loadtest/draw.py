@@ -139,12 +139,12 @@ def drawing(run: Run) -> str:
 
 
 def _title(run: Run) -> str:
-    asked = f"{run.rate:.2f} requests/s" if run.rate else f"{run.about['users']} users"
-    if load := run.about.get("load"):
-        asked += f", {100 * load:.0f} % of the peak"
-    return (
-        f"Load: {asked}, {100 * float(run.about['guided_share']):.0f} % guided ({run.about['mix']})"
-    )
+    guided = f"{100 * float(run.about['guided_share']):.0f} % guided"
+    if not run.rate:
+        return f"Load: {run.about['users']} users, {guided} ({run.about['mix']})"
+    load = run.about.get("load")
+    share = f", {100 * load:.0f} % of the peak" if load else ""
+    return f"Load: {run.rate:.2f} requests/s{share}, {guided}"
 
 
 def _panel(panel: Panel, top: float, count: int) -> list[str]:
