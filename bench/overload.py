@@ -7,14 +7,15 @@ times it. Refused clients do not come again. Meanwhile another process knocks at
 (`bench.knock`), for what a refusal takes. Clients and server share the machine; the clients are
 niced.
 
-    python -m bench.overload --record         # SmolLM2, two bounds, about 17 minutes
-    python -m bench.overload --model tiny --queue 4 --seconds 10
+    python -m bench.overload --record         # SmolLM2, two bounds, about 25 minutes
+    python -m bench.overload --model tiny --queue 4 --seconds 5
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -42,6 +43,8 @@ from tests.support.server import serving
 SHARES = (0.5, 0.7, 0.85, 1.0, 1.2, 2.0)
 """Rates that are tried, as shares of what users without pauses get answered."""
 FLOOD = 10
+LONG = 3
+"""The two runs whose goodput is compared are as many times as long as the others."""
 NICE = 5
 WATCH_EVERY_S = 2.0
 USERS = 8
@@ -90,12 +93,14 @@ class Server:
         self.model = Client(url, 60).model()
         warm_up(url, self._arguments("warm-up", 0))
 
-    def _arguments(self, name: str, rate: float, users: int = USERS) -> argparse.Namespace:
+    def _arguments(
+        self, name: str, rate: float, users: int = USERS, rounds: int = 1
+    ) -> argparse.Namespace:
         # The same seed would ask the same again, and the prefix cache would know it.
         knobs = {"rate": rate, "users": users, "think": 0, "seed": next(self._seeds)}
         argv = [f"--{key}={value}" for key, value in knobs.items()]
         return parser().parse_args(
-            [*argv, f"--minutes={self.seconds / 60}", f"--out={self.out / name}"]
+            [*argv, f"--minutes={rounds * self.seconds / 60}", f"--out={self.out / name}"]
         )
 
     def capacity(self, users: int) -> float:
@@ -104,10 +109,10 @@ class Server:
         swarm(self.url, given, console, nice=NICE)
         return capacity(report.read(given.out))
 
-    def ask(self, name: str, rate: float) -> Point:
-        """Asks at a rate."""
+    def ask(self, name: str, rate: float, rounds: int = 1) -> Point:
+        """Asks at a rate, for so many times the usual length."""
         console.print(f"→ {self.out.name}, {name}: {rate:.2f} requests/s")
-        given = self._arguments(name, rate)
+        given = self._arguments(name, rate, rounds=rounds)
         given.out.mkdir(parents=True)
         with self._knocking(given.out / "knocks") as knocks:
             swarm(self.url, given, console, nice=NICE, watch_every_s=WATCH_EVERY_S)
@@ -127,8 +132,8 @@ def measure(server: Server, capacity: float) -> list[Point]:
     """Every rate, the best of them again, and the flood."""
     points = [server.ask(f"{share:g} of capacity", share * capacity) for share in SHARES]
     best = max(points, key=lambda point: point.good)
-    points.append(server.ask("peak", best.rate))
-    points.append(server.ask("flood", FLOOD * best.rate))
+    points.append(server.ask("peak", best.rate, LONG))
+    points.append(server.ask("flood", FLOOD * best.rate, LONG))
     return points
 
 
@@ -147,7 +152,9 @@ def figures(case: str, bound: int, points: list[Point]) -> list[dict[str, str]]:
             *(1e3 * everyone.at(name, share) for name in ("ttft", "tpot") for share in (0.5, 0.95))
         )
         note(f"{one.name}: good answers/s", f"{one.good:.2f}", spread)
-    note("flood: goodput / peak", f"{flood.good / peak.good:.3f}")
+    ratio, counts = flood.good / peak.good, [one.good * one.run.seconds for one in (peak, flood)]
+    chance = ratio * math.sqrt(sum(1 / max(count, 1) for count in counts))
+    note("flood: goodput / peak", f"{ratio:.3f}", f"± {chance:.3f}, from the counts")
     note("flood: most rows", f"{flood.rows:.0f}", f"bound {bound}")
     refused = [1e3 * one.took for one in flood.run.samples if one.outcome == "rejected"]
     for who, times in (("knocking", flood.knocks.get(429, [])), ("flooding", refused)):
@@ -170,7 +177,7 @@ def main(
     model: Annotated[
         str, typer.Option(help="smollm2, or tiny: random, for a quick look")
     ] = "smollm2",
-    rows: Annotated[int, typer.Option(help="--max-num-seqs of the server")] = 16,
+    rows: Annotated[int, typer.Option(help="--max-num-seqs of the server")] = 12,
     queue: Annotated[list[int] | None, typer.Option(help="--max-queue; may be repeated")] = None,
     seconds: Annotated[float, typer.Option(help="length of each run")] = 45,
     save: Annotated[bool, typer.Option("--record", help="add to bench/results.csv, draw")] = False,
@@ -181,7 +188,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         files = SMOLLM2 if model == "smollm2" else make_tiny(place / "tiny", vocab_size=49152)
-        for bound in queue or [4, 1024]:
+        for bound in queue or [2, 1024]:
             out = place / f"queue {bound}"
             out.mkdir()
             flags = ["--max-num-seqs", str(rows), "--max-queue", str(bound)]
