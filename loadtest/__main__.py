@@ -1,36 +1,34 @@
 """A load test from beginning to end: server, warm-up, users, report.
 
 python -m loadtest --minutes 1 --users 8                  # starts SmolLM2, stops it after
+python -m loadtest --minutes 60 --load 0.7                # an hour at 70 % of what it can do
 python -m loadtest --url http://127.0.0.1:8000 --shape step --guided-share 1 --mix adacad
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shlex
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import urllib3
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest import report, settings
 from loadtest.client import Client
 from loadtest.mix import Prompts, body
-from loadtest.sample import Sample, Tail
+from loadtest.swarm import capacity, swarm
 
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "out"
-LAST_ANSWERS_S = 60
-"""How long answers that are under way may still take when the time is over."""
-REPORT_EVERY_S = 15
+SATURATING_USERS = 32
+"""Without pauses, and half of them guided, they fill the 32 rows that a batch has on a CPU."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,22 +39,32 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--users", type=int, default=8, help="most users at a time (default 8)")
     found.add_argument("--url", help="a running server (default: a fresh one with SmolLM2)")
     found.add_argument("--serve", default="", help="more flags for the fresh server, in quotes")
+    found.add_argument(
+        "--load",
+        type=float,
+        default=0.0,
+        help=f"ask at this share of the peak, which {SATURATING_USERS} users without pauses find "
+        "first; sets --rate",
+    )
+    found.add_argument(
+        "--calibration", type=float, default=90.0, help="seconds for that (default 90)"
+    )
     found.add_argument("--processes", type=int, default=1, help="locust processes (default 1)")
     found.add_argument("--out", type=Path, default=OUT, help="folder of the report")
     found.add_argument(
         "--record",
         action="store_true",
-        help="add the figures to bench/results.csv, draw docs/load.svg",
+        help="add the figures to bench/results.csv, draw docs/load.svg (--load: docs/soak.svg)",
     )
     settings.add_arguments(found.add_argument_group("requests"))
     return found
 
 
 @contextmanager
-def server(given: argparse.Namespace, console: Console) -> Iterator[str]:
-    """Address of the server under test."""
+def server(given: argparse.Namespace, console: Console) -> Iterator[tuple[str, int | None]]:
+    """Address of the server under test, and its process if it was started here."""
     if given.url:
-        yield given.url
+        yield given.url, None
         return
     import os
 
@@ -68,8 +76,8 @@ def server(given: argparse.Namespace, console: Console) -> Iterator[str]:
     console.print("→ starting a server with SmolLM2 (half a minute)")
     os.environ[API_KEY] = KEY
     flags = ["--served-model-name", SMOLLM2.name, *shlex.split(given.serve)]
-    with serving(SMOLLM2, given.out / "server.log", flags) as (url, _):
-        yield url
+    with serving(SMOLLM2, given.out / "server.log", flags) as (url, process):
+        yield url, process.pid
 
 
 def warm_up(url: str, given: argparse.Namespace) -> None:
@@ -87,47 +95,28 @@ def warm_up(url: str, given: argparse.Namespace) -> None:
             raise RuntimeError(f"{kind}: {sample.error}")
 
 
-def swarm(url: str, given: argparse.Namespace, console: Console) -> int:
-    """Runs locust and shows how it goes; returns its exit code (1 if anything failed)."""
-    seconds = round(60 * given.minutes)
-    command = [
-        sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--host", url,
-        "--users", str(given.users), "--run-time", f"{seconds}s", "--stop-timeout",
-        str(LAST_ANSWERS_S), "--csv", str(given.out / "locust"), "--html",
-        str(given.out / "locust.html"), "--only-summary", "--out", str(given.out),
-        *settings.to_argv(given),
-    ]  # fmt: skip
-    if given.processes > 1:
-        command += ["--processes", str(given.processes)]
-    columns = (BarColumn(30), TextColumn("{task.description}"), TimeRemainingColumn())
-    log = given.out / "locust.log"
-    with log.open("w") as output, Progress(*columns, console=console) as progress:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        task = progress.add_task("starting", total=seconds)
-        begin = shown = time.monotonic()
-        tail, samples = Tail(given.out), list[Sample]()
-        try:
-            while process.poll() is None:
-                time.sleep(1)
-                passed = time.monotonic() - begin
-                samples += tail.new()
-                state = _state(samples, passed)
-                progress.update(task, completed=min(passed, seconds), description=state)
-                if not console.is_terminal and time.monotonic() - shown >= REPORT_EVERY_S:
-                    shown = time.monotonic()
-                    console.print(f"{passed:.0f} of {seconds} s: {state}")
-        finally:
-            process.terminate()
-            process.wait()
-    return process.returncode
+def calibrated(
+    url: str, given: argparse.Namespace, console: Console, pid: int | None
+) -> dict[str, float]:
+    """Finds the most answers a second, and sets the rate to ``--load`` of it.
 
-
-def _state(samples: list[Sample], passed: float) -> str:
-    counts = {
-        name: sum(s.outcome == name for s in samples) for name in ("ok", "failed", "rejected")
-    }
-    parts = [f"{count} {name}" for name, count in counts.items() if count or name == "ok"]
-    return f"{', '.join(parts)}, {sum(s.tokens for s in samples) / passed:.0f} tokens/s"
+    Raises:
+        RuntimeError: there were none; says where to look.
+    """
+    wanted = {
+        "out": given.out / "calibration", "minutes": given.calibration / 60,
+        "users": SATURATING_USERS, "think": 0.0, "rate": 0.0, "shape": "soak",
+        "seed": given.seed + 1,  # Nothing that the prefix cache would know later.
+    }  # fmt: skip
+    full = argparse.Namespace(**{**vars(given), **wanted})
+    console.print(f"→ {SATURATING_USERS} users for {given.calibration:g} s, to find the peak")
+    swarm(url, full, console, pid=pid)
+    peak = capacity(report.read(full.out)) if (full.out / "run.json").exists() else 0.0
+    if peak == 0:
+        raise RuntimeError(f"no answers: see {full.out / 'locust.log'}")
+    given.rate = given.load * peak
+    console.print(f"peak {peak:.2f} answers/s; from now on {given.rate:.2f} requests/s")
+    return {"load": given.load, "peak": peak}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,26 +124,28 @@ def main(argv: list[str] | None = None) -> int:
     given = parser().parse_args(argv)
     given.out = given.out.absolute()
     given.out.mkdir(parents=True, exist_ok=True)
-    # The samples of an earlier test would count as this one's.
-    for old in (given.out / "run.json", *given.out.glob("samples-*.jsonl")):
-        old.unlink(missing_ok=True)
     console = Console(stderr=True)
-    with server(given, console) as url:
+    about: dict[str, float] = {}
+    with server(given, console) as (url, pid):
         try:
             warm_up(url, given)
+            if given.load:
+                about = calibrated(url, given, console, pid)
         except (RuntimeError, OSError, urllib3.exceptions.HTTPError) as error:
             console.print(f"the warm-up failed: {error}", markup=False, soft_wrap=True)
             return 1
-        code = swarm(url, given, console)
-    if not (given.out / "run.json").exists():
+        code = swarm(url, given, console, pid=pid)
+    told = given.out / "run.json"
+    if not told.exists():
         console.print((given.out / "locust.log").read_text()[-2000:])
         return code or 1
+    told.write_text(json.dumps(json.loads(told.read_text()) | about, indent=1))
     run = report.read(given.out)
     if not run.samples:
         console.print("nobody asked anything: see locust.log")
         return code or 1
     report.write(run, given.out)
-    Console(width=140).print(report.table(run))
+    Console(width=140).print(report.table(run), report.steadiness_table(run))
     for fault, count in run.errors().items():
         console.print(f"{count} × {fault}", markup=False)
     console.print(f"report in {given.out / 'report.html'}")
@@ -163,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
 
         command = " ".join(["python -m loadtest", *(sys.argv[1:] if argv is None else argv)])
         record.append("load", command, report.lines(run))
-        shutil.copy(given.out / "report.svg", ROOT / "docs" / "load.svg")
+        picture = "soak.svg" if given.load else "load.svg"
+        shutil.copy(given.out / "report.svg", ROOT / "docs" / picture)
     return code
 
 

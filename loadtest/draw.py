@@ -1,4 +1,4 @@
-"""The picture of a load test as SVG: users, tokens, TTFT, ITL and goodput over time."""
+"""The picture of a load test as SVG: users, tokens, latencies, goodput, memory over time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ __all__ = ["drawing"]
 
 COLOURS = {"plain": "#2563a8", "guided": "#d08a2e"}
 GREY, RED = "#777", "#b3261e"
+UNITS = (("h", 3600, 7200), ("min", 60, 600), ("s", 1, 0))
+"""With their seconds, and how long a test must be for them."""
 LEFT, WIDTH, HEIGHT, GAP, TOP = 70, 620, 110, 44, 56
 
 
@@ -38,9 +40,11 @@ class Panel:
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 2, 5, 10, … above a value."""
+    """The next of 1, 2, 3, 5, 10, … above a value."""
     power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value * 0.999999)
+    return next(
+        step * power for step in (1.0, 2.0, 3.0, 5.0, 10.0) if step * power >= value * 0.999999
+    )
 
 
 def panels(run: Run, count: int) -> list[Panel]:
@@ -51,6 +55,12 @@ def panels(run: Run, count: int) -> list[Panel]:
     shape, users = str(run.about["shape"]), int(run.about["users"])
     crowd = [float(users_at(shape, at, users, run.seconds) or 0) for at in times]
     found = [Panel(f"Users ({shape})", "", [Line(crowd, GREY)])]
+    if run.rate:
+        rates = [run.rate * n / users for n in crowd]
+        begun = [(run.since_start(one), 1.0) for one in run.samples]
+        came = [len(window) / width for window in run.windows(begun, count)]
+        lines = [Line(came, GREY), Line(rates, GREY, dashed=True)]
+        found = [Panel("Requests that begin, and how many shall (dashes)", "1/s", lines)]
     tokens = [
         Line([sum(w) / width for w in run.windows(run.arrivals(group), count)], COLOURS[name])
         for name, group in sides.items()
@@ -75,7 +85,25 @@ def panels(run: Run, count: int) -> list[Panel]:
     if lost:
         rates = [sum(w) / width for w in run.windows(lost, count)]
         found.append(Panel("Failed and rejected", "1/s", [Line(rates, RED)]))
-    return found
+    return found + _of_server(run, count)
+
+
+def _of_server(run: Run, count: int) -> list[Panel]:
+    """What was read from the server, where it could be: medians of each window."""
+
+    def medians(name: str) -> list[float]:
+        began = float(run.about["began"])
+        values = [(one.at - began, getattr(one, name)) for one in run.readings]
+        windows = run.windows([(at, v) for at, v in values if v is not None], count)
+        return [percentile(window, 0.5) for window in windows]
+
+    rows = [Line(medians("running"), GREY), Line(medians("waiting"), GREY, dashed=True)]
+    panels = [
+        Panel("Rows running (line) and waiting (dashes)", "", rows),
+        Panel("Memory of the server", "MB", [Line(medians("memory"), GREY)]),
+        Panel("Open files of the server", "", [Line(medians("files"), GREY)]),
+    ]
+    return [p for p in panels if not all(math.isnan(v) for line in p.lines for v in line.values)]
 
 
 def _goods(run: Run, name: str) -> list[tuple[float, float]]:
@@ -105,16 +133,18 @@ def drawing(run: Run) -> str:
     for i, panel in enumerate(shown):
         parts += _panel(panel, TOP + i * (HEIGHT + GAP), count)
     for i in range(6):
-        place, label = LEFT + WIDTH * i / 5, f"{run.seconds * i / 5:.0f} s"
+        place, label = LEFT + WIDTH * i / 5, _clock(run.seconds * i / 5, run.seconds)
         parts.append(f'<text x="{place:.0f}" y="{bottom - 24}" text-anchor="middle">{label}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _title(run: Run) -> str:
-    return (
-        f"Load: {run.about['users']} users, {100 * float(run.about['guided_share']):.0f} % "
-        f"guided ({run.about['mix']})"
-    )
+    guided = f"{100 * float(run.about['guided_share']):.0f} % guided"
+    if not run.rate:
+        return f"Load: {run.about['users']} users, {guided} ({run.about['mix']})"
+    load = run.about.get("load")
+    share = f", {100 * load:.0f} % of the peak" if load else ""
+    return f"Load: {run.rate:.2f} requests/s{share}, {guided}"
 
 
 def _panel(panel: Panel, top: float, count: int) -> list[str]:
@@ -149,6 +179,12 @@ def _panel(panel: Panel, top: float, count: int) -> list[str]:
                 'stroke-width="1.5" stroke-linecap="round"/>'
             )
     return parts
+
+
+def _clock(seconds: float, longest: float) -> str:
+    """In the unit that suits the length of the test."""
+    unit, size = next((name, size) for name, size, least in UNITS if longest >= least)
+    return f"{seconds / size:.3g} {unit}"
 
 
 def _pieces(values: Sequence[float]) -> list[list[tuple[int, float]]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loadtest.mix import PLAIN
 from loadtest.sample import Sample
+from loadtest.watch import Reading
 
 __all__ = ["LATENCIES", "Run", "Summary", "percentile"]
 
@@ -53,6 +54,8 @@ class Run:
 
     about: dict[str, Any]
     samples: list[Sample]
+    readings: list[Reading] = field(default_factory=list)
+    """Of the server, by time."""
 
     @property
     def seconds(self) -> float:
@@ -63,6 +66,11 @@ class Run:
     def slo(self) -> tuple[float, float]:
         """Limits of TTFT and TPOT, in seconds."""
         return float(self.about["slo_ttft"]) / 1e3, float(self.about["slo_tpot"]) / 1e3
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that users begin, whether others are answered or not; 0: they wait."""
+        return float(self.about.get("rate", 0))
 
     def group(self, name: str) -> list[Sample]:
         """``all``, ``plain``, ``guided``, or the requests of one method."""
@@ -117,14 +125,14 @@ class Run:
         return [(self.since_start(one) + at, n) for one in samples for at, n in one.chunks]
 
     def points(self, latency: str, samples: Iterable[Sample]) -> list[tuple[float, float]]:
-        """Every TTFT (at its request's begin) or ITL (at its token)."""
+        """Every TTFT or E2E (at its request's begin) or ITL (at its token)."""
         found = []
         for one in samples:
             if one.outcome != "ok" or one.ttft is None:
                 continue
             at = self.since_start(one)
-            if latency == "ttft":
-                found.append((at, one.ttft))
+            if latency != "itl":
+                found.append((at, one.ttft if latency == "ttft" else one.took))
                 continue
             at += one.ttft
             for gap in one.itl:

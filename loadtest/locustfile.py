@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+import gevent
+import gevent.pool
 from locust import LoadTestShape, User, events, task
 from locust.runners import WorkerRunner
 
@@ -74,7 +76,10 @@ class Shape(LoadTestShape):
 
 
 class Reader(User):
-    """Asks, reads the answer to its end, pauses."""
+    """Asks, reads the answer to its end, pauses; with ``--rate``, asks when the time has come.
+
+    Users that ask at random times independently of each other make a Poisson process together.
+    """
 
     def on_start(self) -> None:
         """Gives each user a stream of random numbers, the same in every run."""
@@ -86,9 +91,22 @@ class Reader(User):
         self.mix = settings.mix(self.options)
         self.client = Client(self.host or self.environment.host, self.options.timeout)
         self.model = self.options.model or self.client.model()
+        self.reading = gevent.pool.Pool()
+        self.due = time.monotonic()
+        if self.options.rate > 0:
+            self.wait()
+
+    def on_stop(self) -> None:
+        """Lets the answers that nobody waits for come to their end."""
+        self.reading.join(timeout=self.environment.stop_timeout)
+        self.reading.kill()
 
     def wait_time(self) -> float:
         """Seconds until the next request: a pause, or what the last rejection asked for."""
+        if self.options.rate > 0:
+            # From one due time to the next: what asking takes would slow the rate down.
+            self.due += self.rng.expovariate(self.options.rate / _size(self.options)[0])
+            return float(max(0.0, self.due - time.monotonic()))
         think = self.options.think
         pause = self.rng.expovariate(1 / think) if think > 0 else 0.0
         return float(max(pause, self.told_to_wait))
@@ -105,7 +123,15 @@ class Reader(User):
             self.options.temperature,
             self.options.ignore_eos,
         )
-        sample = self.client.ask(kind, request)
+        if self.options.rate > 0:
+            # Each is somebody else, with a connection of their own.
+            client = Client(self.host or self.environment.host, self.options.timeout)
+            self.reading.spawn(self._answered, client, kind, request)
+        else:
+            self._answered(self.client, kind, request)
+
+    def _answered(self, client: Client, kind: str, request: dict[str, Any]) -> None:
+        sample = client.ask(kind, request)
         self.told_to_wait = min(sample.retry_after or 0.0, self.options.max_wait)
         self._note(self.environment.samples, sample)
 

@@ -18,14 +18,17 @@ from rich.table import Table
 from loadtest.draw import drawing
 from loadtest.figures import LATENCIES, Run, Summary
 from loadtest.sample import read_samples
+from loadtest.steady import Change, changes, slope
+from loadtest.watch import read_readings
 
-__all__ = ["lines", "read", "table", "write"]
+__all__ = ["lines", "read", "steadiness", "steadiness_table", "table", "write"]
 
 SHARES = (0.5, 0.95, 0.99)
 COLUMNS = (
     "requests", "answered", "failed", "rejected", "tokens/s", "goodput", "good/s",
     *(f"{name.upper()} p{100 * share:.0f} ms" for name in LATENCIES for share in SHARES),
 )  # fmt: skip
+STEADY_COLUMNS = ("", "first third", "last third", "change", "interval of 95 %")
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>divserve load test</title>
 <style>body {{ font-family: sans-serif; margin: 2em; max-width: 75em }}
@@ -33,13 +36,16 @@ table {{ border-collapse: collapse; font-size: 85% }} td, th {{ padding: .2em .6
 text-align: right; border-bottom: 1px solid #ddd }} th:first-child {{ text-align: left }}</style>
 <h1>Load test</h1>{drawing}<h2>Figures</h2><table>{rows}</table>
 <p>Times in milliseconds. Goodput: share of all requests answered within the SLO.</p>
+<h2>Steadiness</h2><table>{steadiness}</table>
+<p>After a warm-up tenth. A change whose interval holds 0 may be chance.</p>
 <h2>Faults</h2>{faults}<h2>Settings</h2><pre>{settings}</pre></html>
 """
 
 
 def read(folder: Path) -> Run:
     """The test that left its files there."""
-    return Run(json.loads((folder / "run.json").read_text()), read_samples(folder))
+    about = json.loads((folder / "run.json").read_text())
+    return Run(about, read_samples(folder), read_readings(folder))
 
 
 def _cells(summary: Summary) -> list[str]:
@@ -53,6 +59,33 @@ def _cells(summary: Summary) -> list[str]:
 
 def _ms(seconds: float) -> str:
     return "–" if math.isnan(seconds) else f"{1e3 * seconds:.0f}"
+
+
+def _steady_cells(change: Change) -> list[str]:
+    digits = 1 if change.name.startswith("memory") else 0
+    cells = [change.name, f"{change.first:.{digits}f}", f"{change.last:.{digits}f}"]
+    cells.append("–" if math.isnan(change.share) else f"{100 * change.share:+.1f} %")
+    known = not math.isnan(change.low)
+    return [*cells, f"{100 * change.low:+.1f} to {100 * change.high:+.1f} %" if known else "–"]
+
+
+def steadiness(run: Run) -> list[list[str]]:
+    """A line for each figure: first and last third, change, and the interval of the change."""
+    rows = [_steady_cells(change) for change in changes(run)]
+    if line := slope(run):
+        rise = f"{line.mb_per_hour:+.2f} ({100 * line.share_per_hour:+.2f} %)"
+        rows.append(["memory MB/h", "–", "–", rise, f"{line.low:+.2f} to {line.high:+.2f}"])
+    return rows
+
+
+def steadiness_table(run: Run) -> Table:
+    """The same for the terminal."""
+    found = Table(*STEADY_COLUMNS, title="Steadiness")
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for row in steadiness(run):
+        found.add_row(*row)
+    return found
 
 
 def table(run: Run) -> Table:
@@ -70,8 +103,11 @@ def table(run: Run) -> Table:
 def lines(run: Run) -> list[dict[str, str]]:
     """The figures as lines of bench/results.csv."""
     about = run.about
+    asked = f"{run.rate:.3g} requests/s" if run.rate else f"{about['users']} users"
+    if load := about.get("load"):
+        asked += f" ({100 * load:.0f} % of {about['peak']:.3g})"
     case = (
-        f"{about['users']} users, {float(about['seconds']):.0f} s, {about['shape']}, "
+        f"{asked}, {float(about['seconds']):.0f} s, {about['shape']}, "
         f"{float(about['guided_share']):g} guided: {about['mix']}, {about['max_tokens']} tokens"
     )
     found = []
@@ -91,28 +127,37 @@ def lines(run: Run) -> list[dict[str, str]]:
             if low != "–":
                 spread = f"p95 {rest[0]}, p99 {rest[1]}"
                 note(f"{one.name}: {name.upper()} ms, median", low, spread)
+    for name, first, last, change, interval in steadiness(run):
+        note(f"steadiness: {name}", change, f"{first} to {last}, 95 %: {interval}")
     return found
 
 
 def write(run: Run, folder: Path) -> None:
-    """Writes report.svg, report.html and figures.csv."""
+    """Writes report.svg, report.html, figures.csv and steady.csv."""
     picture = drawing(run)
     (folder / "report.svg").write_text(picture, encoding="utf-8")
     rows = [["", *COLUMNS]] + [[one.name, *_cells(one)] for one in run.summaries()]
-    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    body = "\n".join(
-        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for label, *cells in zip(*rows, strict=True)
-    )
+    steady = [[*STEADY_COLUMNS], *steadiness(run)]
+    for name, cells in (("figures.csv", rows), ("steady.csv", steady)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(cells)
     errors = [f"<li>{count} × {escape(error)}</li>" for error, count in run.errors().items()]
     page = PAGE.format(
         drawing=picture,
-        rows=body,
+        rows=_rows([[*row] for row in zip(*rows, strict=True)]),
+        steadiness=_rows(steady),
         faults=f"<ul>{''.join(errors)}</ul>" if errors else "<p>None.</p>",
         settings=escape(json.dumps(run.about, indent=1)),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _rows(rows: list[list[str]]) -> str:
+    """As HTML, with a head of its own for each row."""
+    return "\n".join(
+        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for label, *cells in rows
+    )
 
 
 def main() -> None:
@@ -120,7 +165,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     run = read(folder)
     write(run, folder)
-    Console(width=140).print(table(run))
+    Console(width=140).print(table(run), steadiness_table(run))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or above")
+    return value
+
+
 # Texts and numbers only: locust sends the parsed values to its workers, and knows no paths.
 KNOBS: dict[str, dict[str, Any]] = {
     "--model": {"default": "", "help": "model to ask (default: the first one served)"},
@@ -89,6 +96,12 @@ KNOBS: dict[str, dict[str, Any]] = {
         "type": float,
         "default": 0.5,
         "help": "mean pause of a user between requests, seconds (exponential; default 0.5)",
+    },
+    "--rate": {
+        "type": _not_negative,
+        "default": 0.0,
+        "help": "requests a second that begin at random times (Poisson), whether or not others are "
+        "answered; nobody waits or comes again then (default 0: users wait for their answers)",
     },
     "--max-wait": {
         "type": float,

@@ -12,13 +12,17 @@ __all__ = ["environment_defaults", "flag_defaults"]
 
 LONGEST_CONTEXT = 4096
 GIB = 1 << 30
+KERNELS = "256"
 
 
 def environment_defaults(environment: MutableMapping[str, str], model: str | None) -> None:
-    """Sets what vLLM reads from the environment: cores for OpenMP, and no hub for a local model."""
+    """Sets what vLLM and oneDNN read from the environment; no hub for a local model."""
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     # vLLM's own choice leaves one core idle, which halves a two-core machine.
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+    # oneDNN keeps a kernel for every shape it has met; each number of tokens in a step makes new
+    # ones. Its own 1024 (0.7 MB each) fill over hours, like a leak; to make one again takes 1 ms.
+    environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     if model is not None and Path(model).is_dir():
         environment.setdefault("HF_HUB_OFFLINE", "1")

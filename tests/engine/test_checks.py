@@ -131,10 +131,12 @@ def test_users_flags_win_over_cpu_defaults(tiny: Path, monkeypatch: pytest.Monke
 
 
 def test_environment_defaults_leave_what_is_set(tiny: Path) -> None:
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": "0"}
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "0", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"}
     cpu.environment_defaults(environment, str(tiny))
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0"
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "9"
     assert environment["HF_HUB_OFFLINE"] == "1"
     remote: dict[str, str] = {}
     cpu.environment_defaults(remote, "org/model")
     assert "HF_HUB_OFFLINE" not in remote
+    assert remote["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"

@@ -161,3 +161,26 @@ def test_the_report_can_be_drawn_again(tmp_path: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=60)
     assert (tmp_path / "report.svg").read_text() == drawn
     assert json.loads((tmp_path / "run.json").read_text())["users"] == 4
+
+
+def test_an_open_loop_at_a_share_of_the_peak(tmp_path: Path) -> None:
+    """The fake server answers at any speed, so the share is a small one."""
+    knobs = ("--load", "0.02", "--calibration", "4", "--guided-share", "0")
+    with fake_openai.serving() as (url, _):
+        done = load(url, tmp_path, *knobs, minutes=10 / 60)
+    assert done.returncode == 0, done.stderr
+    run = report.read(tmp_path)
+    assert run.about["load"] == 0.02
+    assert run.rate == pytest.approx(0.02 * run.about["peak"])
+    wanted = run.rate * run.seconds
+    assert abs(len(run.samples) - wanted) < 4 * wanted**0.5 + 1
+    assert len({one.began for one in run.samples}) == len(run.samples)
+    assert "Steadiness" in done.stdout
+
+
+def test_open_arrivals_do_not_wait_for_answers(tmp_path: Path) -> None:
+    with fake_openai.serving() as (url, _):
+        done = load(url, tmp_path, "--rate", "60", "--users", "2")
+    assert done.returncode == 0, done.stderr
+    # Two users that waited for their answers would ask 2 / (7 × STEP_S) times a second at most.
+    assert len(report.read(tmp_path).samples) > 40 * SECONDS
