@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from divserve.api.foreign import foreign_body
-from divserve.decoding import METHODS, TAGS
+from divserve.decoding import METHODS
 from divserve.engine.openai import clean_loc_for_param
 from divserve.errors import ApiError, InvalidRequest, Unauthorized, UnsupportedMediaType
 
@@ -84,10 +84,9 @@ def invalid_body(errors: Sequence[Any]) -> InvalidRequest:
     """The 400 for a body that did not validate.
 
     Args:
-        errors: pydantic's error dicts; vLLM also raises plain strings (wrong content type).
+        errors: pydantic's error dicts, at least one; vLLM also raises plain strings (wrong
+            content type).
     """
-    if not errors:
-        return InvalidRequest("The body is not valid.")
     first, others = errors[0], len(errors) - 1
     if not isinstance(first, Mapping):
         return UnsupportedMediaType(str(first))
@@ -118,9 +117,7 @@ def _param(error: Mapping[str, Any]) -> str | None:
 def _without_tags(loc: list[Any]) -> list[Any]:
     """The path as in the body: ["decoding", "list", 0, "cad", "alpha"] is decoding.0.alpha."""
     shape, rest = loc[1:2], loc[2:]
-    if not shape or shape[0] not in TAGS:
-        return loc
-    index = rest[:1] if shape[0] == "list" else []
+    index = rest[:1] if shape == ["list"] else []
     rest = rest[len(index) :]
     return ["decoding", *index, *(rest[1:] if rest[:1] and rest[0] in METHODS else rest)]
 

@@ -47,7 +47,7 @@ class Guided(BaseModel):
     _temperature: float = PrivateAttr(default=1.0)
     _alias: str | None = PrivateAttr(default=None)
     _small: bool = PrivateAttr(default=False)
-    _record: Record | None = PrivateAttr(default=None)
+    _record: Record = PrivateAttr(default_factory=Record)
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Guided:
@@ -82,15 +82,13 @@ class Guided(BaseModel):
         return self._temperature
 
     @property
-    def record(self) -> Record | None:
-        """The account of the HTTP request; None where nobody keeps one."""
+    def record(self) -> Record:
+        """The account of the HTTP request."""
         return self._record
 
-    def keep(self, record: Record | None, with_prompt: bool) -> None:
+    def keep(self, record: Record, with_prompt: bool) -> None:
         """Has the request's fate noted in `record`, which learns here what was asked for."""
         self._record = record
-        if record is None:
-            return
         stack = self.stack
         record.method = PLAIN if stack is None else stack.name
         record.model = self.answered_as(getattr(self, "model", None) or "") or None

@@ -118,7 +118,7 @@ async def _admitted(request: T, raw_request: Request) -> T:
     """
     state = raw_request.app.state
     request = await with_preset(request, raw_request)
-    request.keep(raw_request.scope.get(RECORD), state.log_prompts)
+    request.keep(raw_request.scope[RECORD], state.log_prompts)
     check_request(request, state.edges, state.engine_client.model_config.max_model_len)
     companions.place(request, raw_request)
     weigh(raw_request.scope, rows_of(request))

@@ -78,8 +78,7 @@ class GuidedServing:
             partial(self._texts, request.return_tokens_as_token_ids),
             self.engine_client.compute_ratio,
         )
-        if (record := record_of(request)) is not None:
-            record.reports.append(report)
+        request.record.reports.append(report)
         return report
 
     def _stream_report(self, request: Any) -> StreamReport:
@@ -141,8 +140,7 @@ class GuidedServing:
         read_beside = [request.side_tokens(prompt) for prompt in range(len(primaries))]
         for tokens in filter(None, read_beside):
             metrics.GUIDE_TOKENS.observe(tokens)
-        if (record := record_of(request)) is not None:
-            record.guide_tokens = sum(read_beside)
+        request.record.guide_tokens = sum(read_beside)
 
     @abstractmethod
     async def _guides_of(
@@ -191,10 +189,8 @@ class GuidedServing:
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             # What templates and vLLM's renderer raise for messages that no type forbids.
             raise InvalidRequest(f"The guide can not be rendered: {error}", param=param) from error
-        if isinstance(rendered, ErrorResponse):
-            raise InvalidRequest(
-                f"The guide can not be rendered: {rendered.error.message}", param=param
-            )
+        # One is returned for flags of a request, and with its own prompt they have passed.
+        assert not isinstance(rendered, ErrorResponse)
         return [
             checked(engine_input["prompt_token_ids"], limit, param) for engine_input in rendered
         ]

@@ -117,8 +117,8 @@ class PrimedResponse(StreamingResponse):
         events = aiter(self.body_iterator)
         first = await anext(events, "")
         if isinstance(first, str) and is_error(first):
-            if isinstance(events, AsyncGenerator):
-                await events.aclose()
+            assert isinstance(events, AsyncGenerator)
+            await events.aclose()
             await _send_error(first, send)
             return
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -136,9 +136,7 @@ def _body(event: Any, charset: str) -> dict[str, Any]:
 
 async def _send_error(event: str, send: Send) -> None:
     body = json.loads(event[len("data: ") :])
-    status = status_of(body["error"])
-    await JSONResponse(body, status_code=status)({"type": "http"}, _receive, send)
-
-
-async def _receive() -> Any:
-    raise RuntimeError("a response reads nothing")
+    response = JSONResponse(body, status_code=status_of(body["error"]))
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": response.body})

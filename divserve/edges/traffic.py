@@ -81,6 +81,5 @@ class Traffic:
 
 def weigh(scope: Any, rows: int) -> None:
     """Tells the traffic how many rows the request of an ASGI scope takes."""
-    if (found := scope.get("state", {}).get(TICKET)) is not None:
-        traffic, ticket = found
-        traffic.weigh(ticket, rows)
+    traffic, ticket = scope["state"][TICKET]
+    traffic.weigh(ticket, rows)

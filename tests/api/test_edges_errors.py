@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from divserve.api.foreign import INTERNAL, foreign_body, status_of
+from divserve.edges.request_id import RequestIds
+from divserve.edges.shape import ShapeErrors
 from divserve.errors import ApiError, DecodingFailed, Unavailable
 from tests.support.chat import MESSAGES, PROMPT
 from tests.support.edges import Call, small_app
@@ -51,6 +53,18 @@ def error_of(response: Any) -> dict[str, Any]:
     assert 0 < len(response.headers["x-request-id"]) <= 128
     assert status_of(error) == response.status_code
     return error
+
+
+def test_an_error_in_pieces_is_one_answer() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": 409, "headers": []}
+        await send(start)
+        for piece, more in ((b'{"error": ', True), (b'"too ', True), (b'late"}', False)):
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    response = TestClient(RequestIds(ShapeErrors(app))).get("/late")
+    assert response.status_code == 409
+    assert error_of(response)["message"] == "too late"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])

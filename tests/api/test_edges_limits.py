@@ -48,6 +48,14 @@ def http(fake_engine: FakeClient) -> TestClient:
     return TestClient(app)
 
 
+@pytest.mark.parametrize("body", [b"[1]", b"null", b"5", b'"n"', b'{"n": 2}', b"{", b""])
+def test_bodies_that_ask_for_nothing_too_much_reach_the_route(body: bytes) -> None:
+    """Whatever JSON they are, or are not."""
+    http = TestClient(small_app(max_n=2))
+    headers = {"content-type": "application/json"}
+    assert http.post("/echo", content=body, headers=headers).json() == {"bytes": len(body)}
+
+
 REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     (CHAT, {"n": 3}, "n", "--max-n"),
     (TEXT, {"n": 3}, "n", "--max-n"),

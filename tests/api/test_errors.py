@@ -40,6 +40,10 @@ def client() -> TestClient:
     async def refused() -> None:
         raise InvalidRequest("shorten it", param="decoding.guide", code="context_length_exceeded")
 
+    @app.get("/page")
+    async def page(limit: int) -> int:
+        return limit
+
     @app.post("/failed")
     async def failed() -> None:
         raise DecodingFailed("lost")
@@ -99,6 +103,11 @@ def test_a_body_of_vllm_has_clean_paths(client: TestClient) -> None:
     assert error["param"] == "n"
     assert client.post("/chat", json=body).json()["error"]["param"] == "decoding.guide"
     assert client.post("/chat", json={"model": "m"}).json()["error"]["param"] == "messages"
+
+
+def test_a_query_that_does_not_validate(client: TestClient) -> None:
+    error = client.get("/page", params={"limit": "ten"}).json()["error"]
+    assert (error["param"], error["code"]) == ("query.limit", "invalid_value")
 
 
 def test_a_body_that_is_no_json(client: TestClient) -> None:

@@ -61,6 +61,13 @@ def test_messages_without_content_are_kept() -> None:
     assert chat_messages([user("x y"), call], Guide(without=" y")) == [user("x"), call]
 
 
+def test_parts_without_text_are_kept() -> None:
+    refusal = {"type": "refusal", "refusal": "x y"}
+    parts = [refusal, "x y", {"type": "text", "text": "x y"}]
+    guide = chat_messages([user(parts)], Guide(without=" y"))
+    assert guide == [user([refusal, "x", {"type": "text", "text": "x"}])]
+
+
 @pytest.mark.parametrize("order", [["ab", "abc"], ["abc", "ab"]])
 def test_a_longer_text_wins_over_one_that_it_contains(order: list[str]) -> None:
     assert chat_messages([user("1 abc 2 ab 3")], Guide(without=order)) == [user("1  2  3")]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY, generate_latest
 
-from divserve.api.record import RECORD
-from divserve.api.watch import Watch
 from divserve.errors import DecodingFailed, InvalidRequest
 from tests.support.chat import MESSAGES, PROMPT, guided
 from tests.support.fake_client import FakeClient, arguments
@@ -199,44 +196,3 @@ async def _leave(app: Any, body: dict[str, Any], engine: FakeClient, after: int)
         await asyncio.wait_for(app(scope, receive, send), timeout=20)
     finally:
         engine.stall_at = None
-
-
-@pytest.mark.parametrize(
-    ("fault", "sent", "status"),
-    [
-        (RuntimeError("a defect"), 0, "500"),
-        (RuntimeError("a defect"), 2, "200"),
-        (OSError("broken pipe"), 2, "499"),
-        (asyncio.CancelledError(), 1, "200"),
-    ],
-)
-def test_whatever_cuts_a_response_off(
-    changes: Changes, fault: BaseException, sent: int, status: str
-) -> None:
-    """Each has one status and is not ok: a defect, a broken connection, the end of the server."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope[RECORD].method = "cad"
-        for message in (
-            {"type": "http.response.start", "status": 200, "headers": []},
-            {"type": "http.response.body", "body": b"data: {}", "more_body": True},
-        )[:sent]:
-            await send(message)
-        if not isinstance(fault, OSError):
-            raise fault
-
-    async def send(message: Any) -> None:
-        if isinstance(fault, OSError) and message["type"].endswith("body"):
-            raise fault
-
-    owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
-    scope = {"type": "http", "method": "GET", "path": "/cut", "headers": []}
-
-    async def ask() -> None:
-        with pytest.raises(type(fault)):
-            await Watch(app, owner)(scope, receive=None, send=send)  # type: ignore[arg-type]
-
-    asyncio.run(ask())
-    outcome = "aborted" if status == "499" else "failed"
-    assert changes.of("requests_total", method="cad", outcome=outcome) == 1
-    assert changes.of("http_requests_total", route="other", method="GET", status=status) == 1

@@ -150,6 +150,12 @@ def test_choices_that_end_in_one_result_keep_their_own_summaries() -> None:
     assert steps == [1, 2]
 
 
+def test_a_choice_that_goes_on_gets_nothing_of_one_that_ends() -> None:
+    events = stream(choices=2, trace=False)
+    events.record(0, [output(1, index=0), output(2, index=1, finish="stop")])
+    assert accounts(events.add_to(event(0))) == [None]
+
+
 def test_events_that_have_nothing_to_add_pass_unchanged() -> None:
     events = stream(trace=False)
     events.record(0, [output(1)])
@@ -223,8 +229,7 @@ def test_a_figure_called_candidates_is_a_number() -> None:
     method = LinearAlignment(method="linear_alignment", guide=GUIDE, trace=True)
     account = ChoiceReport(Stack(method), False, 1.0, 7, texts)
     account.add(output(1))
-    (entry,) = account.summary()["trace"]
-    assert entry["candidates"] == 1.0
+    assert [entry["candidates"] for entry in account.summary()["trace"]] == [1.0]
 
 
 def test_the_candidates_of_look_back() -> None:

@@ -1,0 +1,83 @@
+"""The outermost middleware by hand: what passes it, and how broken responses are counted."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY, generate_latest
+
+from divserve.api.record import RECORD
+from divserve.api.watch import Watch
+from tests.support.metrics import Changes
+
+
+@pytest.fixture
+def changes() -> Changes:
+    """What the registry has counted since the test began."""
+    return Changes(lambda: generate_latest(REGISTRY).decode())
+
+
+def test_messages_that_are_no_answer_yet_pass(changes: Changes) -> None:
+    """ASGI's early hints come before the status and say nothing of it."""
+    hint = {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]}
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    messages = [hint, start, {"type": "http.response.body", "body": b"ok"}]
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope[RECORD].method = "cad"
+        for message in messages:
+            await send(message)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
+    scope = {"type": "http", "method": "GET", "path": "/hint", "headers": []}
+    asyncio.run(Watch(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    assert sent == messages
+    assert changes.of("requests_total", method="cad", outcome="ok") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "sent", "status"),
+    [
+        (RuntimeError("a defect"), 0, "500"),
+        (RuntimeError("a defect"), 2, "200"),
+        (OSError("broken pipe"), 2, "499"),
+        (asyncio.CancelledError(), 1, "200"),
+    ],
+)
+def test_whatever_cuts_a_response_off(
+    changes: Changes, fault: BaseException, sent: int, status: str
+) -> None:
+    """Each has one status and is not ok: a defect, a broken connection, the end of the server."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope[RECORD].method = "cad"
+        for message in (
+            {"type": "http.response.start", "status": 200, "headers": []},
+            {"type": "http.response.body", "body": b"data: {}", "more_body": True},
+        )[:sent]:
+            await send(message)
+        if not isinstance(fault, OSError):
+            raise fault
+
+    async def send(message: Any) -> None:
+        if isinstance(fault, OSError) and message["type"].endswith("body"):
+            raise fault
+
+    owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
+    scope = {"type": "http", "method": "GET", "path": "/cut", "headers": []}
+
+    async def ask() -> None:
+        with pytest.raises(type(fault)):
+            await Watch(app, owner)(scope, receive=None, send=send)  # type: ignore[arg-type]
+
+    asyncio.run(ask())
+    outcome = "aborted" if status == "499" else "failed"
+    assert changes.of("requests_total", method="cad", outcome=outcome) == 1
+    assert changes.of("http_requests_total", route="other", method="GET", status=status) == 1
