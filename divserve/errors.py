@@ -5,6 +5,7 @@ DivserveError
 └── ApiError              becomes OpenAI error JSON in ``divserve.api.errors``
     ├── InvalidRequest    400: the client can mend it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
+    │   ├── RequestTimeout        408: the body took too long to come
     │   ├── RequestTooLarge       413: the body has too many bytes
     │   └── UnsupportedMediaType  415: the body is of a type that the route does not read
     ├── TooManyRequests   429: the client, or all clients together, ask too much; try again later
@@ -18,8 +19,9 @@ from http import HTTPStatus
 from typing import ClassVar
 
 __all__ = [
-    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "RequestTooLarge",
-    "StartupError", "TooManyRequests", "Unauthorized", "Unavailable", "UnsupportedMediaType",
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "RequestTimeout",
+    "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized", "Unavailable",
+    "UnsupportedMediaType",
 ]  # fmt: skip
 
 
@@ -68,6 +70,13 @@ class Unauthorized(InvalidRequest):
 
     status = HTTPStatus.UNAUTHORIZED
     default_code = "invalid_api_key"
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not come in time; the rest of it is not waited for."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    default_code = "request_timeout"
 
 
 class RequestTooLarge(InvalidRequest):

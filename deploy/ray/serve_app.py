@@ -87,7 +87,9 @@ class Replica:
         if args.reasoning_parser_plugin:
             ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
         self._running = AsyncExitStack()
-        engine = guided_engine(AsyncEngineArgs.from_cli_args(args), args.companions)
+        engine = guided_engine(
+            AsyncEngineArgs.from_cli_args(args), args.companions, timeout_s=args.engine_timeout
+        )
         self._client = await self._running.enter_async_context(engine)
         self._app = await build_app(self._client, args)
         if options.metrics_port:

@@ -22,7 +22,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from divserve.api.foreign import foreign_body
 from divserve.decoding import METHODS
 from divserve.engine.openai import clean_loc_for_param
-from divserve.errors import ApiError, InvalidRequest, Unauthorized, UnsupportedMediaType
+from divserve.errors import (
+    ApiError,
+    InvalidRequest,
+    RequestTimeout,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
 __all__ = ["ErrorBody", "error_body", "error_response", "install", "invalid_body"]
 
@@ -77,6 +83,9 @@ def error_response(error: ApiError) -> JSONResponse:
         headers["Retry-After-Ms"] = str(ceil(error.retry_after_s * 1000))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestTimeout):
+        # The rest of the body is still to come, and would be taken for the next request.
+        headers["Connection"] = "close"
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
 

@@ -1,11 +1,12 @@
-"""Bodies are bounded before anybody parses them: in bytes, in depth, and in what they ask."""
+"""Bodies are bounded before anybody parses them: in time, bytes, depth, and in what they ask."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.api.asgi import is_json, read_body, replay
 from divserve.api.errors import error_response
@@ -13,7 +14,7 @@ from divserve.api.limits import check_fields
 from divserve.api.routes import GUIDED_ROUTES
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.paths import path_of
-from divserve.errors import ApiError, InvalidRequest, RequestTooLarge
+from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
 
 __all__ = ["GuardBody", "check_depth"]
 
@@ -36,23 +37,35 @@ class GuardBody:
         if scope["type"] != "http" or scope["method"] in BODILESS:
             await self.app(scope, receive, send)
             return
-        limit = self.settings.max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "0")
-        messages = None
-        if not declared.isdecimal() or int(declared) <= limit:
-            messages = await read_body(receive, limit)
         try:
-            if messages is None:
-                raise RequestTooLarge(
-                    f"The body has more than {limit} bytes: send less, or start the server with a "
-                    "larger --max-body-bytes."
-                )
+            messages = await self._read(scope, receive)
             if is_json(scope):
                 self._check(scope, b"".join(message.get("body", b"") for message in messages))
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         else:
             await self.app(scope, replay(messages, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> list[Message]:
+        limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout
+        declared = Headers(scope=scope).get("content-length", "0")
+        messages = None
+        if not declared.isdecimal() or int(declared) <= limit:
+            try:
+                # For all of it: a byte now and then would hold a row of the queue for ever.
+                async with asyncio.timeout(timeout_s):
+                    messages = await read_body(receive, limit)
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"The body took longer than {timeout_s:g} s: send it faster, or start the "
+                    "server with a larger --body-timeout."
+                ) from None
+        if messages is None:
+            raise RequestTooLarge(
+                f"The body has more than {limit} bytes: send less, or start the server with a "
+                "larger --max-body-bytes."
+            )
+        return messages
 
     def _check(self, scope: Scope, body: bytes) -> None:
         check_depth(body, self.settings.max_json_depth)

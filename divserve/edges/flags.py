@@ -26,6 +26,7 @@ class EdgeSettings:
     rate_limit: str | None = None
     max_queue: int = 1024
     drain_timeout: float = DRAIN_TIMEOUT_S
+    body_timeout: float = 60.0
     max_body_bytes: int = 16 * 1024 * 1024
     max_json_depth: int = 64
     max_n: int = 128
@@ -49,7 +50,8 @@ class EdgeSettings:
         least = {"max_queue": 0, "drain_timeout": 0, "max_stop_strings": 0}
         for name, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and value < least.get(name, 1):
+            # Put so that NaN is refused too.
+            if number and not value >= least.get(name, 1):
                 raise StartupError(
                     f"--{name.replace('_', '-')} is at least {least.get(name, 1)}, not {value}"
                 )
@@ -93,6 +95,14 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="After SIGTERM, longest wait for answers under way (default: --shutdown-timeout, or "
         f"{DRAIN_TIMEOUT_S:.0f}).",
+    )
+    group.add_argument(
+        "--body-timeout",
+        type=float,
+        default=default.body_timeout,
+        metavar="SECONDS",
+        help="Longest time in which the whole body of a request must have come "
+        f"(default: {default.body_timeout:.0f}).",
     )
     for flag, what in {
         "--max-queue": "Most rows that wait while --max-num-seqs rows run; beyond, requests are "

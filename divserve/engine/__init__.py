@@ -36,6 +36,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``StatLoggerBase`` | the small engine's load | small_stats.py |
 | ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify every token, end streams at shutdown | client.py |
+| ``is_scheduler_paused_async``, ``resources`` of the core's client | end what hangs | watch.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
 | ``APIServerProcessManager``, ``launch_core_engines`` | several API processes | processes.py |
 | ``LoggingConfig`` | JSON lines of vLLM beside ours | request_lines.py |

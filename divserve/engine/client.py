@@ -99,6 +99,15 @@ class GuidedClient(EngineClient):
     def _small_is_lost(self) -> bool:
         return self._hand_off is not None and self._hand_off.lost
 
+    def large_works(self) -> bool:
+        """Whether requests of the served model are under way."""
+        return bool(self.inner.output_processor.request_states)
+
+    def small_works(self) -> bool:
+        """Whether the small engine has requests of its own, or makes tokens of a moving answer."""
+        moving = self._hand_off is not None and self._hand_off.on_small
+        return moving or (self.small is not None and self.small.large_works())
+
     @property
     def max_rows(self) -> int:
         """Rows that the served model's engine runs at a time."""

@@ -9,6 +9,7 @@ from typing import Any
 from divserve.engine import checks
 from divserve.engine.checks import reason
 from divserve.engine.companions import Companions
+from divserve.engine.watch import watching
 from divserve.errors import StartupError
 
 __all__ = ["configured", "guided_engine", "install"]
@@ -44,6 +45,7 @@ async def guided_engine(
     engine_args: Any,
     companions: Companions | None = None,
     client_config: dict[str, Any] | None = None,
+    timeout_s: float = 0.0,
 ) -> AsyncIterator[Any]:
     """A running engine behind a `divserve.engine.client.GuidedClient`.
 
@@ -51,6 +53,7 @@ async def guided_engine(
         engine_args: vLLM's ``AsyncEngineArgs``.
         companions: models beside the served one; a small one runs in a second engine.
         client_config: how to reach an engine that runs already (`divserve.engine.processes`).
+        timeout_s: longest silence of an engine that has requests; 0: no limit.
 
     Raises:
         StartupError: vLLM or divserve refuses the configuration, or there is no such model.
@@ -72,6 +75,7 @@ async def guided_engine(
         if small is not None:
             client.attach_small(GuidedClient(small))
         await client.inner.reset_mm_cache()
+        started.enter_context(watching(client, timeout_s))
         yield client
 
 

@@ -122,6 +122,11 @@ class HandOff:
         """How many answers are under way."""
         return len(self._runs)
 
+    @property
+    def on_small(self) -> bool:
+        """Whether the small engine makes tokens of an answer."""
+        return any(run.on_small and run.segment for run in self._runs.values())
+
     async def _add(self, request: Any) -> None:
         params = request.sampling_params
         wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None

@@ -16,7 +16,7 @@ from typing import Any
 from divserve import __version__
 from divserve.decoding import presets
 from divserve.edges import flags as edge_flags
-from divserve.engine import checks, companions, cpu, request_lines, stop
+from divserve.engine import checks, companions, cpu, request_lines, stop, watch
 from divserve.engine.companions import SMALL_SUFFIX, Companions
 from divserve.engine.engines import guided_engine
 from divserve.engine.processes import serve_many
@@ -89,6 +89,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     )
     companions.add_flags(parser)
     edge_flags.add_flags(parser)
+    watch.add_flags(parser)
     request_lines.add_flags(parser)
     # What vLLM makes of a mapping 'presets' in the file of --config.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
@@ -96,6 +97,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     args.decodings = presets.load(args.preset, args.presets)
     args.companions = Companions.of(args)
     args.edges = edge_flags.EdgeSettings.of(args)
+    args.engine_timeout = watch.checked(args.engine_timeout)
     if args.companions.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(
             f"a preset cannot be called '{SMALL_SUFFIX[1:]}' beside --small: both would be served "
@@ -147,7 +149,8 @@ async def _serve(
     if client_config is not None:
         peer_loads = (client_config.pop("api_server_loads"), client_config["client_index"])
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    async with guided_engine(engine_args, args.companions, client_config) as client:
+    engine = guided_engine(engine_args, args.companions, client_config, args.engine_timeout)
+    async with engine as client:
         app = await build_app(client, args)
         # vLLM takes the state from the app when it leaves.
         traffic = app.state.traffic

@@ -57,6 +57,8 @@ def test_vllms_timeout_is_the_default_of_ours() -> None:
         ("--drain-timeout", "-0.1"),
         ("--max-n", "0"),
         ("--max-body-bytes", "0"),
+        ("--body-timeout", "0.0"),
+        ("--body-timeout", "nan"),
         ("--max-json-depth", "0"),
         ("--max-stop-strings", "-1"),
         ("--max-concurrent-per-key", "0"),

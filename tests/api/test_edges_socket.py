@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import threading
 import time
@@ -12,10 +14,13 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from tests.support.edges import small_app
+from tests.support.edges import Call, small_app
 
 MEGABYTE = 1024 * 1024
 REFUSED_WITHIN_S = 0.05
+BODY_TIMEOUT_S = 0.3
+DRIP_EVERY_S = 0.02
+CUT_OFF_WITHIN_S = 20
 
 
 @contextmanager
@@ -85,3 +90,49 @@ def test_a_body_that_never_comes_is_counted_until_the_client_leaves() -> None:
         while len(state.traffic) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(state.traffic) == 0
+
+
+def drip(url: str, head: bytes) -> tuple[bytes, float]:
+    """What comes back to a client that sends a byte now and then until it is cut off, and when."""
+    host, port = url.removeprefix("http://").split(":")
+    start = time.monotonic()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(DRIP_EVERY_S)
+        connection.sendall(head)
+        answer = b""
+        while time.monotonic() - start < CUT_OFF_WITHIN_S:
+            try:
+                if not (piece := connection.recv(65536)):
+                    return answer, time.monotonic() - start
+                answer += piece
+            except TimeoutError:
+                connection.sendall(b"x")
+    raise AssertionError(f"the connection stays open; so far: {answer!r}")
+
+
+def test_a_body_that_comes_too_slowly() -> None:
+    """Each byte comes in time, the whole does not: the client is told, and the row is free."""
+    with served(body_timeout=BODY_TIMEOUT_S) as (url, state):
+        answer, took = drip(url, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert took >= BODY_TIMEOUT_S
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in head.lower()
+        error = json.loads(body)["error"]
+        assert "--body-timeout" in error.pop("message")
+        assert error == {"type": "invalid_request_error", "param": None, "code": "request_timeout"}
+        assert len(state.traffic) == state.traffic.rows == state.asked == 0
+        assert httpx2.post(f"{url}/echo", content=b"abc").json() == {"bytes": 3}
+
+
+def test_a_body_that_stops_coming() -> None:
+    async def test() -> None:
+        app = small_app(rows=1, max_queue=0, body_timeout=BODY_TIMEOUT_S)
+        call = Call(app, "/echo", b"x", stalls=True)
+        await asyncio.sleep(0)
+        assert await Call(app, "/echo").ended() == 429
+        assert await call.ended() == 408
+        assert call.headers["connection"] == "close"
+        assert await Call(app, "/echo").ended() == 200
+
+    asyncio.run(test())

@@ -6,10 +6,13 @@ import asyncio
 import json
 import logging
 import random
+import signal
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import psutil
 import pytest
 
 from tests.e2e.test_disconnect import GAUGES, gauges
+from tests.support.losses import DECODINGS, gone, lose
 from tests.support.server import API_KEY, get, serving
 
 ABORTS, SOAK_ABORTS, WARM_UP = 2_000, 10_000, 500
@@ -28,13 +32,8 @@ GROWTH = 1.02
 ROWS, QUEUE = 8, 48
 KNOCKS = 30
 KEY = {"Authorization": f"Bearer {API_KEY}"}
-GUIDE = {"guide": {"without": "Document. "}}
-DECODINGS: list[Any] = [
-    {"method": "cad", **GUIDE},
-    {"method": "adacad", "trace": True, **GUIDE},
-    {"method": "kl_temperature", **GUIDE},
-    None,
-]
+ENGINE_TIMEOUT_S = 8
+"""Longer than a machine that also runs other tests lets the engine wait for a core."""
 GONE_WITHIN_S = 20
 
 log = logging.getLogger(__name__)
@@ -43,14 +42,19 @@ log.setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="module")
-def running(
+def started(
     tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, psutil.Process]]:
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     flags = ["--max-num-seqs", str(ROWS), "--max-queue", str(QUEUE)]
+    flags += ["--engine-timeout", str(ENGINE_TIMEOUT_S)]
     log = tmp_path_factory.mktemp("chaos") / "log.txt"
-    with serving(tiny_with_tokenizer, log, flags, "tests.support.watched_server") as started:
-        url, process = started
-        yield url, psutil.Process(process.pid)
+    with serving(tiny_with_tokenizer, log, flags, "tests.support.watched_server") as server:
+        yield server
+
+
+@pytest.fixture
+def running(started: tuple[str, subprocess.Popen[bytes]]) -> tuple[str, psutil.Process]:
+    return started[0], psutil.Process(started[1].pid)
 
 
 def tree(server: psutil.Process) -> list[psutil.Process]:
@@ -196,50 +200,30 @@ def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
 
 @pytest.mark.slow
 def test_the_engine_is_killed(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
-    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
-
-    async def stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event) -> Any:
-        body = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True, "stream": True}
-        body["decoding"] = decoding
-        events: list[str] = []
-        async with http.stream("POST", "/v1/completions", json=body) as answer:
-            async for line in answer.aiter_lines():
-                events += [line.removeprefix("data: ")] if line else []
-                begun.set()
-        # vLLM ends a plain stream with [DONE] even after an error.
-        return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
-
-    async def test(url: str, engine: psutil.Process) -> list[Any]:
-        options: Any = {"base_url": url, "headers": KEY, "timeout": 60}
-        async with httpx2.AsyncClient(**options) as http:
-            begun = [asyncio.Event() for _ in DECODINGS]
-            streams = [
-                asyncio.create_task(stream(http, decoding, event))
-                for decoding, event in zip(DECODINGS, begun, strict=True)
-            ]
-            body = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True}
-            whole = [
-                asyncio.create_task(http.post("/v1/completions", json={**body, "decoding": d}))
-                for d in DECODINGS
-            ]
-            await asyncio.gather(*(event.wait() for event in begun))
-            engine.kill()
-            errors = await asyncio.gather(*streams)
-            for answer in await asyncio.gather(*whole):
-                assert answer.status_code == 503
-                errors.append(answer.json()["error"])
-            assert (await http.get("/ready")).status_code == 503
-            assert (await http.post("/v1/completions", json=body)).status_code == 503
-            return list(errors)
-
     with serving(tiny_with_tokenizer, tmp_path / "log.txt") as (url, process):
-        named = [p for p in tree(psutil.Process(process.pid)) if "EngineCore" in p.cmdline()[0]]
-        assert len(named) == 1
-        errors = asyncio.run(test(url, named[0]))
-        start = time.monotonic()
-        code = process.wait(GONE_WITHIN_S)
-        log.info("left %.1f s after the last answer", time.monotonic() - start)
+        assert_all_are_told(url, process, signal.SIGKILL, within_s=5)
+
+
+@pytest.mark.slow
+def test_the_engine_hangs(started: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Stopped, its process is there and does nothing, not even at SIGTERM. Runs last."""
+    url, process = started
+    assert_all_are_told(url, process, signal.SIGSTOP, within_s=ENGINE_TIMEOUT_S + 5)
+
+
+def assert_all_are_told(
+    url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
+) -> None:
+    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
+    processes = tree(psutil.Process(process.pid))
+    (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
+    errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))
+    start = time.monotonic()
+    code = process.wait(GONE_WITHIN_S)
+    log.info("told after %.1f s, left %.1f s later", took, time.monotonic() - start)
     assert code == 1
+    assert took < within_s
     assert {error["code"] for error in errors} == {"engine_unavailable"}
     assert {error["type"] for error in errors} == {"service_unavailable_error"}
     assert all(error.keys() == {"message", "type", "param", "code"} for error in errors)
+    assert gone(processes)

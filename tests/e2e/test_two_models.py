@@ -29,6 +29,8 @@ NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run":
 LEAVERS = 500
 AT_ONCE = 24
 GRACE_S = 30
+ENGINE_TIMEOUT_S = 8
+"""Longer than a machine that also runs other tests lets an engine wait for a core."""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     ]
     large, small, amateur, tuned = map(str, models)
     more = ["--amateur", amateur, "--tuned", tuned, "--small", small, "--max-num-seqs", "32"]
+    more += ["--engine-timeout", str(ENGINE_TIMEOUT_S)]
     with serving(Path(large), folder / "log.txt", more) as (url, process):
         yield url, process.pid
 
@@ -167,10 +170,13 @@ def gauges(url: str) -> dict[str, float]:
     return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith(starts)}
 
 
-def test_the_small_engine_is_killed(
+def test_the_small_engine_hangs(
     started: tuple[str, int], client: openai.OpenAI, switch: dict[str, Any]
 ) -> None:
-    """kill −9: answers go on with the large model, new ones work, /health tells. Runs last."""
+    """Answers go on with the large model, new ones work, /health tells. Runs last.
+
+    `tests.engine.test_switching` kills it.
+    """
     url, server = started
     assert health(url) == {"status": "ok", "engines": {"large": "ok", "small": "ok"}}
 
@@ -180,7 +186,7 @@ def test_the_small_engine_is_killed(
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, i) for i in range(8)]
         time.sleep(0.7)
-        os.kill(small_engine(server), signal.SIGKILL)
+        os.kill(small_engine(server), signal.SIGSTOP)
         choices = [answer.result(timeout=120).choices[0] for answer in answers]
     for choice in choices:
         report = account(choice)

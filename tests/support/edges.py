@@ -74,6 +74,7 @@ class Call:
         path: of the request.
         chunks: of the body.
         leaves: whether the client hangs up after them.
+        stalls: whether more was to come, and never does.
         options: more of the scope; ``headers`` as a mapping.
     """
 
@@ -85,6 +86,7 @@ class Call:
         method: str = "POST",
         headers: dict[str, str] | None = None,
         leaves: bool = False,
+        stalls: bool = False,
         **options: Any,
     ) -> None:
         self.sent: list[Any] = []
@@ -92,7 +94,7 @@ class Call:
         self._left = asyncio.Event()
         last = len(chunks) - 1
         self._incoming: list[Any] = [
-            {"type": "http.request", "body": chunk, "more_body": leaves or i < last}
+            {"type": "http.request", "body": chunk, "more_body": leaves or stalls or i < last}
             for i, chunk in enumerate(chunks or [b""])
         ]
         if leaves:

@@ -1,0 +1,91 @@
+"""Requests of all kinds to a server that is about to lose its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx2
+import psutil
+
+from tests.support.server import API_KEY
+
+GUIDE = {"guide": {"without": "Document. "}}
+DECODINGS: list[Any] = [
+    {"method": "cad", **GUIDE},
+    {"method": "adacad", "trace": True, **GUIDE},
+    {"method": "kl_temperature", **GUIDE},
+    None,
+]
+BODY = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True}
+TIMEOUT_S = 60
+ARRIVE_S = 0.2
+GONE_WITHIN_S = 10
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether processes have ended, at the latest a little later: their parents may not wait."""
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
+    """Calls `strike` while a stream and a whole answer of each of `DECODINGS` are under way.
+
+    Returns:
+        The errors of all of them, and the seconds until the last one had come.
+    """
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    options: Any = {"base_url": url, "headers": headers, "timeout": TIMEOUT_S}
+    async with httpx2.AsyncClient(**options) as http:
+        begun = [asyncio.Event() for _ in DECODINGS]
+        streams = [
+            asyncio.create_task(_stream(http, decoding, event))
+            for decoding, event in zip(DECODINGS, begun, strict=True)
+        ]
+        await asyncio.gather(*(event.wait() for event in begun))
+        # Where the streams fill the engine, these wait in its queue.
+        whole = [
+            asyncio.create_task(http.post("/v1/completions", json={**BODY, "decoding": decoding}))
+            for decoding in DECODINGS
+        ]
+        await asyncio.sleep(ARRIVE_S)
+        start = time.monotonic()
+        strike()
+        errors = await asyncio.gather(*streams)
+        for answer in await asyncio.gather(*whole):
+            assert answer.status_code == 503
+            errors.append(answer.json()["error"])
+        took = time.monotonic() - start
+        for path in ("/ready", "/health"):
+            assert await _turned_away(http.get(path))
+        assert await _turned_away(http.post("/v1/completions", json=BODY))
+        return list(errors), took
+
+
+async def _turned_away(request: Awaitable[Any]) -> bool:
+    """Whether a request gets a 503, or nobody listens: vLLM's watchdog may be quick."""
+    try:
+        answer = await request
+    except httpx2.TransportError:
+        return True
+    return bool(answer.status_code == 503)
+
+
+async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event) -> Any:
+    """The error that a stream ends with."""
+    body = {**BODY, "decoding": decoding, "stream": True}
+    events: list[str] = []
+    async with http.stream("POST", "/v1/completions", json=body) as answer:
+        async for line in answer.aiter_lines():
+            events += [line.removeprefix("data: ")] if line else []
+            begun.set()
+    # vLLM ends a plain stream with [DONE] even after an error.
+    return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
