@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print("nobody asked anything: see locust.log")
         return code or 1
     report.write(run, given.out)
-    Console(width=140).print(report.table(run), report.steadiness_table(run))
+    report.show(run)
     for fault, count in run.errors().items():
         console.print(f"{count} × {fault}", markup=False)
     console.print(f"report in {given.out / 'report.html'}")

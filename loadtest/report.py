@@ -21,7 +21,7 @@ from loadtest.sample import read_samples
 from loadtest.steady import Change, changes, slope
 from loadtest.watch import read_readings
 
-__all__ = ["lines", "read", "steadiness", "steadiness_table", "table", "write"]
+__all__ = ["lines", "read", "show", "steadiness", "table", "write"]
 
 SHARES = (0.5, 0.95, 0.99)
 COLUMNS = (
@@ -78,18 +78,21 @@ def steadiness(run: Run) -> list[list[str]]:
     return rows
 
 
-def steadiness_table(run: Run) -> Table:
-    """The same for the terminal."""
-    found = Table(*STEADY_COLUMNS, title="Steadiness")
-    for column in found.columns[1:]:
+def show(run: Run) -> None:
+    """Prints the tables."""
+    console = Console(width=140)
+    console.print(table(run))
+    steady = Table(*STEADY_COLUMNS, title="Steadiness")
+    for column in steady.columns[1:]:
         column.justify = "right"
     for row in steadiness(run):
-        found.add_row(*row)
-    return found
+        steady.add_row(*row)
+    if steady.row_count:
+        console.print(steady)
 
 
 def table(run: Run) -> Table:
-    """For the terminal: a column for each group of requests."""
+    """A column for each group of requests."""
     summaries = run.summaries()
     found = Table("", *(one.name for one in summaries), title="Load test")
     for column in found.columns[1:]:
@@ -165,7 +168,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     run = read(folder)
     write(run, folder)
-    Console(width=140).print(table(run), steadiness_table(run))
+    show(run)
 
 
 if __name__ == "__main__":

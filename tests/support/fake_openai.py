@@ -36,6 +36,9 @@ class FakeServer:
         if scope["path"] == "/v1/models":
             await _respond(send, 200, {"data": [{"id": "fake"}]})
             return
+        if scope["path"] != "/v1/chat/completions":
+            await _respond(send, 404, {"error": {"message": "no such route"}})
+            return
         raw = b""
         more = True
         while more:
