@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,29 @@ def test_the_file_is_looked_at_twice_a_second_at_most(file: Path) -> None:
     ring.reload()
     assert ring.name_of(b"sk-new") is not None
     KeyRing(["x"]).reload()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_log_tells_of_every_reading_but_of_no_key(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "logger", logging.getLogger("of the test"))
+    caplog.set_level("INFO")
+    ring = KeyRing(file=file)
+    file.write_text("sk-one\nsk-two\n")
+    ring.reload()
+    ring.name_of(b"sk-one")
+    file.write_text("not a key\n")
+    ring.name_of(b"sk-one")
+    ring.name_of(b"sk-one")
+    file.unlink()
+    ring.reload()
+    unread = "--api-key-file is not read again, old keys stay: "
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "--api-key-file: 2 keys"),
+        ("ERROR", f"{unread}line 1 is neither KEY nor NAME:KEY"),
+        ("ERROR", f"{unread}No such file or directory"),
+    ]
 
 
 @pytest.fixture(scope="module")

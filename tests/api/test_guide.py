@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from divserve.api.guide import chat_fields, checked, completion_prompt
-from divserve.decoding import Guide, Instructive
+from divserve.api.guide import chat_fields, checked, completion_prompt, not_rendered
+from divserve.decoding import Guide
 from divserve.decoding.cad import Cad
+from divserve.engine.openai import VLLMValidationError
 from divserve.errors import InvalidRequest
 
 DOCUMENT = "The tower is blue.\nIt was painted in 1999. (a+b)*"
@@ -102,14 +103,42 @@ def test_text_is_removed_from_the_documents_of_the_template() -> None:
 
 
 def test_guide_messages_replace_the_messages() -> None:
-    assert chat_messages([user("a")], Guide(messages=[user("b")])) == [user("b")]
+    whole = [user("b"), user([{"type": "text", "text": "c"}, "d"]), {"role": "tool"}]
+    assert chat_messages([user("a")], Guide(messages=whole)) == whole
 
 
-@pytest.mark.parametrize("message", [{}, {"content": "no role"}, {"role": 1, "content": "a"}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {}, {"content": "no role"}, {"role": 1, "content": "a"}, user([5]), user(["a", {}]),
+        user([{"type": "text", "text": 5}]), {"content": [{"type": "text", "text": "a"}]},
+    ],
+)  # fmt: skip
 def test_guide_messages_must_be_messages(message: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="Message 1 ") as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         chat_messages([user("a")], Guide(messages=[user("b"), message]))
     assert refusal.value.param == "decoding.guide.messages.1"
+    assert refusal.value.message == (
+        "Message 1 of the guide is not a chat message: it needs a 'role' and 'content'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("é\n", "'é\\n'"), ("x" * 60, f"'{'x' * 60}'"), ("x" * 61, f"'{'x' * 57}'…")],
+)
+def test_what_is_missing_is_shown_if_it_is_short(text: str, shown: str) -> None:
+    for missing, refused in (
+        (lambda: chat_messages([user("a")], Guide(without=text)), "the messages"),
+        (lambda: prompt_of("a", Guide(without=text)), "the prompt"),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            missing()
+        assert refusal.value.param == "decoding.guide.without"
+        assert refusal.value.message == (
+            f"The text to leave out does not occur in {refused}: give it exactly as it stands "
+            f"there, with the same spaces and line breaks ({shown})."
+        )
 
 
 def test_each_prompt_gets_its_own_guide() -> None:
@@ -120,15 +149,19 @@ def test_each_prompt_gets_its_own_guide() -> None:
 
 
 def test_a_prompt_without_any_of_the_texts_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="prompt 1: "):
+    with pytest.raises(InvalidRequest, match="prompt 1: ") as refusal:
         prompt_of(["Doc. Who?", "Who?"], Guide(without="Doc. "))
+    assert refusal.value.param == "decoding.guide.without"
 
 
 @pytest.mark.parametrize("prompt", [[1, 2], [[1, 2], [3]]])
 def test_token_ids_have_no_text_to_remove(prompt: Any) -> None:
-    with pytest.raises(InvalidRequest, match="give the guide as 'prompt'") as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         prompt_of(prompt, Guide(without="x"))
     assert refusal.value.param == "decoding.guide.without"
+    assert refusal.value.message == (
+        "'without' needs a text prompt: with token ids, give the guide as 'prompt'."
+    )
 
 
 @pytest.mark.parametrize("prompt", ["text", [5, 6]])
@@ -138,79 +171,37 @@ def test_a_guide_prompt_is_taken_as_it_is(prompt: Any) -> None:
 
 def test_length_of_the_guide() -> None:
     assert checked([1, 2, 3], limit=3, param="decoding.guide") == [1, 2, 3]
-    with pytest.raises(InvalidRequest, match="empty") as empty:
+    with pytest.raises(InvalidRequest) as empty:
         checked([], limit=3, param="decoding.guide")
     with pytest.raises(InvalidRequest, match="4 tokens; at most 3") as long:
         checked([1, 2, 3, 4], limit=3, param="decoding.guide")
+    assert empty.value.message == "The guide is empty: leave at least one token in it."
     assert empty.value.param == long.value.param == "decoding.guide"
     assert long.value.code == "context_length_exceeded"
 
 
-def noisy(messages: list[Any], **fields: Any) -> list[Any]:
-    method = Instructive(method="instructive", **fields)
-    found: list[Any] = chat_fields(messages, None, method, "decoding.0")["messages"]
-    return found
-
-
-CHAT = [
-    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-    user("Be brief. Hi"),
-]
-
-
-def test_noise_takes_the_place_of_the_system_message() -> None:
-    assert noisy(CHAT, noise="null") == [{"role": "system", "content": ""}, CHAT[1]]
-    assert noisy(CHAT)[0]["content"].startswith("Always respond with the opposite")
-    assert noisy(CHAT)[1:] == CHAT[1:]
-
-
-def test_noise_of_a_given_instruction_goes_everywhere() -> None:
-    assert noisy(CHAT, noise="null", instruction="Be brief.") == [
-        {"role": "system", "content": [{"type": "text", "text": ""}]},
-        user(" Hi"),
-    ]
-    with pytest.raises(InvalidRequest, match="does not occur in the messages") as refusal:
-        noisy(CHAT, instruction="Be long.")
-    assert refusal.value.param == "decoding.0.instruction"
-
-
-def test_noise_without_a_system_message() -> None:
-    assert noisy([user("Hi")], noise="random_words")[0]["role"] == "system"
-    for noise in ("null", "shuffle"):
-        with pytest.raises(InvalidRequest, match="needs an instruction") as refusal:
-            noisy([user("Hi")], noise=noise)
-        assert refusal.value.param == "decoding.0.noise"
-
-
-def test_noise_of_a_prompt_needs_the_instruction() -> None:
-    method = Instructive(method="instructive", noise="null", instruction="Add. ")
-    assert completion_prompt(["Add. 1+1", "Add. 2"], method, "decoding") == ["1+1", "2"]
-    for prompt, fields, param in (
-        ("Add. 1", {}, "decoding.instruction"),
-        ("Sum. 1", {"instruction": "Add."}, "decoding.instruction"),
-        ([1, 2], {"instruction": "Add."}, "decoding.instruction"),
-    ):
-        with pytest.raises(InvalidRequest) as refusal:
-            completion_prompt(prompt, Instructive(method="instructive", **fields), "decoding")
-        assert refusal.value.param == param
-
-
-MARKED = {"type": "text", "text": "Lyon.", "name": "document"}
-
-
-def test_documents_are_left_out() -> None:
-    question = {"type": "text", "text": "Where?"}
-    guide = Guide(documents=True)
-    assert chat_messages([user([MARKED, question])], guide) == [user([question])]
-    assert chat_messages([user([MARKED]), user("Where?")], guide) == [user("Where?")]
-    whole = chat_fields([user("Where?")], [{"text": "Lyon."}], cad(guide), "decoding")
-    assert whole == {"messages": [user("Where?")], "documents": None}
-
-
-def test_there_must_be_a_document_and_a_question() -> None:
-    with pytest.raises(InvalidRequest, match="mark a text part") as none:
-        chat_messages([user("Where?")], Guide(documents=True))
-    with pytest.raises(InvalidRequest, match="Nothing but documents") as nothing:
-        chat_messages([user([MARKED])], Guide(documents=True))
-    assert none.value.param == "decoding.guide.documents"
-    assert nothing.value.param == "messages"
+@pytest.mark.parametrize(
+    ("parameter", "value", "message", "code"),
+    [
+        (
+            "input_tokens",
+            257,
+            "The guide has at least 257 tokens; at most 99 tokens fit. Shorten it.",
+            "context_length_exceeded",
+        ),
+        (
+            "input_text",
+            5000,
+            "The guide has 5000 characters; at most 99 tokens fit. Shorten it.",
+            "context_length_exceeded",
+        ),
+        ("prompt", 5, "The guide can not be rendered: the reason", "invalid_value"),
+        (None, None, "The guide can not be rendered: the reason", "invalid_value"),
+    ],
+)
+def test_what_vllms_renderer_says_of_a_guide(
+    parameter: str | None, value: Any, message: str, code: str
+) -> None:
+    error = VLLMValidationError("the reason", parameter=parameter, value=value)
+    refused = not_rendered(error, 99, "decoding.guide")
+    assert (refused.message, refused.param, refused.code) == (message, "decoding.guide", code)

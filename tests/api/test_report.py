@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from divserve.api.report import ChoiceReport
-from divserve.api.stream import PrimedResponse, StreamReport, reported
+from divserve.api.stream import StreamReport, reported
 from divserve.decoding import STATISTICS, Guide, LookBack, LookRow, LookState, Stack
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
@@ -178,8 +178,6 @@ async def events_of(*events: str) -> AsyncIterator[str]:
 
 
 ERROR = 'data: {"error": {"message": "m", "type": "server_error", "code": "decoding_failed"}}\n\n'
-REFUSED = 'data: {"error": {"message": "m", "type": "BadRequestError", "code": 400}}\n\n'
-OURS = 'data: {"error": {"message": "m", "type": "invalid_request_error", "code": "x"}}\n\n'
 DONE = "data: [DONE]\n\n"
 
 
@@ -189,39 +187,6 @@ def test_an_error_ends_a_guided_stream() -> None:
         return [text async for text in reported(source, events_of(), stream())]  # type: ignore[arg-type]
 
     assert asyncio.run(collect()) == [event(), ERROR]
-
-
-@pytest.mark.parametrize(("error", "status"), [(ERROR, 500), (REFUSED, 400), (OURS, 400)])
-def test_an_error_before_the_first_token_is_an_http_error(error: str, status: int) -> None:
-    sent = respond(error, DONE)
-    assert sent[0]["status"] == status
-    assert json.loads(sent[1]["body"]) == json.loads(error[6:])
-    assert len(sent) == 2
-
-
-def test_a_stream_is_sent_as_it_comes() -> None:
-    sent = respond(": keep-alive\n\n", event(), ERROR)
-    assert sent[0]["status"] == 200
-    assert b"".join(message["body"] for message in sent[1:]).decode() == (
-        ": keep-alive\n\n" + event() + ERROR
-    )
-    assert [message["more_body"] for message in sent[1:]] == [True, True, True, False]
-
-
-def test_an_empty_stream_ends() -> None:
-    assert respond()[-1]["more_body"] is False
-
-
-def respond(*events: str) -> list[Any]:
-    """The ASGI messages of a response with these events."""
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    response = PrimedResponse(events_of(*events), media_type="text/event-stream")
-    asyncio.run(response.stream_response(send))
-    return sent
 
 
 def test_a_figure_called_candidates_is_a_number() -> None:

@@ -97,21 +97,6 @@ def test_rows(fields: dict[str, Any], row: Row) -> None:
     assert parse(**GUIDE, **fields).row(1.0) == row
 
 
-def test_lowest_temperature_is_the_papers_at_any_base() -> None:
-    """T never falls below 1e-4, whatever the request's own temperature."""
-    method = parse(method="kl_temperature", **GUIDE)
-    assert method.row(0.5).min_factor * 0.5 == pytest.approx(1e-4)
-    assert method.row(0.0) == Row()
-    assert method.row(1e-5).min_factor == 1.0
-
-
-def test_temperature_is_reported_as_used() -> None:
-    statistics = {**dict.fromkeys(STATISTICS, 0.0), "factor": 0.5}
-    method = parse(method="kl_temperature", **GUIDE)
-    assert method.report(statistics, 0.8)["temperature"] == pytest.approx(0.4)
-    assert method.report(statistics, 0.0)["temperature"] == 0.0
-
-
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
@@ -173,6 +158,11 @@ def test_methods_without_a_guide() -> None:
     edt = parse(method="entropy_temperature")
     assert edt.row(1.0).entropy_rate == pytest.approx(-0.1 * math.log2(0.8))
     assert edt.row(0.0) == parse(method="entropy_temperature", theta=0).row(1.0) == Row()
+    assert edt.row(0.5).min_factor * 0.5 == pytest.approx(1e-4)
+    same = parse(method="entropy_temperature", theta=2, base=1)
+    assert same.row(1.0) == Row()
+    hot = parse(method="entropy_temperature", theta=1, base=0.5)
+    assert hot.row(1.0).entropy_rate == 1.0
 
 
 def test_the_papers_gate_is_converted_at_its_own_vocabulary() -> None:
@@ -180,6 +170,11 @@ def test_the_papers_gate_is_converted_at_its_own_vocabulary() -> None:
     gates = [parse(method="uscd", s0=s0, **GUIDE).row(1.0).gate for s0 in (0.005, 0.0035)]
     assert gates == pytest.approx([0.8004, 0.3922], abs=1e-4)
     assert ("one.uscd", "gate_choice") in errors(method="uscd", s0=0.005, uncertainty=0.5, **GUIDE)
+
+
+def test_a_nucleus_of_everything_has_no_temperature() -> None:
+    whole = parse(method="linear_alignment", nucleus=1, ratio=3, **GUIDE)
+    assert whole.row(0.0) == whole.row(0.7) == Row(alpha=3.0)
 
 
 def test_the_nucleus_of_a_greedy_request_has_the_scripts_temperature() -> None:

@@ -25,7 +25,7 @@ def test_the_shipped_presets_are_decodings() -> None:
 
 
 def test_a_file_and_a_section(tmp_path: Path) -> None:
-    file = tmp_path / "mine.json"
+    file = tmp_path / "mine=1.json"
     file.write_text(json.dumps([CFG, {"method": "entropy_temperature"}]))
     found = load([f"mine={file}"], {"diverse": CFG})
     assert found["mine"][0] == CFG
@@ -37,6 +37,8 @@ def test_a_file_and_a_section(tmp_path: Path) -> None:
     ("files", "section", "words"),
     [
         (["mine"], None, "NAME=FILE.json, not 'mine'"),
+        (["mine="], None, "NAME=FILE.json, not 'mine='"),
+        (["={folder}/cfg.json"], None, "preset '': a name is letters, digits, '.', '_' and '-'"),
         (["mine={folder}/none.json"], None, "cannot read"),
         (["mine={folder}/bad.json"], None, "not valid JSON"),
         ([], ["cfg"], "maps names"),

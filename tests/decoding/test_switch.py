@@ -22,8 +22,10 @@ def producers(switch: Switch, bits: list[float]) -> str:
     """The model of each token, a letter each."""
     rule, letters = SwitchRule(switch), ""
     for entropy in bits:
-        letters += rule.state.active[0]
-        rule.observe(entropy * math.log(2))
+        before = rule.state.active
+        letters += before[0]
+        moves = rule.observe(entropy * math.log(2))
+        assert moves is (rule.state.active != before)
     return letters
 
 
@@ -88,6 +90,8 @@ def test_the_method_observes_and_reports_bits() -> None:
     method = EntropySwitch.model_validate({"method": "entropy_switch", "threshold": 2})
     assert method.row(1.0).form == Form.OBSERVE
     assert method.switch() == Switch(2.0, 5, 10, "small")
+    other = {"method": "entropy_switch", "window": 3, "min_run": 4, "start": "large"}
+    assert EntropySwitch.model_validate(other).switch() == Switch(1.0, 3, 4, "large")
     assert method.report({"entropy": math.log(8)}, 1.0)["entropy_bits"] == pytest.approx(3)
 
 

@@ -1,0 +1,191 @@
+"""Bodies before they are parsed: their bytes, their depth, and what their fields ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divserve.api.limits import check_fields, rows_of
+from divserve.api.requests import ChatRequest, CompletionsRequest
+from divserve.edges.body import check_depth
+from divserve.edges.flags import EdgeSettings
+from divserve.errors import InvalidRequest
+from tests.support.chat import MESSAGES, guided
+from tests.support.edges import Call, small_app
+
+LIMITS: dict[str, Any] = {
+    "max_n": 2,
+    "max_stop_strings": 2,
+    "max_stop_length": 5,
+    "max_batch_prompts": 2,
+    "max_trace_tokens": 100,
+    "max_json_depth": 12,
+    "max_body_bytes": 5000,
+}
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"null", b"5", b'"n"', b'{"n": 2}', b"{", b""])
+def test_bodies_that_ask_for_nothing_too_much_reach_the_route(body: bytes) -> None:
+    """Whatever JSON they are, or are not."""
+    http = TestClient(small_app(max_n=2))
+    headers = {"content-type": "application/json"}
+    assert http.post("/echo", content=body, headers=headers).json() == {"bytes": len(body)}
+
+
+@pytest.mark.parametrize("value", [None, "3", 3.5, [3], {"a": 3}, True, -1, 0])
+@pytest.mark.parametrize("field", ["n", "best_of", "stop", "prompt", "messages", "stop_sequences"])
+def test_other_types_are_for_the_route_to_refuse(field: str, value: Any) -> None:
+    settings = EdgeSettings(**LIMITS)
+    check_fields({field: value}.get, settings)
+
+
+def test_rows() -> None:
+    assert rows_of(CompletionsRequest(prompt="a")) == 1
+    assert rows_of(ChatRequest.model_validate({"messages": MESSAGES, "n": None})) == 1
+    assert rows_of(CompletionsRequest(prompt=["a", "b"], n=3)) == 6
+    assert rows_of(CompletionsRequest(prompt=[1, 2, 3])) == 1
+    chat: Any = {"messages": MESSAGES, "n": 2}
+    assert rows_of(ChatRequest(**chat, decoding=guided())) == 4
+    same = [guided("adacad"), guided("kl_temperature")]
+    assert rows_of(ChatRequest(**chat, decoding=same)) == 4
+    other = [guided("adacad"), guided("kl_temperature") | {"guide": {"without": "What"}}]
+    assert rows_of(ChatRequest(**chat, decoding=other)) == 6
+    assert rows_of(ChatRequest(**chat, decoding=guided("entropy_temperature"))) == 2
+
+
+def size_error(answer: bytes) -> None:
+    error = json.loads(answer)["error"]
+    assert error["code"] == "request_too_large"
+    assert "more than 5000 bytes" in error["message"]
+    assert "--max-body-bytes" in error["message"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(("size", "status"), [(5000, 200), (5001, 413)])
+def test_bodies_are_counted_in_bytes(declared: bool, size: int, status: int) -> None:
+    http = TestClient(small_app(**LIMITS))
+    body = b"x" * size
+    content: Any = body if declared else iter([body[:3000], body[3000:]])
+    response = http.post("/echo", content=content, headers={"content-type": "text/plain"})
+    assert response.status_code == status
+    if status == 413:
+        size_error(response.content)
+    else:
+        assert response.json() == {"bytes": size}
+
+
+def test_counting_ends_with_the_limit() -> None:
+    """Not a chunk is read beyond it, and nothing of a body that declares too much."""
+
+    async def test() -> None:
+        app = small_app(**LIMITS)
+        call = Call(app, "/echo", *[b"x" * 1000] * 100)
+        assert await call.ended() == 413
+        assert call.read == 6
+        call = Call(app, "/echo", *[b"x" * 1000] * 100, headers={"content-length": "100000"})
+        assert await call.ended() == 413
+        assert call.read == 0
+        call = Call(app, "/echo", b"x" * 6000, headers={"content-length": "5"})
+        assert await call.ended() == 413
+        call = Call(app, "/echo", b"x" * 6000, headers={"content-length": "-5"})
+        assert await call.ended() == 413
+        assert app.state.asked == 0
+
+    asyncio.run(test())
+
+
+def test_a_client_that_leaves_while_it_sends() -> None:
+    async def test() -> None:
+        app = small_app(rows=1, max_queue=0)
+        call = Call(app, "/echo", b"x", leaves=True)
+        await asyncio.wait({call.task})
+        assert app.state.traffic.rows == 0
+        assert len(app.state.traffic) == 0
+
+    asyncio.run(test())
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":[' * (depth // 2) + b"[]" * (depth % 2) + b"]}" * (depth // 2)
+
+
+@pytest.mark.parametrize(("depth", "status"), [(12, 200), (13, 400), (900, 400), (2001, 400)])
+def test_depth(depth: int, status: int) -> None:
+    http = TestClient(small_app(**{**LIMITS, "max_body_bytes": 10**6}))
+    for headers in ({"content-type": "application/json"}, {"content-type": "application/ld+json"}):
+        response = http.post("/echo", content=nested(depth), headers=headers)
+        assert response.status_code == status
+        if status == 400:
+            assert response.json()["error"]["code"] == "invalid_json"
+            assert "12 levels" in response.json()["error"]["message"]
+    text = http.post("/echo", content=nested(depth), headers={"content-type": "text/plain"})
+    assert text.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[[[[",
+        b"]]]]",
+        json.dumps({"a": "[[[[[[[[" * 9, "b": '\\"[[[[[[' * 9}).encode(),
+        json.dumps([[[], {}, {"a": []}]] * 50).encode(),
+        b'["' + b"[" * 100,
+        b'"\\',
+    ],
+)
+def test_shallow(body: bytes) -> None:
+    check_depth(body, 4)
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='a"\\[]{}ü'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('["\\'), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+@given(JSON, st.booleans())
+def test_depth_is_what_a_parser_finds(value: Any, escaped: bool) -> None:
+    body = json.dumps(value, ensure_ascii=escaped).encode()
+    check_depth(body, depth_of(value))
+    if depth_of(value):
+        with pytest.raises(InvalidRequest):
+            check_depth(body, depth_of(value) - 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+def test_deep_in_every_encoding_of_json(encoding: str) -> None:
+    text = json.dumps({"ü\\": "[", "b": [[[[[5]]]]]}, ensure_ascii=False)
+    check_depth(text.encode(encoding), 6)
+    with pytest.raises(InvalidRequest):
+        check_depth(text.encode(encoding), 5)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"' + b'\\"' * 8_000_000 + b"[" * 99,
+        b"[1]," * 4_000_000,
+        b'"",' * 5_000_000 + b"[" * 99,
+        b'"[",[],' * 2_000_000,
+    ],
+    ids=["quotes", "lists", "strings", "both"],
+)
+def test_no_body_takes_long(body: bytes) -> None:
+    start = time.perf_counter()
+    check_depth(body, 64)
+    assert time.perf_counter() - start < 2

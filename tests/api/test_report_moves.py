@@ -1,0 +1,58 @@
+"""The account of an answer that moved between two models."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from divserve.api.report import ChoiceReport
+from divserve.decoding import STATISTICS, EntropySwitch, Stack
+
+
+def account(models: str, ratio: float | None, trace: bool = False) -> dict[str, Any]:
+    """The summary of an answer whose tokens these models made, a letter each."""
+    method = EntropySwitch.model_validate({"method": "entropy_switch", "trace": trace})
+    report = ChoiceReport(Stack(method), False, 1.0, 0, lambda ids: [f"<{i}>" for i in ids], ratio)
+    names = [{"s": "small", "l": "large"}[letter] for letter in models]
+    half = len(names) // 2
+    for part in (names[:half], names[half:]):
+        output: Any = SimpleNamespace(
+            token_ids=list(range(len(part))),
+            guidance=[[1.0] * len(STATISTICS)] * len(part),
+            models=part,
+            finish_reason=None,
+        )
+        report.add(output)
+    return report.summary()
+
+
+@pytest.mark.parametrize(
+    ("models", "ratio", "switches", "small", "saved"),
+    [
+        ("", 0.25, 0, 0, None),
+        ("s", 0.25, 0, 1, 0.75),
+        ("l", 0.25, 0, 0, 0.0),
+        ("ssll", 0.25, 1, 2, 0.375),
+        ("slsl", 0.25, 3, 2, 0.375),
+        ("sls", 0.1, 2, 2, 0.6),
+        ("ssl", 0.0, 1, 2, 0.666667),
+        ("sls", None, 2, 2, None),
+    ],
+)
+def test_moves(
+    models: str, ratio: float | None, switches: int, small: int, saved: float | None
+) -> None:
+    found = account(models, ratio)
+    assert found["switches"] == switches
+    assert found["tokens"] == {"small": small, "large": len(models) - small}
+    assert found["compute_saved"] == saved
+    assert found["applied_steps"] == len(models)
+    assert found["guide_prompt_tokens"] == 0
+
+
+def test_every_token_of_a_trace_names_its_model() -> None:
+    found = account("ssll", 0.25, trace=True)["trace"]
+    assert [entry["model"] for entry in found] == ["small", "small", "large", "large"]
+    assert [entry["token"] for entry in found] == ["<0>", "<1>"] * 2
