@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from divserve.engine.faults import Contained
+
 __all__ = ["Groundings"]
 
 SLICE = 64
@@ -26,6 +28,7 @@ ROWS = 8
 class Text:
     """A text that is being read."""
 
+    primary: str
     row: int
     tokens: int
     average: bool
@@ -48,10 +51,10 @@ class Groundings:
     def add(self, request_id: str, order: Mapping[str, object]) -> None:
         """Takes up a text, or starts it again after a preemption."""
         primary = str(order["grounds"])
+        tokens, average = int(str(order["tokens"])), bool(order["average"])
         if primary not in self.rows:
             self.rows[primary] = self._free.pop() if self._free else len(self.rows)
-        tokens = int(str(order["tokens"]))
-        self._texts[request_id] = Text(self.rows[primary], tokens, bool(order["average"]))
+        self._texts[request_id] = Text(primary, self.rows[primary], tokens, average)
 
     def restart(self, request_ids: set[str]) -> None:
         """Preempted texts are read again from their first token."""
@@ -77,6 +80,8 @@ class Groundings:
     ) -> None:
         """Reduces what the texts of this step have read.
 
+        One that fails takes the vector of its request along, which is then not guided any more.
+
         Args:
             req_ids: request id of each batch row.
             starts: ``[R + 1] int32``: where the rows' tokens begin.
@@ -87,17 +92,26 @@ class Groundings:
             text = self._texts.get(request_id)
             if text is None:
                 continue
-            vector = self._vector(text.row)
-            if not text.started:
-                vector.fill_(0.0 if text.average else -math.inf)
-                text.started = True
             start, stop = int(starts[batch_row]), int(starts[batch_row + 1])
-            for states in hidden_states[start:stop].split(SLICE):
-                log_probs = compute_logits(states).float().log_softmax(-1)
-                if text.average:
-                    vector.add_(log_probs.sum(0), alpha=1 / text.tokens)
-                else:
-                    torch.maximum(vector, log_probs.amax(0), out=vector)
+            with Contained(f"Reading {request_id}"):
+                self._reduce(text, hidden_states[start:stop], compute_logits)
+                continue
+            self.end(request_id)
+            self.end(text.primary)
+
+    def _reduce(
+        self, text: Text, hidden_states: Tensor, compute_logits: Callable[[Tensor], Tensor]
+    ) -> None:
+        vector = self._vector(text.row)
+        if not text.started:
+            vector.fill_(0.0 if text.average else -math.inf)
+            text.started = True
+        for states in hidden_states.split(SLICE):
+            log_probs = compute_logits(states).float().log_softmax(-1)
+            if text.average:
+                vector.add_(log_probs.sum(0), alpha=1 / text.tokens)
+            else:
+                torch.maximum(vector, log_probs.amax(0), out=vector)
 
     def _vector(self, row: int) -> Tensor:
         if self.table is None:

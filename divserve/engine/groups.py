@@ -164,7 +164,9 @@ class GroupTable:
         for primary, entry in self._entries.items():
             rows = [row_of.get(request_id) for request_id in (primary, *entry.guides)]
             here = [row for row in rows if row is not None]
-            if len(here) == len(rows):
+            # A grounding text that could not be read has left no vector.
+            lost = entry.grounded and primary not in self.groundings.rows
+            if len(here) == len(rows) and not lost:
                 found.append((primary, entry, here[0], here[1:]))
         found.sort(key=lambda group: group[1].helpers > 0)
         with Contained("Planning a step"):
@@ -215,7 +217,19 @@ class GroupTable:
             cooled=tuple(cooled),
             limited=self._limits(found),
             look=look,
+            third=self._third(found),
         )
+
+    def _third(
+        self, found: list[tuple[str, Entry, int, list[int]]]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Who has a third stream: a grounding text's vector, or a second helper's logits."""
+        pairs = [
+            (place, row)
+            for place, (_, entry, row, _) in enumerate(found)
+            if entry.grounded or entry.helpers > 1
+        ]
+        return self._send(pairs) if pairs else None
 
     def _limits(
         self, found: list[tuple[str, Entry, int, list[int]]]

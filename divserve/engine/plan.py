@@ -49,6 +49,8 @@ class Plan:
     """Rows ``[N] int64`` and the id from which on they sample no token."""
     look: LookStep | None
     """What looks back at earlier steps."""
+    third: tuple[Tensor, Tensor] | None = None
+    """``[N] int64`` each: places among `primaries` of those with a third stream, and their rows."""
 
     def guide(
         self,
@@ -93,6 +95,11 @@ class Plan:
         for limited, vocab in self.limited:
             guided[:, vocab:].index_fill_(0, limited, -math.inf)
         statistics = found[0] if len(found) == 1 else torch.cat(found or [logits.new_zeros(0, 0)])
+        if self.third is not None:
+            # No statistic is of a third stream: that it is not numbers shows in what it made alone.
+            places, rows = self.third
+            zeros = guided.index_select(0, rows).amax(-1) * 0
+            statistics[:, 0].index_add_(0, places, zeros)
         timer.stop()
         return guided, Report.start(self.primaries, statistics, self.cooled, looked, timer)
 

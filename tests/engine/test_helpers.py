@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
+from divserve.engine.plan import Plan
 from tests.engine.cases import Case, mismatches
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, stacked
@@ -182,6 +183,37 @@ def test_a_temperature_beside_the_amateur_has_a_guide_of_its_own(
     assert likely
     for token, logprob in likely.items():
         assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
+
+
+@pytest.mark.parametrize("helper", [0, 1], ids=["amateur", "tuned"])
+def test_logits_of_a_helper_are_not_numbers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, helper: int
+) -> None:
+    """Those of one request in the fourth step: it ends there, and no other one."""
+    batch = [
+        (list(range(n, 60)), greedy(stacked([{"method": "dexperts"}], [None]))) for n in (9, 20)
+    ]
+    healthy = [output.outputs[0] for output in engine.generate(batch)]
+    guide, steps = Plan.guide, 0
+
+    def broken(plan: Plan, logits: Any, vectors: Any, helper_logits: Any, *rest: Any) -> Any:
+        nonlocal steps
+        steps += 1
+
+        def poisoned(rows: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = helper_logits(rows)
+            if steps == 4:
+                found[helper * len(rows)] = float("nan")
+            return found
+
+        return guide(plan, logits, vectors, poisoned, *rest)
+
+    monkeypatch.setattr(Plan, "guide", broken)
+    victim, other = (output.outputs[0] for output in engine.generate(batch))
+    assert (victim.finish_reason, other.finish_reason) == ("error", "length")
+    assert victim.token_ids == healthy[0].token_ids[:3]
+    assert other.token_ids == healthy[1].token_ids
+    assert set(engine.leftovers().values()) == {0}
 
 
 def test_aborts_leave_nothing(engine: Engine, cases: Any) -> None:

@@ -13,11 +13,13 @@ import torch
 from vllm import SamplingParams
 
 from divserve.engine.faults import NOT_NUMBERS
+from divserve.engine.grounding import Groundings
 from divserve.engine.groups import GroupTable, Plan
 from divserve.engine.scheduler import LOST
-from tests.support.engine import Engine, order
+from tests.support.engine import Engine, stacked
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
+TEXT = list(range(70, 150))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
@@ -28,8 +30,12 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine.close()
 
 
-def params(guided: bool = True, **fields: Any) -> SamplingParams:
-    extra = order("cad", GUIDE) if guided else None
+def params(
+    guided: bool = True, method: str = "cad", grounding: list[int] | None = None, **fields: Any
+) -> SamplingParams:
+    text = {} if grounding is None else {"grounding": "x"}
+    guide = GUIDE if grounding is None else None
+    extra = stacked([{"method": method, **text}], [guide], 0.0, grounding) if guided else None
     return SamplingParams(
         temperature=0, max_tokens=12, ignore_eos=True, detokenize=False, extra_args=extra, **fields
     )
@@ -138,6 +144,41 @@ def test_an_order_cannot_be_taken_up(
 
     monkeypatch.setattr(GroupTable, "_add", raising)
     assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=0)
+
+
+@pytest.mark.parametrize("fault", ["raises", "NaN"])
+def test_a_grounding_text_cannot_be_read(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It has two chunks, and the second fails; another text is read in the same steps."""
+    healthy = run_with_grounded(engine)
+    reduce, victim, calls = Groundings._reduce, "", 0
+
+    def broken(table: Groundings, text: Any, states: torch.Tensor, head: Any) -> None:
+        nonlocal victim, calls
+        victim = victim or text.primary
+        calls += text.primary == victim
+        if text.primary == victim and calls == 2:
+            if fault == "raises":
+                raise RuntimeError("for this test")
+            states = states * float("nan")
+        reduce(table, text, states, head)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Groundings, "_reduce", broken)
+        got = run_with_grounded(engine)
+    why = LOST if fault == "raises" else NOT_NUMBERS
+    assert calls == 2
+    assert_only_victim_failed(engine, healthy, got, tokens=0, why=why)
+    again = run_with_grounded(engine)
+    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in healthy]
+
+
+def run_with_grounded(engine: Engine) -> list[Any]:
+    """A victim and another request with a grounding text, a guided one and a plain one."""
+    grounded = [params(method="vdgd", grounding=text) for text in (TEXT, TEXT[40:])]
+    batch = [(PROMPT, grounded[0]), (PROMPT[5:], grounded[1])]
+    return engine.generate([*batch, (PROMPT[5:], params()), (PROMPT[9:], params(guided=False))])
 
 
 def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
