@@ -158,6 +158,8 @@ def figures(case: str, bound: int, points: list[Point]) -> list[dict[str, str]]:
     note("flood: most rows", f"{flood.rows:.0f}", f"bound {bound}")
     refused = [1e3 * one.took for one in flood.run.samples if one.outcome == "rejected"]
     for who, times in (("knocking", flood.knocks.get(429, [])), ("flooding", refused)):
+        if not times:
+            continue
         spread = (
             f"{len(times)}; p99 {percentile(times, 0.99):.1f}, most {max(times, default=0):.1f}"
         )
