@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from divserve.api.foreign import INTERNAL, foreign_body, status_of
-from divserve.edges.request_id import RequestIds
+from divserve.edges import shape
+from divserve.edges.request_id import RequestIds, request_id_of
 from divserve.edges.shape import ShapeErrors
 from divserve.errors import ApiError, DecodingFailed, Unavailable
 from tests.support.edges import Call, small_app
@@ -163,6 +166,42 @@ def test_an_error_in_pieces_is_one_answer() -> None:
     response = TestClient(RequestIds(ShapeErrors(app))).get("/late")
     assert response.status_code == 409
     assert response.json()["error"]["message"] == "too late"
+
+
+def test_the_id_that_logs_name() -> None:
+    assert request_id_of({}) == request_id_of({"state": {}}) == "-"
+    scope = {"type": "http", "headers": [(b"x-request-id", b"me-7")]}
+
+    async def app(inner: Any, receive: Any, send: Any) -> None:
+        assert request_id_of(inner) == "me-7"
+        await send({"type": "http.response.start", "status": 204})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(RequestIds(app)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    assert request_id_of(scope) == "me-7"
+    (start,) = sent
+    assert start["headers"] == [(b"x-request-id", b"me-7")]
+
+
+def test_what_the_log_says(
+    odd: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason of what clients are told as an internal error; nothing of their own mistakes."""
+    monkeypatch.setattr(shape, "logger", logging.getLogger("of the test"))
+    headers = {"x-request-id": "me-7"}
+    for how in ("crash", "traceback", "text", "lost", "unprocessable", "string"):
+        odd.get(f"/fail/{how}", headers=headers)
+    crash, traceback, text = caplog.records
+    assert crash.getMessage() == "Request me-7 failed"
+    assert crash.exc_info is not None
+    assert isinstance(crash.exc_info[1], KeyError)
+    told = json.dumps({"error": {"message": SECRET, "code": 500}}, separators=(",", ":"))
+    assert traceback.getMessage() == f"Request me-7 failed: {told}"
+    assert text.getMessage() == "Request me-7 failed: no"
 
 
 def test_streams_are_not_collected() -> None:

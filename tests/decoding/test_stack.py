@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from divserve.decoding import STATISTICS, Decoding, Form, Row, Stack, Switch
+from divserve.decoding.stack import share_guide
 
 GUIDE = {"guide": {"without": "the document"}}
 OTHER = {"guide": {"without": "the question"}}
@@ -116,6 +117,14 @@ def test_looking_back_at_the_requests_temperature(temperature: float, greedy: bo
         ((CAD, VDGD), ("'cad' and 'vdgd'", "'score' to 'subtract'")),
         ((ADDED, USCD), ("'vdgd' and 'uscd'", "contrast of logits")),
         ((ALIGN, ADDED), ("'linear_alignment' and 'vdgd'", "candidate filter")),
+        (
+            ({"method": "contrastive"}, ADDED),
+            ("'contrastive' and 'vdgd'", "text cannot be added to a contrast of models"),
+        ),
+        (
+            (KL, {"method": "look_back"}),
+            ("'kl_temperature' and 'look_back'", "look_back takes no other method beside it"),
+        ),
     ],
 )
 def test_clashes_name_both(bodies: tuple[dict[str, Any], ...], words: tuple[str, ...]) -> None:
@@ -123,8 +132,9 @@ def test_clashes_name_both(bodies: tuple[dict[str, Any], ...], words: tuple[str,
         stack(*bodies)
     (error,) = refused.value.errors()
     assert (error["loc"], error["type"]) == (("list",), "methods_clash")
-    for word in words:
-        assert word in error["msg"]
+    names, reason = words
+    assert error["msg"].startswith(f"{names} clash: ")
+    assert reason in error["msg"]
 
 
 def test_what_may_be_combined() -> None:
@@ -132,6 +142,17 @@ def test_what_may_be_combined() -> None:
     assert stack({**ALIGN, "nucleus": 1}, ADDED).name == "linear_alignment+vdgd"
     assert stack(VDGD, EDT).name == "vdgd+entropy_temperature"
     assert stack(USCD, EDT).spec(1.0, [[1], None]).row.entropy_rate > 0
+
+
+def test_a_guide_is_shared_with_those_that_need_it() -> None:
+    """Whatever the list holds; what is no method is for the validation to refuse."""
+    needs = {"cad": True, "cfg": False}
+    given = [{"method": "cad"}, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
+    shared = [CAD, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
+    assert share_guide(given, needs) == shared
+    assert given[0] == {"method": "cad"}
+    for other in ("cad", None, 5, [{"method": "cad"}], [{"method": "cad", "guide": None}]):
+        assert share_guide(other, needs) == other
 
 
 def test_a_missing_guide_is_the_first_one_given() -> None:
