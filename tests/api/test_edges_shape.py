@@ -13,10 +13,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from divserve.api.foreign import INTERNAL, foreign_body, status_of
+from divserve.api.foreign import INTERNAL
 from divserve.edges import shape
-from divserve.edges.request_id import RequestIds, request_id_of
-from divserve.edges.shape import ShapeErrors
 from divserve.errors import ApiError, DecodingFailed, Unavailable
 from tests.support.edges import Call, small_app
 
@@ -156,37 +154,6 @@ def test_request_ids(odd: TestClient, given: list[str], kept: bool) -> None:
             assert len(found[0]) == 32
 
 
-def test_an_error_in_pieces_is_one_answer() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        start = {"type": "http.response.start", "status": 409, "headers": []}
-        await send(start)
-        for piece, more in ((b'{"error": ', True), (b'"too ', True), (b'late"}', False)):
-            await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-    response = TestClient(RequestIds(ShapeErrors(app))).get("/late")
-    assert response.status_code == 409
-    assert response.json()["error"]["message"] == "too late"
-
-
-def test_the_id_that_logs_name() -> None:
-    assert request_id_of({}) == request_id_of({"state": {}}) == "-"
-    scope = {"type": "http", "headers": [(b"x-request-id", b"me-7")]}
-
-    async def app(inner: Any, receive: Any, send: Any) -> None:
-        assert request_id_of(inner) == "me-7"
-        await send({"type": "http.response.start", "status": 204})
-
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    asyncio.run(RequestIds(app)(scope, receive=None, send=send))  # type: ignore[arg-type]
-    assert request_id_of(scope) == "me-7"
-    (start,) = sent
-    assert start["headers"] == [(b"x-request-id", b"me-7")]
-
-
 def test_what_the_log_says(
     odd: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,11 +188,3 @@ def test_streams_are_not_collected() -> None:
         await call.task
 
     asyncio.run(test())
-
-
-def test_errors_of_ours_stay_as_they_are() -> None:
-    ours = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
-    assert foreign_body(409, ours) == (409, ours)
-    assert status_of({"code": 404}) == 404
-    assert status_of({"code": "lockstep_lost", "type": "server_error"}) == 500
-    assert status_of({}) == 500

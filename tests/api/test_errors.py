@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from divserve.api import errors
 from divserve.api.requests import ChatRequest
@@ -44,6 +45,10 @@ def client() -> TestClient:
     @app.get("/page")
     async def page(limit: int) -> int:
         return limit
+
+    @app.post("/raise")
+    async def any_error(request: Request) -> None:
+        raise request.app.state.error
 
     @app.post("/failed")
     async def failed() -> None:
@@ -129,6 +134,39 @@ def test_a_body_that_is_no_json(client: TestClient) -> None:
     assert response.json()["error"]["code"] == "invalid_json"
     assert response.json()["error"]["message"] == "The body is not valid JSON: Expecting value"
     assert response.json()["error"]["param"] is None
+
+
+def test_routes_that_are_not_there(client: TestClient) -> None:
+    gone = client.get("/nowhere")
+    assert gone.status_code == 404
+    assert gone.json()["error"] == {
+        "message": "There is no GET /nowhere here; /openapi.json lists the routes.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "not_found",
+    }
+    other = client.get("/ask")
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
+    assert other.json()["error"]["message"] == "There is no GET /ask: this route takes POST."
+    assert other.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (HTTPException(404, "no such page"), "no such page"),
+        (HTTPException(409, "Not Found"), "Not Found"),
+        (HTTPException(405), "There is no POST /raise: this route takes another method."),
+        (StarletteHTTPException(406, "no"), "no"),
+    ],
+)
+def test_exceptions_of_the_framework(
+    client: TestClient, error: StarletteHTTPException, message: str
+) -> None:
+    client.app.state.error = error  # type: ignore[attr-defined]
+    response = client.post("/raise")
+    assert response.status_code == error.status_code
+    assert response.json()["error"]["message"] == message
 
 
 def test_our_exceptions_keep_status_param_and_code(client: TestClient) -> None:
