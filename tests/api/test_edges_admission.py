@@ -41,6 +41,7 @@ def test_the_queue_is_bounded() -> None:
         assert await refused.ended() == 429
         assert time.perf_counter() - start < REFUSED_WITHIN_S
         refusal(refused, "queue_full", "1")
+        assert b'"The server is busy: its queue is full. Try again later."' in refused.body
         assert await Call(app, "/v1/models", method="GET").ended() == 200
         app.state.gate.set()
         assert [await call.ended() for call in waiting] == [200] * 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from typing import Any
 
 import pytest
@@ -11,9 +13,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from divserve.api.foreign import INTERNAL, foreign_body, status_of
-from divserve.edges.request_id import RequestIds
-from divserve.edges.shape import ShapeErrors
+from divserve.api.foreign import INTERNAL
+from divserve.edges import shape
 from divserve.errors import ApiError, DecodingFailed, Unavailable
 from tests.support.edges import Call, small_app
 
@@ -153,16 +154,21 @@ def test_request_ids(odd: TestClient, given: list[str], kept: bool) -> None:
             assert len(found[0]) == 32
 
 
-def test_an_error_in_pieces_is_one_answer() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        start = {"type": "http.response.start", "status": 409, "headers": []}
-        await send(start)
-        for piece, more in ((b'{"error": ', True), (b'"too ', True), (b'late"}', False)):
-            await send({"type": "http.response.body", "body": piece, "more_body": more})
-
-    response = TestClient(RequestIds(ShapeErrors(app))).get("/late")
-    assert response.status_code == 409
-    assert response.json()["error"]["message"] == "too late"
+def test_what_the_log_says(
+    odd: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason of what clients are told as an internal error; nothing of their own mistakes."""
+    monkeypatch.setattr(shape, "logger", logging.getLogger("of the test"))
+    headers = {"x-request-id": "me-7"}
+    for how in ("crash", "traceback", "text", "lost", "unprocessable", "string"):
+        odd.get(f"/fail/{how}", headers=headers)
+    crash, traceback, text = caplog.records
+    assert crash.getMessage() == "Request me-7 failed"
+    assert crash.exc_info is not None
+    assert isinstance(crash.exc_info[1], KeyError)
+    told = json.dumps({"error": {"message": SECRET, "code": 500}}, separators=(",", ":"))
+    assert traceback.getMessage() == f"Request me-7 failed: {told}"
+    assert text.getMessage() == "Request me-7 failed: no"
 
 
 def test_streams_are_not_collected() -> None:
@@ -182,11 +188,3 @@ def test_streams_are_not_collected() -> None:
         await call.task
 
     asyncio.run(test())
-
-
-def test_errors_of_ours_stay_as_they_are() -> None:
-    ours = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
-    assert foreign_body(409, ours) == (409, ours)
-    assert status_of({"code": 404}) == 404
-    assert status_of({"code": "lockstep_lost", "type": "server_error"}) == 500
-    assert status_of({}) == 500

@@ -6,16 +6,18 @@ import json
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from divserve.api import errors
 from divserve.api.requests import ChatRequest
-from divserve.decoding import Decoding
+from divserve.decoding import METHODS, Decoding
 from divserve.errors import DecodingFailed, InvalidRequest
 
 GUIDE = {"prompt": "x"}
+MISSING = "missing_required_parameter"
 
 
 class Body(BaseModel):
@@ -43,6 +45,10 @@ def client() -> TestClient:
     @app.get("/page")
     async def page(limit: int) -> int:
         return limit
+
+    @app.post("/raise")
+    async def any_error(request: Request) -> None:
+        raise request.app.state.error
 
     @app.post("/failed")
     async def failed() -> None:
@@ -76,6 +82,11 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
         ({"method": "cad", "guide": {"prompt": 5}}, "decoding.guide.prompt", "invalid_value"),
         ({"method": "cad", "guide": {"x": 1}}, "decoding.guide.x", "unknown_parameter"),
         ("cad", "decoding", "invalid_value"),
+        ([], "decoding", "invalid_value"),
+        ([{"method": "cfg"}, {"method": "nope"}], "decoding.1.method", "invalid_value"),
+        ([{"method": "cfg", "scale": "x"}], "decoding.0.scale", "invalid_value"),
+        ([{"method": "cfg"}, {"method": "vdgd"}], "decoding.1.grounding", MISSING),
+        ([{"method": "cad", "guide": {"x": 1}}], "decoding.0.guide.x", "unknown_parameter"),
     ],
 )
 def test_a_field_that_does_not_validate(
@@ -84,17 +95,23 @@ def test_a_field_that_does_not_validate(
     error = error_of(client, decoding)
     assert (error["param"], error["code"]) == (param, code)
     assert error["message"].startswith(f"{param}: ")
+    if code == "unknown_parameter":
+        assert error["message"] == f"{param}: unknown field"
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones(client: TestClient) -> None:
+    known = ", ".join(METHODS)
     message = error_of(client, {"method": "nope"})["message"]
-    assert "'nope'" in message
-    assert "cad, adacad, coiecd, cfg, instructive" in message
+    assert message == f"decoding.method: unknown method 'nope'; the methods are {known}"
+    message = error_of(client, {})["message"]
+    assert message == f"decoding.method: names no method; the methods are {known}"
 
 
 def test_the_other_errors_are_counted(client: TestClient) -> None:
     error = error_of(client, {"method": "cad", "alpha": -1, "beta": 1, "guide": GUIDE})
-    assert error["message"].endswith("(and 1 more)")
+    assert error["message"] == (
+        "decoding.alpha: Input should be greater than or equal to 0 (and 1 more)"
+    )
 
 
 def test_a_body_of_vllm_has_clean_paths(client: TestClient) -> None:
@@ -115,7 +132,41 @@ def test_a_body_that_is_no_json(client: TestClient) -> None:
     response = client.post("/ask", content=b'{"model": ', headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_json"
+    assert response.json()["error"]["message"] == "The body is not valid JSON: Expecting value"
     assert response.json()["error"]["param"] is None
+
+
+def test_routes_that_are_not_there(client: TestClient) -> None:
+    gone = client.get("/nowhere")
+    assert gone.status_code == 404
+    assert gone.json()["error"] == {
+        "message": "There is no GET /nowhere here; /openapi.json lists the routes.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "not_found",
+    }
+    other = client.get("/ask")
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
+    assert other.json()["error"]["message"] == "There is no GET /ask: this route takes POST."
+    assert other.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (HTTPException(404, "no such page"), "no such page"),
+        (HTTPException(409, "Not Found"), "Not Found"),
+        (HTTPException(405), "There is no POST /raise: this route takes another method."),
+        (StarletteHTTPException(406, "no"), "no"),
+    ],
+)
+def test_exceptions_of_the_framework(
+    client: TestClient, error: StarletteHTTPException, message: str
+) -> None:
+    client.app.state.error = error  # type: ignore[attr-defined]
+    response = client.post("/raise")
+    assert response.status_code == error.status_code
+    assert response.json()["error"]["message"] == message
 
 
 def test_our_exceptions_keep_status_param_and_code(client: TestClient) -> None:
@@ -130,6 +181,13 @@ def test_our_exceptions_keep_status_param_and_code(client: TestClient) -> None:
     assert failed.status_code == 500
     assert failed.json()["error"]["code"] == "decoding_failed"
     assert failed.json()["error"]["type"] == "server_error"
+
+
+def test_what_lacks_a_path_or_a_reason() -> None:
+    error = errors.invalid_body([{"type": "json_invalid", "loc": ("body", 3), "msg": "m"}])
+    assert error.message == "The body is not valid JSON: "
+    error = errors.invalid_body([{"type": "value_error", "loc": ("body",), "msg": "no good"}])
+    assert (error.message, error.param) == ("no good", None)
 
 
 def test_errors_that_are_plain_strings() -> None:

@@ -163,6 +163,21 @@ def test_events_that_have_nothing_to_add_pass_unchanged() -> None:
         assert events.add_to(text) is text
 
 
+def test_an_account_is_sent_once() -> None:
+    events = stream(choices=2)
+    events.record(0, [output(1), output(2, index=1)])
+    assert accounts(events.add_to(event())) != [None]
+    assert accounts(events.add_to(event())) == [None]
+    assert accounts(events.add_to(event(1))) != [None]
+
+
+def test_chunks_without_choices_stay_as_they_are() -> None:
+    events = stream()
+    events.record(0, [output(1)])
+    for text in ('data: {"usage":{"total_tokens":3}}\n\n', 'data: {"choices":[]}\n\n'):
+        assert events.add_to(text) == text
+
+
 def test_the_rest_of_the_chunk_is_kept() -> None:
     events = stream()
     events.record(0, [output(1)])
@@ -202,7 +217,7 @@ def test_the_candidates_of_look_back() -> None:
     account = ChoiceReport(Stack(LookBack(method="look_back", trace=True)), False, 1.0, 0, texts)
     clear, chosen = (
         LookRow(2.0, 5, LookState.CLEAR, (), ()),
-        LookRow(0.25, 3, LookState.CHOSEN, (7, 9), (1.5, 0.5)),
+        LookRow(0.25, 3, LookState.CHOSEN, (7, 9), (4 / 3, 0.5)),
     )
     account.add(Output([8, 9], [row(1.0) + clear.flat(), row(1.0) + chosen.flat()]))
     summary = account.summary()
@@ -210,6 +225,6 @@ def test_the_candidates_of_look_back() -> None:
     assert [entry["nearest"] for entry in summary["trace"]] == [5, 3]
     assert "candidates" not in summary["trace"][0]
     assert summary["trace"][1]["candidates"] == [
-        {"token_id": 7, "kl": 1.5, "token": "<7>"},
+        {"token_id": 7, "kl": 1.333333, "token": "<7>"},
         {"token_id": 9, "kl": 0.5, "token": "<9>"},
     ]

@@ -6,25 +6,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 
 from divserve.api.report import ChoiceReport
 from divserve.decoding import STATISTICS, EntropySwitch, Stack
+from divserve.errors import DecodingFailed
+from tests.support.metrics import Changes
+
+
+def new(ratio: float | None, trace: bool = False) -> ChoiceReport:
+    method = EntropySwitch.model_validate({"method": "entropy_switch", "trace": trace})
+    return ChoiceReport(Stack(method), False, 1.0, 0, lambda ids: [f"<{i}>" for i in ids], ratio)
+
+
+def output_of(models: list[str]) -> Any:
+    return SimpleNamespace(
+        token_ids=list(range(len(models))),
+        guidance=[[1.0] * len(STATISTICS)] * len(models),
+        models=models,
+        finish_reason=None,
+    )
 
 
 def account(models: str, ratio: float | None, trace: bool = False) -> dict[str, Any]:
     """The summary of an answer whose tokens these models made, a letter each."""
-    method = EntropySwitch.model_validate({"method": "entropy_switch", "trace": trace})
-    report = ChoiceReport(Stack(method), False, 1.0, 0, lambda ids: [f"<{i}>" for i in ids], ratio)
+    report = new(ratio, trace)
     names = [{"s": "small", "l": "large"}[letter] for letter in models]
     half = len(names) // 2
     for part in (names[:half], names[half:]):
-        output: Any = SimpleNamespace(
-            token_ids=list(range(len(part))),
-            guidance=[[1.0] * len(STATISTICS)] * len(part),
-            models=part,
-            finish_reason=None,
-        )
-        report.add(output)
+        report.add(output_of(part))
     return report.summary()
 
 
@@ -50,6 +60,22 @@ def test_moves(
     assert found["compute_saved"] == saved
     assert found["applied_steps"] == len(models)
     assert found["guide_prompt_tokens"] == 0
+
+
+def test_figures_are_counted_when_a_choice_ends() -> None:
+    """Under the method's name; what an engine did not report is counted as lost."""
+    changes = Changes(lambda: generate_latest(REGISTRY).decode())
+    report, output = new(0.25), output_of(["small", "large"])
+    report.add(output)
+    assert changes.of("entropy_nats_count", method="entropy_switch") == 0
+    output.finish_reason = "stop"
+    report.add(output)
+    assert changes.of("entropy_nats_count", method="entropy_switch") == 4
+    output.guidance = output.guidance[:1]
+    with pytest.raises(DecodingFailed, match="2 tokens came with 1 statistics: entropy_switch"):
+        report.add(output)
+    assert changes.of("unguided_steps_total") == 1
+    assert changes.of("broken_pairs_total", reason="front_end") == 1
 
 
 def test_every_token_of_a_trace_names_its_model() -> None:

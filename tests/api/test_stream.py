@@ -94,7 +94,7 @@ def test_an_error_before_the_first_token_is_an_http_error(error: str, status: in
 
 def test_a_stream_is_sent_as_it_comes() -> None:
     sent = sent_by(PrimedResponse(events(": keep-alive\n\n", EVENT, ERROR)))
-    assert sent[0]["status"] == 200
+    assert (sent[0]["type"], sent[0]["status"]) == ("http.response.start", 200)
     assert b"".join(message["body"] for message in sent[1:]).decode() == (
         ": keep-alive\n\n" + EVENT + ERROR
     )
@@ -102,4 +102,7 @@ def test_a_stream_is_sent_as_it_comes() -> None:
 
 
 def test_an_empty_stream_ends() -> None:
-    assert sent_by(PrimedResponse(events()))[-1]["more_body"] is False
+    start, *bodies = sent_by(PrimedResponse(events()))
+    assert start["status"] == 200
+    assert b"".join(message["body"] for message in bodies) == b""
+    assert [message["more_body"] for message in bodies] == [True, False]

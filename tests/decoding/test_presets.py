@@ -41,7 +41,7 @@ def test_a_file_and_a_section(tmp_path: Path) -> None:
         (["={folder}/cfg.json"], None, "preset '': a name is letters, digits, '.', '_' and '-'"),
         (["mine={folder}/none.json"], None, "cannot read"),
         (["mine={folder}/bad.json"], None, "not valid JSON"),
-        ([], ["cfg"], "maps names"),
+        ([], ["cfg"], "'presets' in the settings file maps names to values of 'decoding'"),
         ([], {"a b": CFG}, "preset 'a b': a name is"),
         ([], {"mine": {"method": "cfg", "scale": -1}}, "preset 'mine': cfg.scale: Input should be"),
         ([], {"mine": [CFG, CFG]}, "'cfg' and 'cfg' clash"),
@@ -53,5 +53,5 @@ def test_what_stops_a_start(tmp_path: Path, files: list[str], section: Any, word
     (tmp_path / "cfg.json").write_text(json.dumps(CFG))
     with pytest.raises(StartupError) as refused:
         load([item.format(folder=tmp_path) for item in files], section)
-    assert words in str(refused.value)
+    assert words.format(folder=tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)

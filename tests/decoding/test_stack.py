@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import STATISTICS, Decoding, Form, Row, Stack
+from divserve.decoding import STATISTICS, Decoding, Form, Row, Stack, Switch
+from divserve.decoding.stack import share_guide
 
 GUIDE = {"guide": {"without": "the document"}}
 OTHER = {"guide": {"without": "the question"}}
@@ -47,6 +48,65 @@ def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
     assert spec.guides == [[1], [2]]
 
 
+def test_models_and_a_temperature_with_a_guide() -> None:
+    """The helper's logits are the first program's second stream, the guide is the second's."""
+    spec = stack({"method": "contrastive"}, KL).spec(1.0, [None, [4, 5]])
+    assert spec.helpers == ("amateur",)
+    assert spec.guides == [[4, 5]]
+    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=1.0)
+    assert spec.row.alpha == 0.5
+    plain = stack({"method": "dexperts"}, EDT).spec(1.0, [None, None])
+    assert (plain.helpers, plain.guides, plain.cooling) == (("amateur", "tuned"), [], None)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "guides", "two"),
+    [
+        ((EDT,), [None], False),
+        ((CAD,), [[1]], False),
+        ((CAD, KL), [[1], [1]], False),
+        ((CAD, KL), [[1], [2]], True),
+        ((CAD, ADDED, KL), [[1], None, [1]], False),
+        ((CAD, ADDED, KL), [[1], None, [2]], True),
+        (({"method": "contrastive"}, KL), [None, [1]], True),
+        (({"method": "contrastive"}, EDT), [None, None], False),
+    ],
+)
+def test_two_second_streams(bodies: Any, guides: list[Any], two: bool) -> None:
+    made = stack(*bodies)
+    assert made.two_seconds(guides) is two
+    assert (made.spec(1.0, guides).cooling is not None) is two
+    distinct = [guide for guide in guides if guide is not None]
+    assert made.spec(1.0, guides).guides == (distinct if two else distinct[:1])
+
+
+def test_the_first_and_the_last_guide_of_three() -> None:
+    spec = stack(CAD, ADDED, {**KL, **OTHER}).spec(1.0, [[1], None, [2]], [7])
+    assert (spec.guides, spec.grounding, spec.average) == ([[1], [2]], [7], False)
+    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=1.0)
+
+
+@pytest.mark.parametrize(("reduce", "average"), [("min", False), ("avg", True)])
+def test_how_a_grounding_text_is_reduced(reduce: str, average: bool) -> None:
+    assert stack({**VDGD, "reduce": reduce}).spec(1.0, [None], [7]).average is average
+
+
+def test_a_request_between_two_models() -> None:
+    switching = stack({"method": "entropy_switch", "threshold": 2})
+    assert switching.switches
+    assert not stack(EDT).switches
+    spec = switching.spec(1.0, [None])
+    assert spec.switch == Switch(2.0, 5, 10)
+    assert (spec.look, stack(EDT).spec(1.0, [None]).switch) == (None, None)
+
+
+@pytest.mark.parametrize(("temperature", "greedy"), [(0.7, False), (0.0, True)])
+def test_looking_back_at_the_requests_temperature(temperature: float, greedy: bool) -> None:
+    spec = stack({"method": "look_back", "otherwise": "sample"}).spec(temperature, [None])
+    assert spec.look is not None
+    assert spec.look.greedy is greedy
+
+
 @pytest.mark.parametrize(
     ("bodies", "words"),
     [
@@ -57,6 +117,14 @@ def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
         ((CAD, VDGD), ("'cad' and 'vdgd'", "'score' to 'subtract'")),
         ((ADDED, USCD), ("'vdgd' and 'uscd'", "contrast of logits")),
         ((ALIGN, ADDED), ("'linear_alignment' and 'vdgd'", "candidate filter")),
+        (
+            ({"method": "contrastive"}, ADDED),
+            ("'contrastive' and 'vdgd'", "text cannot be added to a contrast of models"),
+        ),
+        (
+            (KL, {"method": "look_back"}),
+            ("'kl_temperature' and 'look_back'", "look_back takes no other method beside it"),
+        ),
     ],
 )
 def test_clashes_name_both(bodies: tuple[dict[str, Any], ...], words: tuple[str, ...]) -> None:
@@ -64,8 +132,9 @@ def test_clashes_name_both(bodies: tuple[dict[str, Any], ...], words: tuple[str,
         stack(*bodies)
     (error,) = refused.value.errors()
     assert (error["loc"], error["type"]) == (("list",), "methods_clash")
-    for word in words:
-        assert word in error["msg"]
+    names, reason = words
+    assert error["msg"].startswith(f"{names} clash: ")
+    assert reason in error["msg"]
 
 
 def test_what_may_be_combined() -> None:
@@ -73,6 +142,17 @@ def test_what_may_be_combined() -> None:
     assert stack({**ALIGN, "nucleus": 1}, ADDED).name == "linear_alignment+vdgd"
     assert stack(VDGD, EDT).name == "vdgd+entropy_temperature"
     assert stack(USCD, EDT).spec(1.0, [[1], None]).row.entropy_rate > 0
+
+
+def test_a_guide_is_shared_with_those_that_need_it() -> None:
+    """Whatever the list holds; what is no method is for the validation to refuse."""
+    needs = {"cad": True, "cfg": False}
+    given = [{"method": "cad"}, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
+    shared = [CAD, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
+    assert share_guide(given, needs) == shared
+    assert given[0] == {"method": "cad"}
+    for other in ("cad", None, 5, [{"method": "cad"}], [{"method": "cad", "guide": None}]):
+        assert share_guide(other, needs) == other
 
 
 def test_a_missing_guide_is_the_first_one_given() -> None:
@@ -100,5 +180,13 @@ def test_figures_of_two_guides_are_told_apart() -> None:
     main = dict(zip(STATISTICS, range(len(STATISTICS)), strict=True))
     figures = one.report([*main.values(), *(10.0 * v for v in main.values())], 2.0)
     assert tuple(figures) == names
+    assert figures["alpha"] == main["alpha"]
+    three = stack(CAD, ADDED, KL).report([*main.values(), *(10.0 * v for v in main.values())], 2.0)
+    assert three["candidates"] == main["kept"]
+    assert three["kl_temperature.jsd"] == 10 * main["jsd"]
+    with pytest.raises(ValueError, match="zip"):
+        one.report([0.0] * (len(STATISTICS) - 1), 1.0)
+    with pytest.raises(ValueError, match="zip"):
+        one.report([0.0] * (len(STATISTICS) + 1), 1.0)
     assert (figures["kl"], figures["kl_temperature.kl"]) == (main["kl"], 10 * main["kl"])
     assert figures["temperature"] == 20 * main["factor"]

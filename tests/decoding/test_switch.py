@@ -86,6 +86,14 @@ def test_a_rule_goes_on_where_it_was_cut(bits: list[float], cuts: list[int]) -> 
     assert cut.state == whole.state
 
 
+@given(
+    st.lists(st.floats(0, 16), max_size=5), st.integers(0, 9), st.sampled_from(["small", "large"])
+)
+def test_a_rule_begins_where_it_is_told(recent: list[float], run: int, active: ModelSize) -> None:
+    switch = Switch(1.0, 5, 3, active, tuple(recent), run)
+    assert SwitchRule(switch).state == switch
+
+
 def test_the_method_observes_and_reports_bits() -> None:
     method = EntropySwitch.model_validate({"method": "entropy_switch", "threshold": 2})
     assert method.row(1.0).form == Form.OBSERVE

@@ -1,0 +1,53 @@
+"""What is counted of the requests under way, against a plain list of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divserve.edges.traffic import TICKET, Ticket, Traffic, weigh
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["enter", "leave", "weigh"]), st.integers(0, 9), st.integers(0, 5))
+)
+
+
+@given(EVENTS)
+def test_counts(events: list[tuple[str, int, int]]) -> None:
+    traffic = Traffic()
+    under_way: list[Ticket] = []
+    for what, number, rows in events:
+        if what == "enter":
+            under_way.append(traffic.enter(f"client {number % 3}", rows))
+        elif under_way:
+            ticket = under_way[number % len(under_way)]
+            if what == "weigh":
+                weigh({"state": {TICKET: (traffic, ticket)}}, rows)
+                assert ticket.rows == rows
+            else:
+                under_way.remove(ticket)
+                traffic.leave(ticket)
+        assert len(traffic) == len(under_way)
+        assert traffic.rows == sum(ticket.rows for ticket in under_way)
+        assert traffic.of_client == Counter(ticket.client for ticket in under_way)
+        assert 0 not in traffic.of_client.values()
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_waiting_for_two(hurried: bool) -> None:
+    async def test() -> None:
+        traffic = Traffic()
+        tickets = [traffic.enter("a", 1), traffic.enter("a", 2)]
+        waits = asyncio.ensure_future(traffic.empty(20, hurried=hurried))
+        for ticket in tickets:
+            await asyncio.sleep(0)
+            assert not waits.done()
+            traffic.leave(ticket)
+        assert await waits is True
+        assert await traffic.empty(0) is True
+
+    asyncio.run(test())
