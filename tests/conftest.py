@@ -20,19 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="long versions of chaos and fuzz tests")
 
 
-# Before xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a file stays whole, for its fixtures are engines.
-
-    So do all files of e2e that share one server.
-    """
-    sharing = {item.path for item in items if "server" in getattr(item, "fixturenames", ())}
-    for item in items:
-        shared = item.path.parent.name == "e2e" and item.path in sharing
-        item.add_marker(pytest.mark.xdist_group("e2e" if shared else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether the long versions are asked for."""
