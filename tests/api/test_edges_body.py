@@ -18,17 +18,7 @@ from divserve.edges.body import check_depth
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
 from tests.support.chat import MESSAGES, guided
-from tests.support.edges import Call, small_app
-
-LIMITS: dict[str, Any] = {
-    "max_n": 2,
-    "max_stop_strings": 2,
-    "max_stop_length": 5,
-    "max_batch_prompts": 2,
-    "max_trace_tokens": 100,
-    "max_json_depth": 12,
-    "max_body_bytes": 5000,
-}
+from tests.support.edges import LIMITS, Call, small_app
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"null", b"5", b'"n"', b'{"n": 2}', b"{", b""])

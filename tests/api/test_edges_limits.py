@@ -9,19 +9,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.support.chat import MESSAGES, PROMPT, guided
+from tests.support.edges import LIMITS
 from tests.support.fake_client import FakeClient, arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
 
-LIMITS: dict[str, Any] = {
-    "max_n": 2,
-    "max_stop_strings": 2,
-    "max_stop_length": 5,
-    "max_batch_prompts": 2,
-    "max_trace_tokens": 100,
-    "max_json_depth": 12,
-    "max_body_bytes": 5000,
-}
 CHAT = ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2})
 TEXT = ("/v1/completions", {"prompt": PROMPT, "max_tokens": 2})
 RESPONSES = ("/v1/responses", {"input": "Hi", "max_output_tokens": 2})

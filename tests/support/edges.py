@@ -16,6 +16,17 @@ from divserve.edges.traffic import weigh
 
 DISCONNECT = {"type": "http.disconnect"}
 
+LIMITS: dict[str, Any] = {
+    "max_n": 2,
+    "max_stop_strings": 2,
+    "max_stop_length": 5,
+    "max_batch_prompts": 2,
+    "max_trace_tokens": 100,
+    "max_json_depth": 12,
+    "max_body_bytes": 5000,
+}
+"""Small enough for a test to exceed."""
+
 
 class Engine:
     """As much of a client as the probes ask for."""
