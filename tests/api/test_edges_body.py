@@ -176,6 +176,7 @@ def test_deep_in_every_encoding_of_json(encoding: str) -> None:
     ids=["quotes", "lists", "strings", "both"],
 )
 def test_no_body_takes_long(body: bytes) -> None:
-    start = time.perf_counter()
+    """Of this process: a second reading for each bracket would take hours."""
+    start = time.process_time()
     check_depth(body, 64)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
