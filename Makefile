@@ -22,6 +22,7 @@ VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
 CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
 DEV := .venv/.stamps/dev-$(call sum,< requirements/dev.lock)
 DEPLOY := .venv/.stamps/deploy-$(call sum,< requirements/deploy.lock)
+MUTATION := .venv/.stamps/mutation-$(call sum,< requirements/mutation.lock)
 PROJECT := .venv/.stamps/project-$(call sum,< pyproject.toml)
 CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
 
@@ -40,14 +41,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
-.PHONY: help setup runtime model serve test test-deploy coverage soak lint types format bench load clean
+.PHONY: help setup runtime model serve test test-deploy coverage mutants soak lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-deploy, coverage, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -66,6 +67,13 @@ coverage: setup  ## every line and branch of the HTTP packages, or it fails (two
 	@$(BIN)/coverage run -m pytest tests/api --ignore tests/api/test_fuzz.py \
 		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py $(ARGS)
 	@$(BIN)/coverage report
+
+# mutmut keeps what it found although tests have changed since, so a run of all begins afresh.
+# ARGS="divserve.edges.*" tries these again and keeps the rest.
+mutants: setup $(MUTATION)  ## mutation testing of what needs no engine, at least 85 % (half an hour)
+	@$(if $(ARGS),,rm -rf mutants)
+	@$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/python -m tests.support.mutation_score
 
 soak: setup  ## long versions of the chaos, fuzz and sampling tests, with their figures (quarter of an hour)
 	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO $(SOAKED) $(ARGS)
@@ -93,7 +101,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove what make made: environment, model, caches
-	rm -rf .venv .models .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
+	rm -rf .venv .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)
@@ -150,6 +158,11 @@ $(DEPLOY): $(CPU)
 	@echo "→ installing $$(grep -c == requirements/deploy.lock) packages that check deploy/ (half a minute)"
 	@$(call install,deploy)
 	@$(call done,deploy)
+
+$(MUTATION): $(VENV)
+	@echo "→ installing mutmut"
+	@$(call install,mutation)
+	@$(call done,mutation)
 
 $(PROJECT): $(CPU)
 	@echo "→ installing divserve itself"

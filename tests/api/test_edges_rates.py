@@ -1,10 +1,10 @@
-"""What a client is told of its rates."""
+"""Rates as they are written, counted and told."""
 
 from __future__ import annotations
 
 import pytest
 
-from divserve.edges.rates import Allowance
+from divserve.edges.rates import Allowance, Rates, parse
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ def test_durations_are_told_as_openai_does(seconds: float, told: str) -> None:
         (b"x-ratelimit-remaining-requests", b"3"),
         (b"x-ratelimit-reset-requests", told.encode()),
     ]
+
+
+def test_one_request_is_a_rate() -> None:
+    assert [item.amount for item in parse("1/minute; 2/hour")] == [1, 2]
+    rates = Rates("1/minute")
+    assert [rates.ask("a").granted for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("rate", ["2/second;2/hour", "2/hour;2/second"])
+def test_of_two_rates_the_longer_one_is_told(rate: str) -> None:
+    """Where as many requests are left of both."""
+    told = Rates(rate).ask("a")
+    assert (told.limit, told.remaining) == (2, 1)
+    assert 3000 < told.reset_s <= 3600

@@ -25,7 +25,7 @@ class Body(BaseModel):
     decoding: Decoding | None = None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client() -> TestClient:
     app = FastAPI()
     errors.install(app)

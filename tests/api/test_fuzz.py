@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -56,8 +57,15 @@ async def exchange(url: str, data: bytes, *, closes: bool = False) -> tuple[int,
     except (asyncio.IncompleteReadError, ConnectionError):
         return 0, b""
     finally:
-        writer.close()
+        await close(writer)
     return int(head.split()[1]), body
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Waits too: a transport that outlives its loop is a warning in whatever test comes next."""
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def post(path: str, body: bytes, headers: bytes = JSON) -> bytes:
@@ -164,7 +172,7 @@ def test_slow_clients_stop_nobody(url: str) -> None:
             writer.write(whole[i : i + 4])
             await asyncio.sleep(0.05)
         status = int((await reader.readline()).split()[1])
-        writer.close()
+        await close(writer)
         return status
 
     async def test() -> None:
