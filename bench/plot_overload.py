@@ -23,21 +23,20 @@ Points = list[tuple[float, float]]
 
 
 def series() -> tuple[str, dict[str, Points]]:
-    """Hardware, and the points of every case of the newest run."""
+    """Hardware of the last run, and the points of every case measured on it, the newest of each."""
     with RESULTS.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["bench"] == "overload"]
-    last = lines[-1]
-    lines = [one for one in lines if all(one[k] == last[k] for k in ("date", "commit", "command"))]
+    hardware = lines[-1]["hardware"]
     values: dict[str, dict[tuple[str, str], float]] = {}
     for line in lines:
         name, _, figure = line["metric"].partition(": ")
-        if figure in (OFFERED, GOOD):
+        if figure in (OFFERED, GOOD) and line["hardware"] == hardware:
             values.setdefault(line["case"], {})[name, figure] = float(line["value"])
     found = {
         case: sorted((x, own[name, GOOD]) for (name, figure), x in own.items() if figure == OFFERED)
         for case, own in values.items()
     }
-    return last["hardware"], found
+    return hardware, found
 
 
 def drawing(hardware: str, cases: dict[str, Points]) -> str:
