@@ -57,7 +57,7 @@ serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 
 	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)
 
 test: setup lint types  ## set up, then lint, type check and run the whole test suite
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs 800 MB more)
 	@$(BIN)/pytest tests/deploy $(ARGS)
