@@ -26,6 +26,8 @@ from divserve.errors import InvalidRequest
 
 __all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
 
+LONGEST_NAME = 128
+"""Characters of a model's name that metrics and logs keep."""
 PLAIN = "plain"
 """What metrics and logs call a request without a method."""
 
@@ -91,7 +93,8 @@ class Guided(BaseModel):
         self._record = record
         stack = self.stack
         record.method = PLAIN if stack is None else stack.name
-        record.model = self.answered_as(getattr(self, "model", None) or "") or None
+        # Nobody has looked whether there is such a model, or how long its name is.
+        record.model = self.answered_as(getattr(self, "model", None) or "")[:LONGEST_NAME] or None
         record.streams = bool(getattr(self, "stream", False))
         if with_prompt:
             record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)

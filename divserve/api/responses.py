@@ -1,26 +1,44 @@
-"""/v1/responses, which vLLM answers: input that its renderer stumbles over is the client's error.
+"""/v1/responses, which vLLM answers: what it stumbles over is the client's error, or told as one.
 
 vLLM validates that route's body loosely and then takes items apart that may have other parts (a
-refusal has no ``text``), which would be a 500.
+refusal has no ``text``), which would be a 500; and an engine that dies, or a drain that is over,
+would cut a stream off without a word. Background answers are refused: nobody would count them, and
+a drain would not wait for them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, ParamSpec, TypeVar
 
-from divserve.errors import InvalidRequest
+from openai.types.responses import ResponseErrorEvent
+
+from divserve.api.foreign import INTERNAL
+from divserve.errors import ApiError, InvalidRequest
 
 __all__ = ["install"]
 
+logger = logging.getLogger("vllm.divserve.api")
+
 P = ParamSpec("P")
 R = TypeVar("R")
+Events = AsyncGenerator[Any, None]
 
 
-def install(renderer: Any) -> None:
-    """Puts the check around ``render_responses`` of vLLM's ``OnlineRenderer``."""
+def install(renderer: Any, serving: Any) -> None:
+    """Puts the checks around vLLM's own.
+
+    Args:
+        renderer: vLLM's ``OnlineRenderer``.
+        serving: its ``OpenAIServingResponses``; None if the model has none.
+    """
     renderer.render_responses = _readable(renderer.render_responses)
+    if serving is not None:
+        serving.create_responses = _in_the_foreground(serving.create_responses)
+        serving.responses_stream_generator = _telling(serving.responses_stream_generator)
 
 
 def _readable(render: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -36,3 +54,44 @@ def _readable(render: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
             ) from error
 
     return rendered
+
+
+def _in_the_foreground(create: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+    """Raises `InvalidRequest` for an answer that is to be made after the response."""
+
+    @functools.wraps(create)
+    async def created(request: Any, *args: Any, **kwargs: Any) -> R:
+        if request.background:
+            raise InvalidRequest(
+                "This server makes no answers in the background: leave 'background' out.",
+                param="background",
+            )
+        return await create(request, *args, **kwargs)
+
+    return created
+
+
+def _telling(stream: Callable[P, Events]) -> Callable[P, Events]:
+    """Ends a stream that fails with an error event, as OpenAI does."""
+
+    @functools.wraps(stream)
+    async def events(*args: P.args, **kwargs: P.kwargs) -> Events:
+        sent = 0
+        try:
+            async with aclosing(stream(*args, **kwargs)) as below:
+                async for event in below:
+                    yield event
+                    sent += 1
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                logger.exception("A stream of /v1/responses failed")
+                error = ApiError(INTERNAL)
+            yield ResponseErrorEvent(
+                type="error",
+                code=error.code,
+                message=error.message,
+                param=error.param,
+                sequence_number=sent,
+            )
+
+    return events
