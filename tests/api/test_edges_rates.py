@@ -14,8 +14,8 @@ from divserve.edges.rates import Allowance, Rates, parse
     ("seconds", "told"),
     [
         (0.0, "0ms"), (0.12, "120ms"), (0.9994, "999ms"), (0.9996, "1s"), (1.0, "1s"),
-        (1.5, "1.5s"), (59.5, "59.5s"), (59.9996, "1m0s"), (61.25, "1m1s"), (119.7, "2m0s"), (360.0, "6m0s"),
-        (86_400, "1440m0s"),
+        (1.5, "1.5s"), (59.5, "59.5s"), (59.9996, "1m0s"), (61.25, "1m1s"), (119.7, "2m0s"),
+        (360.0, "6m0s"), (86_400, "1440m0s"),
     ],
 )  # fmt: skip
 def test_durations_are_told_as_openai_does(seconds: float, told: str) -> None:
