@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from divserve.api.errors import error_body
-from divserve.api.foreign import status_of, tell
+from divserve.api.foreign import foreign_body, status_of, tell
 from divserve.api.serving import OwnErrors
 from divserve.api.stream import error_in
 from divserve.engine.openai import AnthropicServingMessages, ErrorInfo, ErrorResponse
@@ -44,6 +44,14 @@ class Messages(OwnErrors, AnthropicServingMessages):
             raise
         return answer
 
+    async def count_tokens(self, request: Any, raw_request: Any = None) -> Any:
+        """vLLM's count; the HTTP response will say why there is none."""
+        try:
+            return await super().count_tokens(request, raw_request)
+        except ApiError as error:
+            tell(raw_request.scope, error_body(error)["error"])
+            raise
+
     async def message_stream_converter(
         self, generator: AsyncGenerator[str, None], *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
@@ -62,6 +70,9 @@ class Messages(OwnErrors, AnthropicServingMessages):
         events = super().message_stream_converter(below, *args, **kwargs)
         async with aclosing(below), aclosing(events):
             async for event in events:
+                if (other := error_in(event)) is not None:
+                    failed = foreign_body(500, {"error": other})[1]["error"]
+                    break
                 yield event
         if failed is not None:
             yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': failed})}\n\n"

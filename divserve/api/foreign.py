@@ -32,7 +32,10 @@ KINDS: dict[int, tuple[str, str]] = {
 }
 """OpenAI's type and code of a status."""
 
-STATUS_OF_CODE = {code: status for status, (_, code) in KINDS.items()} | {"model_not_found": 404}
+STATUS_OF_CODE = {code: status for status, (_, code) in KINDS.items()} | {
+    "model_not_found": 404,
+    "context_length_exceeded": 400,
+}
 STATUS_OF_TYPE = {CLIENT: 400, "rate_limit_error": 429, "service_unavailable_error": 503}
 
 TOLD = "divserve.told"

@@ -16,7 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from openai.types.responses import ResponseErrorEvent
 
-from divserve.api.foreign import INTERNAL
+from divserve.api.errors import error_body
+from divserve.api.foreign import foreign_body, status_of
+from divserve.engine.openai import create_error_response
 from divserve.errors import ApiError, InvalidRequest
 
 __all__ = ["install"]
@@ -33,12 +35,11 @@ def install(renderer: Any, serving: Any) -> None:
 
     Args:
         renderer: vLLM's ``OnlineRenderer``.
-        serving: its ``OpenAIServingResponses``; None if the model has none.
+        serving: its ``OpenAIServingResponses``.
     """
     renderer.render_responses = _readable(renderer.render_responses)
-    if serving is not None:
-        serving.create_responses = _in_the_foreground(serving.create_responses)
-        serving.responses_stream_generator = _telling(serving.responses_stream_generator)
+    serving.create_responses = _in_the_foreground(serving.create_responses)
+    serving.responses_stream_generator = _telling(serving.responses_stream_generator)
 
 
 def _readable(render: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -82,16 +83,22 @@ def _telling(stream: Callable[P, Events]) -> Callable[P, Events]:
                 async for event in below:
                     yield event
                     sent += 1
-        except Exception as error:
-            if not isinstance(error, ApiError):
+        except Exception as failure:
+            error = _error_object(failure)
+            if status_of(error) >= 500 and not isinstance(failure, ApiError):
                 logger.exception("A stream of /v1/responses failed")
-                error = ApiError(INTERNAL)
-            yield ResponseErrorEvent(
-                type="error",
-                code=error.code,
-                message=error.message,
-                param=error.param,
-                sequence_number=sent,
-            )
+            told = {name: error[name] for name in ("code", "message", "param")}
+            yield ResponseErrorEvent(type="error", sequence_number=sent, **told)
 
     return events
+
+
+def _error_object(error: Exception) -> dict[str, Any]:
+    """In OpenAI's shape; vLLM knows which of its own are the client's."""
+    if isinstance(error, ApiError):
+        body = error_body(error)
+    else:
+        body = create_error_response(error).model_dump()
+        body = foreign_body(body["error"]["code"], body)[1]
+    found: dict[str, Any] = body["error"]
+    return found

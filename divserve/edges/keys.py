@@ -130,7 +130,8 @@ class KeyRing:
                 self._complain(error)
             self._missing = True
             return
-        self._missing = False
+        if self._missing:
+            self._missing, self._told = False, ""
         if stamp != self._seen:
             self._read(self._file)
 

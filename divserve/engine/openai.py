@@ -15,6 +15,7 @@
 | `OnlineRenderer` | renderers/online_renderer.py | ``render_responses`` of the one on ``app.state.online_renderer`` is looked up at each call |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
+| `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; client errors of vLLM's own are told from its failures |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
@@ -42,6 +43,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import (
@@ -67,6 +69,7 @@ __all__ = [
     "answer_completion",
     "build_app",
     "clean_loc_for_param",
+    "create_error_response",
     "decode_token_ids",
     "format_token_id_placeholder",
     "has_non_text_content",

@@ -35,12 +35,12 @@ def test_what_could_not_be_read_is_tried_again(
         return read(path)
 
     monkeypatch.setattr(keys, "read_keys", read_keys)
-    file.write_text("alice:sk-new\n")
+    file.write_text("alice:sk-newer\n")
     assert [ring.name_of(b"sk-old") for _ in range(3)] == ["alice"] * 3
     assert [record.getMessage() for record in caplog.records] == [f"{UNREAD}Permission denied"]
     broken = False
     assert ring.name_of(b"sk-old") is None
-    assert ring.name_of(b"sk-new") == "alice"
+    assert ring.name_of(b"sk-newer") == "alice"
 
 
 def test_a_file_that_is_gone_is_told_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,5 +55,5 @@ def test_a_file_that_is_gone_is_told_once(file: Path, caplog: pytest.LogCaptureF
     assert [ring.name_of(b"sk-old") for _ in range(4)] == ["alice"] * 4
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"{UNREAD}No such file or directory"]
-    file.write_text("alice:sk-new\n")
-    assert ring.name_of(b"sk-new") == "alice"
+    file.write_text("alice:sk-newer\n")
+    assert ring.name_of(b"sk-newer") == "alice"

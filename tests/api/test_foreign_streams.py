@@ -126,6 +126,47 @@ def test_responses_of_another_failure(http: TestClient, fake_engine: FakeClient)
     assert (name, error["code"], error["message"]) == ("error", "internal_error", INTERNAL)
 
 
+def test_responses_to_a_client_s_mistake(http: TestClient) -> None:
+    """vLLM finds it when the stream has begun."""
+    asked = {**RESPONSE, "logit_bias": {"999999": 1}}
+    whole = http.post("/v1/responses", json=asked)
+    assert whole.status_code == 400
+    streamed = http.post("/v1/responses", json={**asked, "stream": True})
+    error = events_of(streamed.text)[-1][1]
+    assert {name: error[name] for name in ("code", "message", "param")} == {
+        name: whole.json()["error"][name] for name in ("code", "message", "param")
+    }
+
+
+def test_tokens_of_a_message(app: Any, http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {name: MESSAGE[name] for name in ("model", "messages")}
+    assert http.post("/v1/messages/count_tokens", json=asked).json()["input_tokens"] > 5
+
+    async def render(request: Any) -> Any:
+        raise endings()[1][0]
+
+    serving = app.state.anthropic_serving_messages
+    monkeypatch.setattr(serving, "render_chat_request", render)
+    response = http.post("/v1/messages/count_tokens", json=asked)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["error"]["code"] == "engine_unavailable"
+
+
+def test_a_converter_that_fails(
+    app: Any, http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM tells of it in its own way, with text from the inside."""
+
+    async def broken(*args: Any, **kwargs: Any) -> Any:
+        yield 'data: {"id": 5}\n\n'
+
+    serving = app.state.anthropic_serving_messages
+    monkeypatch.setattr(serving, "chat_completion_stream_generator", broken)
+    response = http.post("/v1/messages", json={**MESSAGE, "stream": True})
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == INTERNAL
+
+
 def test_responses_in_the_background(app: Any, http: TestClient) -> None:
     """A drain would not wait for them. vLLM refuses them itself unless it stores answers."""
     asked = {**RESPONSE, "background": True, "store": True}
