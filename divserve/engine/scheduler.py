@@ -196,7 +196,7 @@ class LockstepMixin(EndingMixin):
                 continue
             row = runner_output.req_id_to_index[request_id]
             if tokens[row]:
-                self._note_unguided(group, request_id, len(tokens[row]))
+                self._note_unguided(group, request_id, len(tokens[row]), why)
                 tokens[row] = []
                 self._failed[group.primary.request_id] = why
 

@@ -64,8 +64,8 @@ def assert_only_victim_failed(
     assert list(answer.token_ids) == list(healthy[0].outputs[0].token_ids[:tokens])
     report = victim.kv_transfer_params["divserve"]
     assert (report["error"], report["refused"]) == (why, False)
-    if why == LOST:
-        assert (report["broken"], report["unguided"]) == ("no_report", 1)
+    noticed = ("no_report", 1) if why == LOST else ("not_numbers", 0)
+    assert (report["broken"], report["unguided"]) == noticed
     for mine, expected in zip(others, healthy[1:], strict=True):
         assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
     assert set(engine.leftovers().values()) == {0}
