@@ -137,8 +137,8 @@ class Reader(User):
         try:
             sample = client.ask(kind, request)
         except gevent.GreenletExit:
-            # Left out, the longest waits would count for nothing. Without --stop-timeout locust lets
-            # no answer come to its end, and it is nobody's failure.
+            # Left out, the longest waits would count for nothing. But without --stop-timeout locust
+            # lets no answer come to its end, which is nobody's failure.
             if self.environment.stop_timeout:
                 sample = Sample(kind, began, time.time() - began, "failed", UNANSWERED)
                 self._note(self.environment.samples, sample)
