@@ -148,6 +148,6 @@ def broken_pair(reason: str, unguided: int) -> None:
     UNGUIDED_STEPS.inc(unguided)
 
 
-for _reason in ("no_report", "member_ended", "front_end"):
+for _reason in ("no_report", "not_numbers", "member_ended", "front_end"):
     # An alert on the increase of a series needs the series to be there.
     BROKEN_PAIRS.labels(_reason)

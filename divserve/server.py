@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from divserve.api import companions, errors, presets, responses, routes, watch
+from divserve.api.anthropic import Messages
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
@@ -44,7 +45,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
     companions.install(app, args)
-    responses.install(app.state.online_renderer)
+    responses.install(app.state.online_renderer, app.state.openai_serving_responses)
     _guide(app)
     return app
 
@@ -67,3 +68,5 @@ def _guide(app: FastAPI) -> None:
     """Makes vLLM's serving objects guided ones; they are made by vLLM with two dozen arguments."""
     app.state.openai_serving_chat.__class__ = GuidedChat
     app.state.openai_serving_completion.__class__ = GuidedCompletions
+    if app.state.anthropic_serving_messages is not None:
+        app.state.anthropic_serving_messages.__class__ = Messages

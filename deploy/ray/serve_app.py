@@ -101,6 +101,10 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raises once an engine has died; Ray Serve then replaces this replica."""
+        from divserve.api.companions import tell_health
+
+        # The replica's own /metrics is no route of the application, which tells it otherwise.
+        tell_health(self._client)
         dead = [name for name, lives in self._client.health().items() if not lives]
         if dead:
             raise RuntimeError(f"engine lost: {', '.join(dead)}")

@@ -7,11 +7,11 @@ replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-__all__ = ["INTERNAL", "foreign_body", "status_of"]
+__all__ = ["INTERNAL", "foreign_body", "status_of", "tell", "told_of"]
 
 INTERNAL = "The server failed to answer this request; its log says why."
 
@@ -32,8 +32,13 @@ KINDS: dict[int, tuple[str, str]] = {
 }
 """OpenAI's type and code of a status."""
 
-STATUS_OF_CODE = {code: status for status, (_, code) in KINDS.items()} | {"model_not_found": 404}
+STATUS_OF_CODE = {code: status for status, (_, code) in KINDS.items()} | {
+    "model_not_found": 404,
+    "context_length_exceeded": 400,
+}
 STATUS_OF_TYPE = {CLIENT: 400, "rate_limit_error": 429, "service_unavailable_error": 503}
+
+TOLD = "divserve.told"
 
 TOO_LONG = ("input_tokens", "input_text")
 """What vLLM calls a prompt that exceeds the context."""
@@ -72,6 +77,22 @@ def status_of(error: Mapping[str, Any]) -> int:
     if isinstance(code, int):
         return code
     return STATUS_OF_CODE.get(code or "") or STATUS_OF_TYPE.get(error.get("type", ""), 500)
+
+
+def tell(scope: MutableMapping[str, Any], error: Mapping[str, Any]) -> None:
+    """Has the error response of a request say `error`, whatever its route makes of it.
+
+    Args:
+        scope: of the request.
+        error: an error object in OpenAI's shape.
+    """
+    scope.setdefault("state", {})[TOLD] = error
+
+
+def told_of(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What `tell` was given for this request."""
+    found: Mapping[str, Any] | None = scope.get("state", {}).get(TOLD)
+    return found
 
 
 def _phrase(status: int, space: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from divserve.api.requests import Guided
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
 
-__all__ = ["check_fields", "check_request", "rows_of"]
+__all__ = ["check_fields", "check_request", "rows_of", "rows_of_fields"]
 
 CHOICES = ("n", "best_of")
 STOPS = ("stop", "stop_sequences")
+PROMPTS = ("prompt", "prompt_embeds", "messages", "items")
+"""Fields that may hold many prompts on one of vLLM's routes."""
 
 
 def check_fields(get: Callable[[str], Any], settings: EdgeSettings) -> None:
@@ -26,6 +28,10 @@ def check_fields(get: Callable[[str], Any], settings: EdgeSettings) -> None:
         number = get(field)
         if isinstance(number, int) and number > settings.max_n:
             raise _too_much(field, f"is {_short(number)}", settings.max_n, "--max-n")
+        if isinstance(number, int) and number < 1:
+            raise InvalidRequest(
+                f"{field} is {_short(number)}; it must be at least 1.", param=field
+            )
     for field in STOPS:
         stops = get(field)
         stops = [stops] if isinstance(stops, str) else stops
@@ -38,7 +44,7 @@ def check_fields(get: Callable[[str], Any], settings: EdgeSettings) -> None:
         if longest > settings.max_stop_length:
             told = f"has a string of {longest} characters"
             raise _too_much(field, told, settings.max_stop_length, "--max-stop-length")
-    for field in ("prompt", "prompt_embeds", "messages"):
+    for field in PROMPTS:
         if (prompts := _prompts(get(field))) > settings.max_batch_prompts:
             told = f"has {prompts} prompts"
             raise _too_much(field, told, settings.max_batch_prompts, "--max-batch-prompts")
@@ -76,6 +82,18 @@ def rows_of(request: Guided) -> int:
             guides.append(method.guide)
     prompts = max(_prompts(getattr(request, "prompt", None)), 1)
     return (getattr(request, "n", None) or 1) * prompts * (1 + len(guides))
+
+
+def rows_of_fields(body: Mapping[str, Any]) -> int:
+    """Rows that a body of one of vLLM's own routes takes, as far as its fields tell.
+
+    Args:
+        body: what `check_fields` has let pass, with ``sampling_params`` of its own or without.
+    """
+    nested = body.get("sampling_params")
+    choices = [body.get("n"), nested.get("n") if isinstance(nested, dict) else None]
+    numbers = [n for n in choices if isinstance(n, int)]
+    return max(numbers, default=1) * max(1, *(_prompts(body.get(field)) for field in PROMPTS))
 
 
 def _prompts(value: Any) -> int:

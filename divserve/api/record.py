@@ -40,13 +40,15 @@ class Record:
     refused before it was known."""
     model: str | None = None
     answer_id: str | None = None
-    streams: bool = False
+    streams: bool | None = None
+    """As asked for; None where `method` is."""
     prompt: Any = None
     """The messages or prompts, if they are to be logged."""
     prompt_tokens: dict[int, int] = field(default_factory=dict)
     """By index of the prompt."""
     guide_tokens: int | None = None
-    completion_tokens: int = 0
+    completion_tokens: int | None = None
+    """None where `method` is."""
     ttft: float | None = None
     """Seconds to the first token."""
     finish_reasons: list[str] = field(default_factory=list)
@@ -71,7 +73,7 @@ class Record:
         if prompt not in self.prompt_tokens:
             self.prompt_tokens[prompt] = len(result.prompt_token_ids or ())
         for output in result.outputs:
-            self.completion_tokens += len(output.token_ids)
+            self.completion_tokens = (self.completion_tokens or 0) + len(output.token_ids)
             if output.finish_reason is not None:
                 self.finish_reasons.append(output.finish_reason)
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from divserve.api.asgi import is_json, read_body, replay
 from divserve.api.errors import error_response
 from divserve.api.routes import GUIDED_ROUTES
+from divserve.edges.paths import path_of
 from divserve.errors import InvalidRequest
 
 __all__ = ["RefuseDecoding"]
@@ -55,7 +56,7 @@ class RefuseDecoding:
 
 def _to_check(scope: Scope) -> bool:
     """Whether the request goes to a route that is not guided, with a body that may be JSON."""
-    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+    path = path_of(scope).rstrip("/")
     return path not in GUIDED_ROUTES and is_json(scope)
 
 

@@ -26,6 +26,8 @@ from divserve.errors import InvalidRequest
 
 __all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
 
+LONGEST_NAME = 128
+"""Characters of a model's name that metrics and logs keep."""
 PLAIN = "plain"
 """What metrics and logs call a request without a method."""
 
@@ -61,6 +63,9 @@ class Guided(BaseModel):
         self._check_guided()
         return self
 
+    def _unfold(self) -> None:
+        """Makes lists of what can be read but once."""
+
     def _check_guided(self) -> None:
         """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
 
@@ -91,9 +96,11 @@ class Guided(BaseModel):
         self._record = record
         stack = self.stack
         record.method = PLAIN if stack is None else stack.name
-        record.model = self.answered_as(getattr(self, "model", None) or "") or None
-        record.streams = bool(getattr(self, "stream", False))
+        # Nobody has looked whether there is such a model, or how long its name is.
+        record.model = self.answered_as(getattr(self, "model", None) or "")[:LONGEST_NAME] or None
+        record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
+            self._unfold()
             record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
 
     def answer_as(self, alias: str) -> None:
@@ -182,17 +189,22 @@ class ChatRequest(Guided, ChatCompletionRequest):
         """vLLM's parameters; called once per prompt, in the order of the prompts."""
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
+    def _unfold(self) -> None:
+        # Validation leaves some lists of parts as iterators.
+        for message in self.messages:
+            if isinstance(message, dict):
+                content = message.get("content")
+                if not isinstance(content, str | list | None):
+                    message["content"] = list(content)
+
     def _check_guided(self) -> None:
-        # Validation leaves some lists as iterators that can be read once; here they are read twice.
+        self._unfold()
         for index, message in enumerate(self.messages):
             if not isinstance(message, dict):
                 raise InvalidRequest(
                     "decoding takes messages with a 'role' and 'content', not harmony messages.",
                     param=f"messages.{index}",
                 )
-            content = message.get("content")
-            if not isinstance(content, str | list | None):
-                message["content"] = list(content)
         texts = [("messages", self.messages)]
         for param, guide in self.guides():
             if guide.prompt is not None:

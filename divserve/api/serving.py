@@ -25,7 +25,7 @@ from divserve.engine.openai import (
 )
 from divserve.errors import ApiError, InvalidRequest
 
-__all__ = ["GuidedServing", "answered_as", "is_guided", "record_of", "watched"]
+__all__ = ["GuidedServing", "OwnErrors", "answered_as", "is_guided", "record_of", "watched"]
 
 T = TypeVar("T")
 
@@ -54,12 +54,8 @@ def watched(request: Any, results: Any, request_id: str, indexed: bool = False) 
     return Watched(results, record, indexed)
 
 
-class GuidedServing:
-    """To be put before one of vLLM's serving classes."""
-
-    engine_client: Any
-    renderer: Any
-    return_tokens_as_token_ids: bool
+class OwnErrors:
+    """To be put before one of vLLM's serving classes whose streams may end with an error event."""
 
     def create_streaming_error_response(self, message: Any, *args: Any, **kwargs: Any) -> str:
         """The JSON of an error event: our own errors keep their type, param and code."""
@@ -67,6 +63,14 @@ class GuidedServing:
             return json.dumps(error_body(message))
         error = json.loads(super().create_streaming_error_response(message, *args, **kwargs))  # type: ignore[misc]
         return json.dumps(foreign_body(error["error"]["code"], error)[1])
+
+
+class GuidedServing(OwnErrors):
+    """To be put before one of vLLM's serving classes."""
+
+    engine_client: Any
+    renderer: Any
+    return_tokens_as_token_ids: bool
 
     def _choice_report(self, request: Any, prompt: int) -> ChoiceReport:
         """An empty account of a choice of the prompt of this index."""

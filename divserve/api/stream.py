@@ -19,12 +19,13 @@ from starlette.types import Send
 from divserve.api.foreign import status_of
 from divserve.api.report import ChoiceReport, GuidedOutput
 
-__all__ = ["PrimedResponse", "Stream", "StreamReport", "reported"]
+__all__ = ["PrimedResponse", "Stream", "StreamReport", "error_in", "reported"]
 
 Stream = Callable[..., AsyncGenerator[str, None]]
 """Makes the events of a stream."""
 
 ERROR_EVENT = 'data: {"error"'
+NAMED_ERROR = "event: error\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Keep proxies from collecting the events of a stream."""
 
@@ -32,6 +33,14 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 def is_error(event: str) -> bool:
     """Whether `event` carries an error object."""
     return event.startswith(ERROR_EVENT)
+
+
+def error_in(event: str) -> dict[str, Any] | None:
+    """The error object that an event carries, OpenAI's or Anthropic's; None if it carries none."""
+    if not event.startswith((ERROR_EVENT, NAMED_ERROR)):
+        return None
+    error: dict[str, Any] = json.loads(event.partition("data: ")[2])["error"]
+    return error
 
 
 class StreamReport:

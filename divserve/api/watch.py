@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from divserve import metrics
 from divserve.api.companions import tell_health
 from divserve.api.record import RECORD, Record
+from divserve.edges.paths import path_of
 
 __all__ = ["Sink", "Watch", "install"]
 
@@ -29,7 +30,8 @@ SCRAPE = "/metrics"
 UNKNOWN_ROUTE = "other"
 """Raw paths are the client's to choose: as labels they would fill the memory."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-ERROR_EVENT = b'data: {"error"'
+ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
+"""How error events begin: OpenAI's chats, then Responses and Anthropic's messages."""
 
 
 def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
@@ -74,7 +76,7 @@ class Watch:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         if path.startswith(SCRAPE):
             tell_health(self.owner.state.engine_client)
         record = scope[RECORD] = Record()
@@ -91,8 +93,8 @@ class Watch:
                 _note_start(record, message)
             elif message["type"] == "http.response.body":
                 body = message.get("body", b"")
-                if body.startswith(ERROR_EVENT):
-                    record.error = _error_of(body.removeprefix(b"data: "))
+                if body.startswith(ERROR_EVENTS):
+                    record.error = _error_of(body.partition(b"data: ")[2])
                 elif (record.status or 0) >= 400 and record.error is None:
                     record.error = _error_of(body)
                 # Before it is sent: who waits for a disconnect hears of one right behind the end.
@@ -144,7 +146,11 @@ def _note_start(record: Record, message: Message) -> None:
 def _error_of(body: bytes) -> dict[str, Any] | None:
     """The OpenAI error object of a response or an event; None if it is another body."""
     try:
-        error = json.loads(body)["error"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        value = json.loads(body)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(value, dict):
+        return None
+    # An error event of Responses is the object itself.
+    error = value if "error" not in value and value.get("type") == "error" else value.get("error")
     return error if isinstance(error, dict) else None

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from divserve.api.errors import error_response
 from divserve.edges.auth import client_of
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.paths import PROBES, path_of
+from divserve.edges.paths import PROBES, is_free
 from divserve.edges.rates import Allowance, Rates
 from divserve.edges.traffic import TICKET, Traffic
 from divserve.errors import ApiError, TooManyRequests, Unavailable
@@ -45,7 +45,7 @@ class Admission:
         if scope["type"] == "websocket" and self.traffic.draining:
             await send({"type": "websocket.close", "code": 1012})
             return
-        if scope["type"] != "http" or path_of(scope) in FREE:
+        if scope["type"] != "http" or is_free(scope, FREE):
             await self.app(scope, receive, send)
             return
         client, works = client_of(scope), scope["method"] == "POST"

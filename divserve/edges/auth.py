@@ -1,4 +1,4 @@
-"""Every route needs a key, but for those named here."""
+"""Every route needs a key, but for those that are named here when they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from divserve.api.errors import error_response
 from divserve.edges.keys import KeyRing
-from divserve.edges.paths import PROBES, path_of
+from divserve.edges.paths import PROBES, is_free
 from divserve.errors import Unauthorized
 
 __all__ = ["RequireKey", "client_of"]
@@ -40,7 +40,7 @@ class RequireKey:
         if not self.keys or scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if scope["type"] == "http" and path_of(scope) in self.open:
+        if scope["type"] == "http" and is_free(scope, self.open):
             await self.app(scope, receive, send)
             return
         token = _bearer(scope)

@@ -10,15 +10,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.api.asgi import is_json, read_body, replay
 from divserve.api.errors import error_response
-from divserve.api.limits import check_fields
+from divserve.api.limits import check_fields, rows_of_fields
 from divserve.api.routes import GUIDED_ROUTES
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.paths import path_of
+from divserve.edges.paths import BODILESS, path_of
+from divserve.edges.traffic import weigh
 from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
 
 __all__ = ["GuardBody", "check_depth"]
 
-BODILESS = ("GET", "HEAD", "OPTIONS")
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
@@ -77,7 +77,10 @@ class GuardBody:
             # The route says so in its own words.
             return
         if isinstance(value, dict):
-            check_fields(value.get, self.settings)
+            nested = value.get("sampling_params")
+            for fields in (value, nested) if isinstance(nested, dict) else (value,):
+                check_fields(fields.get, self.settings)
+            weigh(scope, rows_of_fields(value))
 
 
 def check_depth(body: bytes, limit: int) -> None:

@@ -64,6 +64,10 @@ class KeyRing:
         self._file = file
         self._seen: tuple[int, int, int] | None = None
         self._next_look = 0.0
+        self._missing = False
+        """Whether there was no file at the last look."""
+        self._told = ""
+        """What the log says of the file; the same is not said twice."""
         self._of_file: Keys = {}
         if file is not None:
             try:
@@ -90,15 +94,29 @@ class KeyRing:
 
     def reload(self) -> None:
         """Reads the file again; the keys stay as they are if it cannot be read."""
-        if self._file is None:
-            return
+        self._told = ""
+        if self._file is not None:
+            self._read(self._file)
+
+    def _read(self, file: Path) -> None:
         try:
-            self._seen = _stamp(self._file)
-            self._of_file = read_keys(self._file)
-        except (OSError, ValueError) as error:
-            logger.error("--api-key-file is not read again, old keys stay: %s", _reason(error))
+            stamp = _stamp(file)
+            self._of_file = read_keys(file)
+        except OSError as error:
+            # It may be readable at the next look.
+            self._complain(error)
+            return
+        except ValueError as error:
+            self._complain(error)
         else:
+            self._told = ""
             logger.info("--api-key-file: %d keys", len(self._of_file))
+        self._seen = stamp
+
+    def _complain(self, error: Exception) -> None:
+        if self._told != (reason := _reason(error)):
+            logger.error("--api-key-file is not read again, old keys stay: %s", reason)
+        self._told = reason
 
     def _look(self) -> None:
         if self._file is None or time.monotonic() < self._next_look:
@@ -106,11 +124,16 @@ class KeyRing:
         self._next_look = time.monotonic() + CHECK_EVERY_S
         try:
             stamp = _stamp(self._file)
-        except OSError:
+        except OSError as error:
             # While it is being replaced there may be none.
+            if self._missing:
+                self._complain(error)
+            self._missing = True
             return
+        if self._missing:
+            self._missing, self._told = False, ""
         if stamp != self._seen:
-            self.reload()
+            self._read(self._file)
 
 
 def _digest(key: bytes) -> bytes:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from starlette.types import Scope
 
-__all__ = ["PROBES", "path_of"]
+__all__ = ["BODILESS", "PROBES", "is_free", "path_of"]
 
 PROBES = ("/health", "/live", "/ready")
 """Answered without a key, under any load, and while the server drains."""
 
+BODILESS = ("GET", "HEAD", "OPTIONS")
+"""Methods whose bodies nobody reads."""
+
 
 def path_of(scope: Scope) -> str:
-    """The path of the request below the server's root."""
+    """The path of the request below the server's root, as Starlette's routes see it."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    rest = path.removeprefix(scope.get("root_path", ""))
+    # A root such as "/" or "/v" is not one of "/v1/models".
+    return rest if rest[:1] in ("", "/") else path
+
+
+def is_free(scope: Scope, paths: Container[str]) -> bool:
+    """Whether a request to one of these paths costs so little that nobody is kept from it.
+
+    A method with a body would have it read before the route says that it takes none.
+    """
+    return path_of(scope) in paths and scope["method"] in BODILESS

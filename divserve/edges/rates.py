@@ -13,6 +13,8 @@ from divserve.errors import StartupError
 
 __all__ = ["Allowance", "Rates", "parse"]
 
+TIDY_EVERY_S = 60.0
+
 
 def parse(rate: str) -> list[RateLimitItem]:
     """The limits that a flag names.
@@ -58,10 +60,13 @@ class Rates:
 
     def __init__(self, rate: str) -> None:
         self._items = parse(rate)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._storage = MemoryStorage()
+        self._limiter = MovingWindowRateLimiter(self._storage)
+        self._next_tidying = time.monotonic() + TIDY_EVERY_S
 
     def ask(self, client: str) -> Allowance:
         """Counts a request of `client`, and tells the tightest of its limits."""
+        self._tidy()
         granted = all(self._limiter.test(item, client) for item in self._items)
         if granted:
             for item in self._items:
@@ -71,6 +76,14 @@ class Rates:
             key=lambda allowance: (allowance.remaining, -allowance.reset_s),
         )
 
+    def _tidy(self) -> None:
+        """Forgets clients whose windows are empty: the library keeps their names for ever."""
+        if time.monotonic() < self._next_tidying:
+            return
+        self._next_tidying = time.monotonic() + TIDY_EVERY_S
+        for name in [name for name, requests in self._storage.events.items() if not requests]:
+            self._storage.clear(name)
+
     def _of(self, item: RateLimitItem, client: str, granted: bool) -> Allowance:
         stats = self._limiter.get_window_stats(item, client)
         reset_s = max(0.0, stats.reset_time - time.time())
@@ -79,7 +92,9 @@ class Rates:
 
 def _duration(seconds: float) -> str:
     """As OpenAI writes it: 120ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}ms"
-    minutes, rest = divmod(round(seconds, 3), 60)
-    return f"{minutes:.0f}m{rest:.0f}s" if minutes else f"{rest:g}s"
+    if (milliseconds := round(seconds * 1000)) < 1000:
+        return f"{milliseconds}ms"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:g}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest}s"

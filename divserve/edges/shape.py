@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.api.errors import error_response
-from divserve.api.foreign import INTERNAL, foreign_body
+from divserve.api.foreign import INTERNAL, foreign_body, status_of, told_of
 from divserve.edges.paths import PROBES, path_of
 from divserve.edges.request_id import request_id_of
 from divserve.errors import ApiError
@@ -20,7 +21,14 @@ __all__ = ["ShapeErrors"]
 
 logger = logging.getLogger("vllm.divserve.edges")
 
-RETRY_AFTER_S = b"1"
+RETRY_AFTER_S = {
+    "shutting_down": b"5",
+    "engine_unavailable": b"5",
+    "service_unavailable": b"1",
+    "rate_limit_exceeded": b"1",
+}
+"""When another try may succeed, by the code of a 429 or 503 that does not say so: vLLM's queue, its
+scaling, and streams that end before their first event."""
 KEPT = (b"content-type", b"content-length")
 """Headers that the new body makes anew; all others stay."""
 
@@ -78,20 +86,23 @@ class _Answer:
             body = json.loads(self._body)
         except ValueError:
             body = None
+        if (told := told_of(self._scope)) is not None:
+            body = {**(body if isinstance(body, dict) else {}), "error": told}
+            start = {**start, "status": status_of(told)}
         status, shaped = foreign_body(start["status"], body)
         if start["status"] >= 500 and shaped != body:
-            told = self._body[:2000].decode(errors="replace")
-            logger.error("Request %s failed: %s", request_id_of(self._scope), told)
+            said = self._body[:2000].decode(errors="replace")
+            logger.error("Request %s failed: %s", request_id_of(self._scope), said)
         response = JSONResponse(shaped, status_code=status)
         response.raw_headers += [pair for pair in start["headers"] if pair[0].lower() not in KEPT]
-        if _says_later(status, body) and "retry-after" not in Headers(raw=response.raw_headers):
-            response.raw_headers.append((b"retry-after", RETRY_AFTER_S))
+        later = _later(status, shaped["error"])
+        if later and "retry-after" not in Headers(raw=response.raw_headers):
+            response.raw_headers.append((b"retry-after", later))
         return response
 
 
-def _says_later(status: int, body: Any) -> bool:
-    """Whether it is an error of vLLM's that another try would mend: its queue, its scaling."""
-    told = body.get("error") if isinstance(body, dict) else None
-    return status in (429, 503) and not isinstance(
-        told.get("code") if isinstance(told, dict) else None, str
-    )
+def _later(status: int, error: Mapping[str, Any]) -> bytes | None:
+    """Seconds until another try may succeed; None if none would, as with the model it names."""
+    if status not in (429, 503) or error["param"] is not None:
+        return None
+    return RETRY_AFTER_S.get(error["code"])

@@ -80,6 +80,7 @@ class Traffic:
 
 
 def weigh(scope: Any, rows: int) -> None:
-    """Tells the traffic how many rows the request of an ASGI scope takes."""
-    traffic, ticket = scope["state"][TICKET]
-    traffic.weigh(ticket, rows)
+    """Tells the traffic, if it counts the request of an ASGI scope, how many rows that takes."""
+    traffic, ticket = scope.get("state", {}).get(TICKET, (None, None))
+    if traffic is not None:
+        traffic.weigh(ticket, rows)

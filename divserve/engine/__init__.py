@@ -12,7 +12,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``KVCacheCoordinator.get_num_blocks_to_allocate`` | need of the coming step | preflight.py |
 | ``Scheduler._preempt_request`` | preempt all members together | preflight.py |
 | ``Scheduler.update_from_output``, ``grammar_compile_error_reqs`` | report, fail | scheduler.py |
-| ``Scheduler._free_request``, ``finish_requests`` | end members together | scheduler.py |
+| ``Scheduler._free_request``, ``finish_requests`` | end members together | ending.py |
 | ``Scheduler._update_request_with_output`` | end a segment where its rule says | switching.py |
 | ``Request.append_output_token_ids``, ``prefill_stats`` | continue an answer | switching.py |
 | ``StructuredOutputManager.accept_tokens`` | a grammar reads the answer so far | switching.py |

@@ -8,58 +8,35 @@ the request with an error, so a token decoded plainly never reaches a client of 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from http import HTTPStatus
-from operator import attrgetter
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.utils.math_utils import cdiv
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve import metrics
 from divserve.decoding import Spec
 from divserve.engine import faults
+from divserve.engine.delegate import delegate_protocol
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.handoff import HandOff
 from divserve.engine.ledger import Account, Ledger
 from divserve.engine.orders import OnSmall, check_companions, check_switch, order_of
 from divserve.engine.parameters import parameter_ratio
+from divserve.engine.room import Room
+from divserve.engine.stopped import EngineStopped, ShuttingDown
 from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
-__all__ = ["EngineStopped", "GuidedClient", "ShuttingDown"]
+__all__ = ["GuidedClient"]
 
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
 
-class ShuttingDown(Unavailable, GracefulHTTPError):
-    """The server ended the request. vLLM passes on its own kind of error only."""
-
-    def __init__(self) -> None:
-        GracefulHTTPError.__init__(
-            self, "The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE
-        )
-        self.param = None
-        self.code = "shutting_down"
-        self.retry_after_s = 5.0
-
-
-class EngineStopped(Unavailable, EngineDeadError):
-    """The engine has died. vLLM's own is a 500, and one object that all requests raise."""
-
-    retry_after_s = 5.0
-
-    def __init__(self) -> None:
-        Unavailable.__init__(self, "The engine has stopped; the server is about to leave.")
-
-
-class GuidedClient(EngineClient):
+class GuidedClient(Room, EngineClient):
     """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
 
     def __init__(self, inner: AsyncLLM, companions: frozenset[str] = frozenset()) -> None:
@@ -107,47 +84,6 @@ class GuidedClient(EngineClient):
         """Whether the small engine has requests of its own, or makes tokens of a moving answer."""
         moving = self._hand_off is not None and self._hand_off.on_small
         return moving or (self.small is not None and self.small.large_works())
-
-    @property
-    def max_rows(self) -> int:
-        """Rows that the served model's engine runs at a time."""
-        return int(self.inner.vllm_config.scheduler_config.max_num_seqs)
-
-    @property
-    def max_guide_tokens(self) -> int:
-        """Longest guide prompt (tokens) that leaves room for one token of answer."""
-        config = self.inner.vllm_config
-        context = int(config.model_config.max_model_len) - 1
-        return min(context, self._cache_tokens() - 2)
-
-    def _cache_tokens(self) -> int:
-        """Tokens that the whole KV cache holds."""
-        cache = self.inner.vllm_config.cache_config
-        return int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
-
-    def check_streams(self, prompt_tokens: int, streams: Sequence[int]) -> None:
-        """Raises `InvalidRequest` when a prompt and its side streams can never run together.
-
-        Args:
-            prompt_tokens: length of the prompt.
-            streams: lengths of its guides and its grounding text.
-        """
-        block = int(self.inner.vllm_config.cache_config.block_size)
-        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, *streams))
-        if need > self._cache_tokens():
-            raise InvalidRequest(
-                f"the prompt ({prompt_tokens} tokens) and its guide ({sum(streams)} tokens) do not "
-                f"fit in the KV cache together ({self._cache_tokens()} tokens): shorten them, or "
-                "start the server with a larger KV cache",
-                param="decoding.guide",
-                code="context_length_exceeded",
-            )
-        if 1 + len(streams) > self.max_rows:
-            raise InvalidRequest(
-                f"this request needs {1 + len(streams)} rows; the server was started with "
-                f"--max-num-seqs {self.max_rows}",
-                param="decoding",
-            )
 
     @property
     def dead_error(self) -> BaseException:
@@ -286,27 +222,4 @@ def _account_for(output: RequestOutput, account: Account) -> None:
         choice.models = account.take_models(choice.index, len(choice.token_ids))
 
 
-def _delegate(name: str) -> Any:
-    """A member of `GuidedClient` that stands for the same member of the inner client."""
-    member = inspect.getattr_static(EngineClient, name)
-    if isinstance(member, property):
-        return property(attrgetter(f"inner.{name}"))
-
-    def call(self: GuidedClient, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.inner, name)(*args, **kwargs)
-
-    call.__name__ = name
-    return call
-
-
-def _delegate_protocol(cls: type[GuidedClient]) -> None:
-    own: dict[str, Callable[..., Any]] = dict(vars(cls))
-    for name in vars(EngineClient):
-        if not name.startswith("_") and name not in own:
-            setattr(cls, name, _delegate(name))
-    for name in getattr(EngineClient, "__annotations__", {}):
-        setattr(cls, name, property(attrgetter(f"inner.{name}")))
-    cls.__abstractmethods__ = frozenset()
-
-
-_delegate_protocol(GuidedClient)
+delegate_protocol(GuidedClient)

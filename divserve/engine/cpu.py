@@ -8,6 +8,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from divserve.engine import container
+
 __all__ = ["environment_defaults", "flag_defaults"]
 
 LONGEST_CONTEXT = 4096
@@ -17,9 +19,13 @@ KERNELS = "256"
 
 def environment_defaults(environment: MutableMapping[str, str], model: str | None) -> None:
     """Sets what vLLM and oneDNN read from the environment; no hub for a local model."""
-    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    cores, limit = sorted(os.sched_getaffinity(0)), container.core_limit()
+    if limit is not None and limit < len(cores):
+        # A container's share of the time of all cores: bound to some, it would meet its neighbours.
+        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment.setdefault("OMP_NUM_THREADS", str(limit))
     # vLLM's own choice leaves one core idle, which halves a two-core machine.
-    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
+    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     # oneDNN keeps a kernel for every shape it has met; each number of tokens in a step makes new
     # ones. Its own 1024 (0.7 MB each) fill over hours, like a leak; to make one again takes 1 ms.
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
@@ -50,8 +56,9 @@ def flag_defaults(model: str | None) -> dict[str, Any]:
 
 
 def _cache_bytes() -> int:
-    """An eighth of the memory, between 1 and 8 GiB."""
+    """An eighth of the memory, the container's or the machine's, between 1 and 8 GiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = min(memory, container.memory_limit() or memory)
     return min(max(memory // 8 // GIB, 1), 8) * GIB
 
 

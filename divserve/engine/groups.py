@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from divserve.decoding import STATISTICS, Form, Row
 from divserve.engine.faults import Contained
 from divserve.engine.grounding import Groundings
 from divserve.engine.group import GROUP_KEY
-from divserve.engine.look_step import LookStep
 from divserve.engine.looking import LookTable, chosen_of
 from divserve.engine.output import Report
+from divserve.engine.packing import Entry, Found, Packer
 from divserve.engine.plan import HelperLogits, Looks, Plan
-from divserve_kernels import ABSENT, PARAMETERS, Programs, Rows, helper_row
+from divserve_kernels import PARAMETERS, Programs
 from divserve_kernels import STATISTICS as KERNEL_STATISTICS
 from divserve_kernels import Form as KernelForm
-from divserve_kernels.rows import send
 
 __all__ = ["GroupTable", "Plan"]
 
@@ -34,29 +32,14 @@ SLOTS = 64
 """Programs kept on the device at first; the table grows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the worker knows of a group."""
-
-    slot: int
-    """Its program is at twice this slot, its second program after it."""
-    guides: tuple[str, ...]
-    cooling: bool
-    grounded: bool
-    helpers: int
-    """How many helper models it compares with."""
-    vocab: int | None
-    """Token ids from here on are never sampled; None: all may be."""
-
-
 class GroupTable:
     """Groups by primary id, fed by the scheduler's outputs; plans are cached per batch layout."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.groundings = Groundings(vocab, device)
         self.looks = LookTable(device)
-        self._vocab = vocab
         self._programs = Programs(SLOTS, device)
+        self._packer = Packer(self._programs, self.groundings, vocab)
         self._handed: dict[str, list[int]] = {}
         self._entries: dict[str, Entry] = {}
         self._free: list[int] = []
@@ -160,7 +143,7 @@ class GroupTable:
 
     def _build(self, req_ids: list[str], samples: np.ndarray) -> Plan | None:
         row_of = {request_id: i for i, request_id in enumerate(req_ids) if samples[i]}
-        found: list[tuple[str, Entry, int, list[int]]] = []
+        found: list[Found] = []
         for primary, entry in self._entries.items():
             rows = [row_of.get(request_id) for request_id in (primary, *entry.guides)]
             here = [row for row in rows if row is not None]
@@ -177,19 +160,15 @@ class GroupTable:
         self.looks.lose()
         return None
 
-    def _can_plan(
-        self, group: tuple[str, Entry, int, list[int]], row_of: Mapping[str, int]
-    ) -> bool:
+    def _can_plan(self, group: Found, row_of: Mapping[str, int]) -> bool:
         with Contained(f"Planning a step of request {group[0]}"):
             self._planned([group], row_of)
             return True
         return False
 
-    def _planned(
-        self, found: list[tuple[str, Entry, int, list[int]]], row_of: Mapping[str, int]
-    ) -> Plan | None:
+    def _planned(self, found: list[Found], row_of: Mapping[str, int]) -> Plan | None:
         look = self.looks.plan([(primary, row) for primary, _, row, _ in found], row_of)
-        return self._pack(found, look) if found or look else None
+        return self._packer.pack(found, look) if found or look else None
 
     def guide(
         self, plan: Plan, logits: Tensor, helper_logits: HelperLogits, looks: Looks | None
@@ -199,82 +178,3 @@ class GroupTable:
             return plan.guide(logits, self.groundings.table, helper_logits, looks)
         self.looks.lose()
         return None
-
-    def _pack(self, found: list[tuple[str, Entry, int, list[int]]], look: LookStep | None) -> Plan:
-        """The plan of groups with all their rows: id, entry, primary's row, guides' rows."""
-        alone = [group for group in found if group[1].helpers == 0]
-        aided = found[len(alone) :]
-        cooled = [i for i, (_, entry, _, _) in enumerate(found) if entry.cooling]
-        pairs = [(row, guide_row) for *_, row, guides in found for guide_row in guides]
-        aided_rows = [row for _, _, row, _ in aided]
-        return Plan(
-            primaries=tuple(primary for primary, *_ in found),
-            rows=self._alone(alone) if alone else None,
-            aided=self._aided(aided) if aided else None,
-            aided_rows=send(aided_rows, torch.int64, self._programs.table.device),
-            copies=self._send(pairs),
-            cooling=self._cooling([found[i] for i in cooled]) if cooled else None,
-            cooled=tuple(cooled),
-            limited=self._limits(found),
-            look=look,
-            third=self._third(found),
-        )
-
-    def _third(
-        self, found: list[tuple[str, Entry, int, list[int]]]
-    ) -> tuple[Tensor, Tensor] | None:
-        """Who has a third stream: a grounding text's vector, or a second helper's logits."""
-        pairs = [
-            (place, row)
-            for place, (_, entry, row, _) in enumerate(found)
-            if entry.grounded or entry.helpers > 1
-        ]
-        return self._send(pairs) if pairs else None
-
-    def _limits(
-        self, found: list[tuple[str, Entry, int, list[int]]]
-    ) -> tuple[tuple[Tensor, int], ...]:
-        """The rows of requests that another engine with fewer token ids must be able to read."""
-        limits: dict[int, list[int]] = {}
-        for _, entry, row, _ in found:
-            if entry.vocab is not None and entry.vocab < self._vocab:
-                limits.setdefault(entry.vocab, []).append(row)
-        device = self._programs.table.device
-        return tuple((send(rows, torch.int64, device), vocab) for vocab, rows in limits.items())
-
-    def _alone(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
-        vectors = self.groundings.rows
-        return Rows.pack(
-            self._programs,
-            [2 * entry.slot for _, entry, _, _ in found],
-            [row for _, _, row, _ in found],
-            [guides[0] if guides else ABSENT for *_, guides in found],
-            [helper_row(vectors[p]) if e.grounded else ABSENT for p, e, _, _ in found],
-        )
-
-    def _aided(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
-        """Their second streams are the first helper's logits, their third ones the second's."""
-        count = len(found)
-        return Rows.pack(
-            self._programs,
-            [2 * entry.slot for _, entry, _, _ in found],
-            [row for _, _, row, _ in found],
-            [helper_row(i) for i in range(count)],
-            [
-                helper_row(count + i) if entry.helpers > 1 else ABSENT
-                for i, (_, entry, _, _) in enumerate(found)
-            ],
-        )
-
-    def _cooling(self, found: list[tuple[str, Entry, int, list[int]]]) -> Rows:
-        return Rows.pack(
-            self._programs,
-            [2 * entry.slot + 1 for _, entry, _, _ in found],
-            [row for _, _, row, _ in found],
-            [guides[-1] for *_, guides in found],
-        )
-
-    def _send(self, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        ends = [[source for source, _ in pairs], [target for _, target in pairs]]
-        sent = send(ends, torch.int64, self._programs.table.device)
-        return sent[0], sent[1]

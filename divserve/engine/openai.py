@@ -8,11 +8,14 @@
 | `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
+| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; what it raises, its route makes a 500; ``anthropic_serving_messages`` on ``app.state`` |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
 | `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
+| `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses`` and ``responses_stream_generator`` of the one on ``app.state.openai_serving_responses`` are looked up at each call; a stream that fails raises |
 | `OnlineRenderer` | renderers/online_renderer.py | ``render_responses`` of the one on ``app.state.online_renderer`` is looked up at each call |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
-| `ErrorResponse` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
+| `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
+| `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; client errors of vLLM's own are told from its failures |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
@@ -28,6 +31,7 @@ from argparse import Namespace
 from typing import Any
 
 from vllm import envs
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.serving import decode_token_ids, format_token_id_placeholder
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -38,7 +42,8 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import (
@@ -50,10 +55,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
 
 __all__ = [
+    "AnthropicServingMessages",
     "BaseModelPath",
     "ChatCompletionMessageParam",
     "ChatCompletionRequest",
     "CompletionRequest",
+    "ErrorInfo",
     "ErrorResponse",
     "OpenAIServingChat",
     "OpenAIServingCompletion",
@@ -62,6 +69,7 @@ __all__ = [
     "answer_completion",
     "build_app",
     "clean_loc_for_param",
+    "create_error_response",
     "decode_token_ids",
     "format_token_id_placeholder",
     "has_non_text_content",

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.admission import AdmissionMixin
+from divserve.engine.faults import LOST
 from divserve.engine.group import Group
 
 __all__ = ["TelemetryMixin"]
@@ -46,9 +47,13 @@ class TelemetryMixin(AdmissionMixin):
                 group.waited = now - group.arrived
                 del self._unadmitted[key]
 
-    def _note_unguided(self, group: Group, row_id: str, tokens: int) -> None:
-        """Notes that a row's tokens came without a report; only the primary's would be sent."""
+    def _note_unguided(self, group: Group, row_id: str, tokens: int, why: str) -> None:
+        """Notes that a row's tokens are taken back; only the primary's would be sent."""
         primary = group.primary.request_id
+        if why != LOST:
+            # Guided they were, if by numbers that are none.
+            self._broken[primary] = ("not_numbers", 0)
+            return
         _, before = self._broken.get(primary, ("", 0))
         self._broken[primary] = ("no_report", before + tokens * (row_id == primary))
 

@@ -8,13 +8,13 @@ in a workspace that is kept between calls; the rarer forms allocate.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from divserve_kernels.layout import LOG_CLIP, MIN_ENTROPY, PARAMETERS, Form
 from divserve_kernels.rows import Rows
+from divserve_kernels.torch_forms import Streams, dropped_of, lowest_of, other_forms
 
 __all__ = ["guide"]
 
@@ -40,22 +40,6 @@ class Workspace:
             with torch.inference_mode(False):
                 self._memory = torch.empty(size, device=logits.device)
         return self._memory[:size].view(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """The float32 logits of a chunk of rows; entries beyond the shared vocabulary are −inf."""
-
-    z1: Tensor
-    """``[G, V] float32``: primaries."""
-    z2: Tensor
-    """``[G, V] float32``: guides; all zero where they were all masked."""
-    z3: Tensor | None
-    """``[G, V] float32``: third streams without −inf; None when no row weighs one."""
-    sizes: Tensor
-    """``[G, 1] int64``: length of the shared vocabulary."""
-    masked: Tensor | None
-    """``[G, V] bool``: z1 = −inf; None when no stream holds any."""
 
 
 _workspace = Workspace()
@@ -88,10 +72,10 @@ def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> T
     factor = torch.maximum(torch.exp2(-halvings), p["min_factor"])
     a, b = p["primary_weight"] + weight, p["guide_weight"] - weight
     alpha = -b
-    dropped = _dropped(rows, streams, p)
-    others = _other_forms(rows, streams, p, weight, squares, dropped)
+    dropped = dropped_of(rows, streams, p)
+    others = other_forms(rows, streams, p, weight, squares, dropped)
 
-    lowest = z2.amin(-1, keepdim=True) if streams.masked is None else _lowest(z2)
+    lowest = z2.amin(-1, keepdim=True) if streams.masked is None else lowest_of(z2)
     # Neutral weights give back z1 bit for bit.
     guided = z1.mul_(a).add_(z2.clamp_min_(lowest).mul_(b))
     if streams.z3 is not None:
@@ -141,7 +125,7 @@ def _streams(logits: Tensor, rows: Rows, helpers: Tensor | None, work: Tensor) -
             z2.masked_fill_(beyond, -math.inf)
     if z3 is not None:
         z3.masked_fill_(torch.isneginf(z3.amax(-1, keepdim=True)), 0.0)
-        z3 = z3.clamp_min_(_lowest(z3)).masked_fill_((rows.third == -1)[:, None], 0.0)
+        z3 = z3.clamp_min_(lowest_of(z3)).masked_fill_((rows.third == -1)[:, None], 0.0)
     return Streams(z1, z2, z3, sizes[:, None], masked)
 
 
@@ -197,71 +181,6 @@ def _agree(streams: Streams, work: Tensor) -> Tensor:
     at1 = torch.eq(z1, z1.amax(-1, keepdim=True), out=work[2])
     at2 = torch.eq(z2, z2.amax(-1, keepdim=True), out=work[3])
     return at1.mul_(at2).amax(-1, keepdim=True)
-
-
-def _dropped(rows: Rows, streams: Streams, p: dict[str, Tensor]) -> Tensor | None:
-    """``[G, V] bool``: tokens that are not kept; None when all are."""
-    if not (rows.any_plausibility or rows.any_nucleus):
-        return streams.masked
-    z1 = streams.z1
-    top = z1.amax(-1, keepdim=True)
-    line = top + p["log_plausibility"]
-    if rows.any_nucleus:
-        nucleus = _nucleus(z1, top, p["top_p"], p["top_p_temperature"])
-        line = torch.maximum(line, nucleus)
-    return z1 < line if streams.masked is None else (z1 < line) | streams.masked
-
-
-Choice = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""Rows ``[G, 1] bool``, their guided logits ``[G, V]``, weights ``[G, 1]`` and dropped tokens."""
-
-
-def _other_forms(
-    rows: Rows, streams: Streams, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
-    dropped: Tensor | None,
-) -> list[Choice]:  # fmt: skip
-    """What rows of the rarer forms get; from the streams as they are, before they are combined."""
-    found: list[Choice] = []
-    if Form.SWITCH in rows.forms:
-        found.append((p["form"] == Form.SWITCH, *_switch(streams, p["log_ratio"], weight), None))
-    if Form.PROBABILITY in rows.forms:
-        p1, p2 = streams.z1.softmax(-1), streams.z2.softmax(-1)
-        q = (p["primary_weight"] + weight) * p1 + (p["guide_weight"] - weight) * p2
-        refused = (p1 < p["min_prob"] / streams.sizes) | (q <= 0)
-        refused = refused if dropped is None else refused | dropped
-        mixes = p["form"] == Form.PROBABILITY
-        contrast = mixes & (squares <= p["gate"]) & ~refused.all(-1, keepdim=True)
-        zero = torch.zeros_like(weight)
-        found.append((mixes, streams.z1.clone(), zero, dropped))
-        found.append((contrast, q.log(), weight - p["guide_weight"], refused))
-    return found
-
-
-def _lowest(z: Tensor) -> Tensor:
-    """Smallest finite entry ``[G, 1]``: what −inf beside a finite z1 counts as (§0.3)."""
-    return torch.where(torch.isneginf(z), math.inf, z).amin(-1, keepdim=True)
-
-
-def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
-    """Smallest logit ``[G, 1]`` of the smallest set of likeliest tokens with a mass of top_p."""
-    values = z.sort(dim=-1, descending=True).values
-    mass = ((values - top) / temperature).double().exp().cumsum(-1)
-    enough = (mass < top_p * mass[:, -1:]).sum(-1, keepdim=True)
-    line = values.gather(-1, enough.clamp_max(z.shape[1] - 1))
-    return torch.where(top_p < 1, line, -math.inf)
-
-
-def _switch(streams: Streams, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """COIECD's choice per token ``[G, V]`` and the contrast of the likeliest tokens ``[G, 1]``."""
-    z1 = streams.z1
-    near_top = z1 > z1.amax(-1, keepdim=True) - log_ratio
-    contested = near_top.sum(-1, keepdim=True) > 1
-    context = (z1 < _lowest(z1) + log_ratio) | (near_top & contested)
-    l1 = z1.log_softmax(-1)
-    l2 = streams.z2.log_softmax(-1)
-    l2.clamp_min_(_lowest(l2))
-    guided = torch.where(context, l1, l2) + weight * (l1 - l2)
-    return guided, torch.where(contested, weight, weight - 1)
 
 
 def _write(out: Tensor, primary: Tensor, guided: Tensor, observed: Tensor) -> None:

@@ -29,7 +29,7 @@ def test_bodies_that_ask_for_nothing_too_much_reach_the_route(body: bytes) -> No
     assert http.post("/echo", content=body, headers=headers).json() == {"bytes": len(body)}
 
 
-@pytest.mark.parametrize("value", [None, "3", 3.5, [3], {"a": 3}, True, -1, 0])
+@pytest.mark.parametrize("value", [None, "3", 3.5, [3], {"a": 3}, True])
 @pytest.mark.parametrize("field", ["n", "best_of", "stop", "prompt", "messages", "stop_sequences"])
 def test_other_types_are_for_the_route_to_refuse(field: str, value: Any) -> None:
     settings = EdgeSettings(**LIMITS)

@@ -184,7 +184,7 @@ def test_a_crash_in_the_middle_of_a_stream(http: TestClient, fake_engine: FakeCl
 
 
 def test_what_the_engine_says_when_it_stops(http: TestClient, fake_engine: FakeClient) -> None:
-    from divserve.engine.client import ShuttingDown
+    from divserve.engine.stopped import ShuttingDown
 
     fake_engine.fail_at, fake_engine.error = 0, ShuttingDown()
     for stream in (False, True):

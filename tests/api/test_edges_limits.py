@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from divserve.edges.body import GuardBody
+from divserve.edges.flags import EdgeSettings
+from divserve.edges.traffic import TICKET, Traffic
 from tests.support.chat import MESSAGES, PROMPT, guided
 from tests.support.edges import LIMITS
 from tests.support.fake_client import FakeClient, arguments
@@ -18,6 +22,8 @@ CHAT = ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2})
 TEXT = ("/v1/completions", {"prompt": PROMPT, "max_tokens": 2})
 RESPONSES = ("/v1/responses", {"input": "Hi", "max_output_tokens": 2})
 BATCH = ("/v1/chat/completions/batch", {"messages": [MESSAGES], "max_tokens": 2})
+GENERATE = ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {}})
+SCORE = ("/generative_scoring", {"query": "a", "items": ["b"]})
 ANTHROPIC = ("/v1/messages", {"messages": MESSAGES, "max_tokens": 2, "model": "smol"})
 
 
@@ -34,6 +40,11 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     (CHAT, {"n": 3}, "n", "--max-n"),
     (TEXT, {"n": 3}, "n", "--max-n"),
     (TEXT, {"n": 10**30}, "n", "--max-n"),
+    (CHAT, {"n": -(10**9)}, "n", "must be at least 1"),
+    (TEXT, {"n": 0}, "n", "must be at least 1"),
+    (GENERATE, {"sampling_params": {"n": 3}}, "n", "--max-n"),
+    (GENERATE, {"sampling_params": {"stop": ["abcdef"]}}, "stop", "--max-stop-length"),
+    (SCORE, {"items": ["a", "b", "c"]}, "items", "--max-batch-prompts"),
     (CHAT, {"stop": ["a", "b", "c"]}, "stop", "--max-stop-strings"),
     (TEXT, {"stop": ["a", "abcdef"]}, "stop", "--max-stop-length"),
     (TEXT, {"stop": "abcdef"}, "stop", "--max-stop-length"),
@@ -99,6 +110,43 @@ def test_a_preset_is_limited_like_the_field(fake_engine: FakeClient) -> None:
     response = http.post("/v1/completions", json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "decoding.trace")
     assert http.post("/v1/completions", json={**body, "max_tokens": 5}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        ({}, 1),
+        ({"messages": MESSAGES}, 1),
+        ({"messages": [MESSAGES] * 5}, 5),
+        ({"prompt": ["a", "b"], "n": 3}, 6),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"items": ["a"] * 7}, 7),
+        ({"sampling_params": {"n": 4}}, 4),
+        ({"sampling_params": "n", "n": "many"}, 1),
+    ],
+)
+def test_rows_of_other_routes(body: dict[str, Any], rows: int) -> None:
+    """The queue counts them before vLLM has read the body."""
+    counted = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        counted.append(traffic.rows)
+
+    traffic = Traffic()
+    ticket = traffic.enter("me", 1)
+    scope = {
+        "type": "http", "method": "POST", "path": "/invocations", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "state": {TICKET: (traffic, ticket)},
+    }  # fmt: skip
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(body).encode()}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(GuardBody(app, EdgeSettings())(scope, receive, send))
+    assert counted == [rows]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def test_counts(events: list[tuple[str, int, int]]) -> None:
         assert 0 not in traffic.of_client.values()
 
 
+def test_a_request_that_nobody_counts() -> None:
+    weigh({}, 5)
+    weigh({"state": {}}, 5)
+
+
 @pytest.mark.parametrize("hurried", [False, True])
 def test_waiting_for_two(hurried: bool) -> None:
     async def test() -> None:

@@ -9,11 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from tests.support.fake_client import FakeClient
 from tests.support.fake_server import served
 
 GOOD = b'{"model":"smol","prompt":"Hi","max_tokens":3'
@@ -153,12 +155,16 @@ def test_not_http(url: str, sent: bytes) -> None:
     assert status in (0, 400)
 
 
-def test_a_client_that_sends_half_and_closes_its_half(url: str) -> None:
-    """Of the headers or of the body: it gets no 5xx, and nothing stays behind."""
+def test_clients_that_send_half_and_close_their_half(tmp_path: Path) -> None:
+    """Of the headers or of the body: they get no 5xx, and no row of the queue stays taken."""
     whole = post("/v1/completions", GOOD + b"}")
-    for cut in (10, len(whole) - len(GOOD) - 10, len(whole) - 5):
-        status, _ = asyncio.run(exchange(url, whole[:cut], closes=True))
-        assert status < 500
+    with served(tmp_path / "log.txt", max_queue=0) as (url, _):
+        for _ in range(2 * FakeClient.max_rows):
+            for cut in (10, len(whole) - len(GOOD) - 10, len(whole) - 5):
+                status, _ = asyncio.run(exchange(url, whole[:cut], closes=True))
+                assert status < 500
+                assert status != 429
+        assert asyncio.run(exchange(url, whole))[0] == 200
 
 
 def test_slow_clients_stop_nobody(url: str) -> None:

@@ -119,6 +119,7 @@ def test_a_plain_request_and_another_route(server: Server) -> None:
     assert plain["completion_tokens"] == len(server.engine.answer)
     assert re.fullmatch("[0-9a-f]{32}", plain["request_id"])
     assert (models["route"], models["method"], models["model"]) == ("/v1/models", None, None)
+    assert (models["stream"], models["completion_tokens"]) == (None, None)
 
 
 def test_probes_are_silent_unless_they_fail(server: Server) -> None:
@@ -157,9 +158,15 @@ def test_prompts_are_logged_when_asked_for(server: Server) -> None:
     server.app.state.log_prompts = True
     for path, body in BODIES.items():
         server.http.post(path, json=body)
-    chat, text = server.lines()
+    # Validation leaves an iterator of such a content.
+    parts = [
+        {"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "audio": {"id": "1"}}
+    ]
+    assert server.http.post(CHAT, json={**BODIES[CHAT], "messages": parts}).status_code == 200
+    chat, text, of_parts = server.lines()
     assert chat["prompt"] == MESSAGES
     assert text["prompt"] == PROMPT
+    assert of_parts["prompt"][0]["content"] == [{"type": "text", "text": "Hi"}]
 
 
 def test_means_that_json_cannot_say() -> None:

@@ -81,3 +81,31 @@ def test_whatever_cuts_a_response_off(
     outcome = "aborted" if status == "499" else "failed"
     assert changes.of("requests_total", method="cad", outcome=outcome) == 1
     assert changes.of("http_requests_total", route="other", method="GET", status=status) == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome"),
+    [
+        (b'data: {"error": {"message": "m", "type": "server_error", "code": "x"}}\n\n', "failed"),
+        (b'event: error\ndata: {"type": "error", "error": {"message": "m"}}\n\n', "failed"),
+        (b'event: error\ndata: {"type": "error", "code": "shutting_down"}\n\n', "failed"),
+        (b'event: error\ndata: {"type": "error", "code": "invalid_value"}\n\n', "client_error"),
+        (b"event: error\ndata: [1]\n\n", "ok"),
+        (b'event: error_free\ndata: {"error": {}}\n\n', "ok"),
+    ],
+)
+def test_errors_in_a_stream(changes: Changes, event: bytes, outcome: str) -> None:
+    """Of chats, of Anthropic's messages and of Responses."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope[RECORD].method = "cad"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": event})
+
+    async def send(message: Any) -> None:
+        return None
+
+    owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
+    scope = {"type": "http", "method": "POST", "path": "/stream", "headers": []}
+    asyncio.run(Watch(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    assert changes.of("requests_total", method="cad", outcome=outcome) == 1

@@ -22,8 +22,8 @@ COMMANDS = [
     if (words := shlex.split(part))
 ]
 PROGRAMS = {
-    "API_KEY_FILE=./api-keys", "MODEL=Qwen/Qwen2.5-7B-Instruct", "cd", "docker", "helm", "kubectl",
-    "pip", "promtool", "serve", "sudo",
+    "API_KEY_FILE=$PWD/api-keys", "MODEL=Qwen/Qwen2.5-7B-Instruct", "cd", "docker", "helm",
+    "kubectl", "pip", "promtool", "serve", "sudo",
 }  # fmt: skip
 
 

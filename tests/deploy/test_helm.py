@@ -156,6 +156,30 @@ def test_keda_asks_for_this_release_s_queue() -> None:
     )
 
 
+def test_keda_does_not_take_a_missing_series_for_an_empty_queue() -> None:
+    (trigger,) = of_kind(rendered("full"), "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_the_strategy_names_no_more_than_its_type_takes() -> None:
+    rolling = of_kind(rendered("defaults"), "Deployment")["spec"]["strategy"]
+    assert rolling == DEFAULTS["strategy"]
+    assert of_kind(rendered("recreate"), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_a_monitor_without_a_key_is_refused() -> None:
+    keys = {"existingSecret": "keys", "metricsWithoutKey": False}
+    monitored = {"model": "m", "apiKeys": keys, "serviceMonitor": {"enabled": True}}
+    with pytest.raises(Exception, match="serviceMonitor has no API key"):
+        render(monitored)
+
+
+def test_what_else_may_be_reached() -> None:
+    *_, last = of_kind(rendered("full"), "NetworkPolicy")["spec"]["egress"]
+    assert last == {"ports": [{"port": 4317, "protocol": "TCP"}]}
+    assert len(of_kind(rendered("defaults"), "NetworkPolicy")["spec"]["egress"]) == 2
+
+
 def test_gpus() -> None:
     two = container("full")
     assert two["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": 2}

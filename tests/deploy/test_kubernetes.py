@@ -162,7 +162,7 @@ def test_the_network_is_closed_both_ways(origin: str) -> None:
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert all(rule["from"] for rule in policy["ingress"])
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert ports == ({53} if origin == "full" else {53, 443})
+    assert ports == ({53, 4317} if origin == "full" else {53, 443})
 
 
 def test_kustomize_makes_the_manifests() -> None:

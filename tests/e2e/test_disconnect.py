@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.chat import guided
+from tests.support.metrics import Changes, scraped
 from tests.support.server import get, hang_up
 
 CLIENTS = 200
@@ -17,6 +18,7 @@ GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cac
 
 
 def test_nothing_is_left_of_clients_that_leave_at_any_instant(server: str) -> None:
+    changes = Changes(lambda: scraped(server))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda seed: visit(server, random.Random(seed)), range(CLIENTS)))
 
@@ -24,6 +26,9 @@ def test_nothing_is_left_of_clients_that_leave_at_any_instant(server: str) -> No
     while any((left := gauges(server)).values()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == dict.fromkeys(GAUGES, 0.0)
+    # A server that had refused them would have nothing left either.
+    assert changes.of("requests_total", method="cad", outcome="aborted") > CLIENTS / 2
+    assert changes.of("requests_total", method="cad", outcome="client_error") == 0
 
 
 def visit(server: str, rng: random.Random) -> None:

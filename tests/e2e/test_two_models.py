@@ -22,6 +22,7 @@ import pytest
 
 from divserve.decoding import METHODS
 from tests.support.chat import MESSAGES, PROMPT, Streamed, account, chat, complete
+from tests.support.metrics import Changes, scraped
 from tests.support.models import make_tiny
 from tests.support.server import API_KEY, get, hang_up, serving
 
@@ -139,6 +140,7 @@ def test_500_clients_that_leave_in_the_middle(
 ) -> None:
     """Aborted at random instants: no request, no KV block, no answer stays on either engine."""
     url, _ = started
+    changes = Changes(lambda: scraped(url))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda seed: leave(url, switch, random.Random(seed)), range(LEAVERS)))
     deadline = time.monotonic() + GRACE_S
@@ -146,6 +148,9 @@ def test_500_clients_that_leave_in_the_middle(
         time.sleep(0.2)
     assert len(left) == 6
     assert set(left.values()) == {0.0}
+    # A server that had refused them would have nothing left either.
+    aborted = changes.of("requests_total", method="entropy_switch", outcome="aborted")
+    assert aborted > LEAVERS / 2
 
 
 def leave(url: str, switch: dict[str, Any], rng: random.Random) -> None:

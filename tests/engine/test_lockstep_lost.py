@@ -15,6 +15,7 @@ from vllm import SamplingParams
 from divserve.engine.faults import NOT_NUMBERS
 from divserve.engine.grounding import Groundings
 from divserve.engine.groups import GroupTable, Plan
+from divserve.engine.packing import Packer
 from divserve.engine.scheduler import LOST
 from tests.support.engine import Engine, stacked
 
@@ -63,8 +64,8 @@ def assert_only_victim_failed(
     assert list(answer.token_ids) == list(healthy[0].outputs[0].token_ids[:tokens])
     report = victim.kv_transfer_params["divserve"]
     assert (report["error"], report["refused"]) == (why, False)
-    if why == LOST:
-        assert (report["broken"], report["unguided"]) == ("no_report", 1)
+    noticed = ("no_report", 1) if why == LOST else ("not_numbers", 0)
+    assert (report["broken"], report["unguided"]) == noticed
     for mine, expected in zip(others, healthy[1:], strict=True):
         assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
     assert set(engine.leftovers().values()) == {0}
@@ -112,17 +113,17 @@ def test_planning_one_group_raises(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its group is left out of the step, in which the others are guided all the same."""
-    pack, victim = GroupTable._pack, ""
+    pack, victim = Packer.pack, ""
 
-    def raising(table: GroupTable, found: Any, look: Any) -> Any:
+    def raising(packer: Packer, found: Any, look: Any) -> Any:
         nonlocal victim
         if len(found) == 2:
             victim = found[0][0]
         if found[0][0] == victim:
             raise KeyError("for this test")
-        return pack(table, found, look)
+        return pack(packer, found, look)
 
-    monkeypatch.setattr(GroupTable, "_pack", raising)
+    monkeypatch.setattr(Packer, "pack", raising)
     got = run_with_neighbours(engine)
     sent = len(got[0].outputs[0].token_ids)
     assert sent < 12

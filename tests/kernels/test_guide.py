@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from divserve_kernels import ABSENT, PARAMETERS, STATISTICS, Form, Rows, guide, helper_row
+from divserve_kernels import PARAMETERS, STATISTICS, Form, Rows, guide
 from divserve_kernels.layout import NEUTRAL, program
 from tests.kernels.cases import ALL, back_end, of_method, pairs, rows_of
 
@@ -160,117 +157,6 @@ def test_golden_statistics(name: str) -> None:
     assert tempered["kept"] == 6
     assert adaptive["jsd"] == pytest.approx(0.0822311, abs=1e-5)
     assert adaptive["alpha"] == pytest.approx(0.1186344, abs=1e-5)
-
-
-def nearness(
-    name: str, z1: Tensor, z2: Tensor | None, helpers: Tensor | None = None
-) -> tuple[float, float]:
-    """Overlap and agreement of two rows, on an output of its own; None: there is no guide."""
-    logits = torch.stack([z1] if z2 is None else [z1, z2])
-    second = [ABSENT] if z2 is None else [1] if helpers is None else [helper_row(0)]
-    rows = rows_of([program(alpha=0.5)], [0], second)
-    found = back_end(name)(logits, rows, helpers, torch.empty(logits.shape))[0]
-    overlap, agree = (float(found[STATISTICS.index(n)]) for n in ("overlap", "agree"))
-    return overlap, agree
-
-
-def one_minus_tv(z1: Sequence[float], z2: Sequence[float]) -> float:
-    """1 − ½·Σ|p1 − p2| in float64."""
-    p1, p2 = (np.exp(z) / np.exp(z).sum() for z in (np.array(z1), np.array(z2)))
-    return float(1 - np.abs(p1 - p2).sum() / 2)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_overlap_is_what_the_total_variation_leaves(name: str) -> None:
-    z1, z2 = torch.tensor(Z1), torch.tensor(Z2)
-    assert nearness(name, z1, z2)[0] == pytest.approx(one_minus_tv(Z1, Z2), abs=1e-6)
-    # All of one row is masked in the other.
-    assert nearness(name, torch.tensor([0.0, -INF]), torch.tensor([-INF, 0.0]))[0] == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("z1", "z2", "agree"),
-    [
-        (Z1, Z2, 1),
-        (Z1, Z2[::-1], 0),
-        ([2, 1, 2, 0], [0, 1, 3, 2], 1),
-        ([2, 1, 2, 0], [3, 1, 0, 2], 1),
-        ([2, 1, 2, 0], [0, 3, 0, 3], 0),
-        ([2, 2, 1, 0], [0, 3, 3, 0], 1),
-        # The next number below is no tie, though the distributions are all but equal.
-        ([1, 1 - 2**-24, 0], [1 - 2**-24, 1, 0], 0),
-        ([0.0, -1, -2], [-0.0, -1, -2], 1),
-        # The guide's likeliest token cannot be sampled.
-        ([1, 2, -INF], [-INF, 0, 3], 0),
-        ([1, -INF, 2], [-INF, -INF, -5], 1),
-    ],
-)
-def test_agreement_is_on_a_likeliest_token(
-    name: str, z1: list[float], z2: list[float], agree: int
-) -> None:
-    """Of several that are equally likely, any one."""
-    assert nearness(name, torch.tensor(z1), torch.tensor(z2))[1] == agree
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("last", "agree"), [(3.0, 1), (2.5, 0)])
-def test_agreement_anywhere_in_a_long_row(name: str, last: float, agree: int) -> None:
-    """A part of the row holds both maxima, on different tokens; only the end holds them on one."""
-    vocab = 700 if name == "triton" else 20011
-    z1, z2 = torch.zeros(2, vocab)
-    z1[[3, vocab - 1]] = 4.0
-    z2[[5, vocab - 1]] = torch.tensor([3.0, last])
-    assert nearness(name, z1, z2)[1] == agree
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nearness_without_a_guide_and_of_dead_streams(name: str) -> None:
-    """No guide: the primary is its own. A dead guide is uniform, a dead primary near nothing."""
-    z1, dead = torch.tensor(Z1), torch.full((6,), -INF)
-    assert nearness(name, z1, None) == (1, 1)
-    overlap, agree = nearness(name, z1, dead)
-    assert overlap == pytest.approx(one_minus_tv(Z1, [0.0] * 6), abs=1e-6)
-    assert agree == 1
-    for guide_row in (z1, dead, None):
-        assert nearness(name, dead, guide_row) == (0, 0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("z1", "helper"),
-    [
-        ([0.5, 2.0, 1.0, 0.0, 4.0, 5.0], [1.0, 3.0, 0.0, 0.5]),
-        ([0.5, 2.0, 1.0, 0.0], [1.0, 3.0, 0.0, 0.5, 4.0, 5.0]),
-    ],
-)
-def test_nearness_is_of_the_shared_vocabulary(
-    name: str, z1: list[float], helper: list[float]
-) -> None:
-    """The longer row has its maximum beyond it."""
-    streams = torch.tensor(z1), torch.zeros(len(z1)), torch.tensor([helper])
-    overlap, agree = nearness(name, *streams)
-    assert overlap == pytest.approx(one_minus_tv(z1[:4], helper[:4]), abs=1e-6)
-    assert agree == 1
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "numba"])
-def test_agreement_of_half_precision_rows(name: str) -> None:
-    """What was rounded to a tie is one."""
-    z1, z2 = torch.tensor([[1.0, 1.001, 0.0], [2.0, 1.0, 0.0]])
-    assert nearness(name, z1, z2)[1] == 0
-    assert nearness(name, z1.bfloat16(), z2.bfloat16())[1] == 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_nearness_of_broken_rows(name: str, sign: float) -> None:
-    """NaN of either sign, in either stream: no number could be trusted."""
-    z = torch.tensor(Z1)
-    broken = z.clone()
-    broken[2] = math.copysign(math.nan, sign)
-    for z1, z2 in ((broken, z), (z, broken), (broken, broken), (broken, None)):
-        assert all(map(math.isnan, nearness(name, z1, z2)))
 
 
 @pytest.mark.parametrize("name", NAMES)

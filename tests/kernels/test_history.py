@@ -7,129 +7,22 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
 
-from divserve_kernels import Nearest, expected_row, history_reference, history_torch, nearest
-from divserve_kernels.history_mean import halves
-from tests.kernels.cases import ALL, CPU, INTERPRETED
+from divserve_kernels import expected_row, history_torch, nearest
+from tests.kernels.cases import ALL, INTERPRETED
+from tests.kernels.histories import GPU, TYPES, Case, assert_parity, made_up, simple
 
 ROOT = Path(__file__).resolve().parents[2]
 INF = math.inf
 NAMES = ["reference", *ALL]
-TYPES = [torch.float32, torch.bfloat16, torch.float16]
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
-
-
-@dataclass(frozen=True)
-class Case:
-    """The arguments of `nearest`."""
-
-    states: Tensor
-    lse: Tensor
-    tables: Tensor
-    rows: Tensor
-    starts: Tensor
-    stops: Tensor
-    mu: Tensor
-    neg_entropy: Tensor
-    most: int
-
-    def slot(self, n: int, j: int) -> int:
-        """Where position j of row n is."""
-        block = self.states.shape[1]
-        return int(self.tables[self.rows[n], j // block]) * block + j % block
-
-    def tensors(self) -> list[Tensor]:
-        """All arguments but the last."""
-        return [getattr(self, field.name) for field in fields(self)[:-1]]
-
-    def found(self, name: str) -> Nearest:
-        """What a back end finds."""
-        module = importlib.import_module(f"divserve_kernels.history_{name}")
-        # Triton's interpreter computes with numpy, which warns where a GPU makes NaN.
-        with np.errstate(all="ignore"):
-            return Nearest(*module.nearest(*self.tensors(), self.most))
-
-
-def made_up(
-    ranges: Sequence[tuple[int, int]],
-    hidden: int = 64,
-    block: int = 16,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-    seed: int = 0,
-) -> Case:
-    """Pages in any order; whatever no range covers is NaN, or a page that does not exist."""
-    generator = torch.Generator().manual_seed(seed)
-    count, width = len(ranges), max(max(stop for _, stop in ranges) - 1, 0) // block + 1
-    blocks = count * width + 3
-    pages = torch.randperm(blocks, generator=generator)[: count * width].view(count, width)
-    tables = torch.full((2 * count, width), -(2**30), dtype=torch.int32)
-    rows = torch.randperm(2 * count, generator=generator)[:count]
-    states = torch.full((blocks, 1, block, hidden), math.nan)
-    lse = torch.full((blocks * block + 1,), math.nan)
-    for n, (start, stop) in enumerate(ranges):
-        for j in range(start, stop):
-            page = tables[rows[n], j // block] = pages[n, j // block]
-            states[page, 0, j % block] = torch.randn(hidden, generator=generator)
-            lse[page * block + j % block] = 6 + torch.randn((), generator=generator)
-    starts, stops = torch.tensor(ranges, dtype=torch.int32).T.contiguous()
-    return Case(
-        states.to(dtype).to(device)[:, 0],
-        lse.to(device),
-        tables.to(device),
-        rows.to(device),
-        starts.to(device),
-        stops.to(device),
-        torch.randn(count, hidden, generator=generator).to(device) / hidden**0.5,
-        -3 * torch.rand(count, generator=generator).to(device),
-        max(stop - start for start, stop in ranges),
-    )
-
-
-def simple(states: list[list[float]], lse: list[float], mu: list[float], constant: float) -> Case:
-    """One row that is compared with all of one page."""
-    return Case(
-        states=torch.tensor([states]),
-        lse=torch.tensor([*lse, math.nan]),
-        tables=torch.zeros(1, 1, dtype=torch.int32),
-        rows=torch.zeros(1, dtype=torch.int64),
-        starts=torch.tensor([0], dtype=torch.int32),
-        stops=torch.tensor([len(states)], dtype=torch.int32),
-        mu=torch.tensor([mu]),
-        neg_entropy=torch.tensor([constant]),
-        most=len(states),
-    )
-
-
-def assert_parity(name: str, case: Case) -> None:
-    """The least distances agree, and they are those of the positions that are named."""
-    kl, position = (t.cpu() for t in case.found(name))
-    expected = case.found("reference")
-    assert (kl.dtype, position.dtype) == (torch.float32, torch.int32)
-    torch.testing.assert_close(kl, expected.kl.cpu(), rtol=1e-5, atol=1e-5, equal_nan=True)
-    for n, j in enumerate(position.tolist()):
-        if math.isnan(kl[n]):
-            continue
-        start, stop = int(case.starts[n]), int(case.stops[n])
-        if start >= stop:
-            assert j == -1
-            continue
-        assert start <= j < stop
-        there = history_reference.distance(
-            case.states, case.lse, case.tables[case.rows[n]], j, case.mu[n], case.neg_entropy[n]
-        )
-        assert there == pytest.approx(float(kl[n]), rel=1e-5, abs=1e-5)
 
 
 @pytest.fixture(params=["whole", "pieces"])
@@ -322,23 +215,6 @@ def test_nothing_to_compare(count: int, most: int) -> None:
     assert found.position.dtype is torch.int32
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("hidden", [1, 97, 576])
-def test_expected_row(hidden: int, dtype: torch.dtype) -> None:
-    """A padded matrix of several slices; rows of equal and of very unequal probabilities."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5003, hidden, generator=generator).to(dtype)
-    weight[4999:] = math.nan
-    logits = torch.randn(3, 4999, generator=generator) * torch.tensor([[0.1], [3], [30]])
-    probs = logits.softmax(-1)
-    expected = history_reference.expected_row(probs, weight)
-    torch.testing.assert_close(expected_row(probs, weight), expected.float(), rtol=1e-6, atol=1e-6)
-    if dtype is not torch.float32:
-        high, low, scale = halves(probs, dtype)
-        joined = (high.double() + low.double()) / scale @ weight[:4999].double()
-        torch.testing.assert_close(joined, expected, rtol=2e-5, atol=2e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
 def test_parity_through_the_interpreter() -> None:
@@ -378,15 +254,3 @@ def test_parity_on_a_gpu(hidden: int, dtype: torch.dtype) -> None:
     graph.replay()
     assert torch.equal(found.kl, expected.kl)
     assert torch.equal(found.position, expected.position)
-
-
-@pytest.mark.gpu
-@GPU
-@pytest.mark.parametrize("dtype", TYPES)
-def test_expected_row_on_a_gpu(dtype: torch.dtype) -> None:
-    device = torch.device("cuda")
-    weight = torch.randn(50000, 576, device=device).to(dtype)
-    spread = torch.tensor([[0.1], [3], [30]], device=device)
-    probs = (torch.randn(3, 49152, device=device) * spread).softmax(-1)
-    expected = history_reference.expected_row(probs, weight).float()
-    torch.testing.assert_close(expected_row(probs, weight), expected, rtol=2e-5, atol=2e-5)

@@ -100,6 +100,25 @@ def test_faults_are_failures_and_rejections_are_not(tmp_path: Path) -> None:
     assert "cut off" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("knobs", [[], ["--rate", "3"]], ids=["closed", "open"])
+def test_a_server_that_goes_silent_fails(
+    tmp_path: Path, knobs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever still waits when the time is over has had no answer, and that counts."""
+
+    def silent(number: int, body: dict[str, Any]) -> str:
+        return "ok" if number < 4 else "hang"
+
+    monkeypatch.setenv("DIVSERVE_LAST_ANSWERS_S", "2")
+    with fake_openai.serving(silent) as (url, _):
+        done = load(url, tmp_path, "--mix", "cad", *knobs, minutes=3 / 60)
+    assert done.returncode == 1
+    (everything, *_) = report.read(tmp_path).summaries()
+    assert everything.failed > 0
+    assert everything.failed == everything.asked - everything.ok
+    assert set(report.read(tmp_path).errors()) == {"still under way long after the end"}
+
+
 def test_only_rejections_are_no_failure(tmp_path: Path) -> None:
     def busy(number: int, body: dict[str, Any]) -> str:
         return "429"

@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
         "from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
         "metricsFrom": [{"namespaceSelector": {"matchLabels": {"c": "d"}}}],
         "allowHub": False,
+        "egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}],
     },
     "autoscaling": {"keda": {"enabled": True}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -46,7 +47,13 @@ FULL: dict[str, Any] = {
     "dashboard": {"enabled": True},
 }
 HPA: dict[str, Any] = {"model": "m", "gpus": 0, "autoscaling": {"hpa": {"enabled": True}}}
-VALUES: dict[str, dict[str, Any]] = {"defaults": {"model": "m"}, "full": FULL, "hpa": HPA}
+RECREATE: dict[str, Any] = {"model": "m", "strategy": {"type": "Recreate"}}
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {"model": "m"},
+    "full": FULL,
+    "hpa": HPA,
+    "recreate": RECREATE,
+}
 
 
 def load(path: Path) -> Any:

@@ -16,6 +16,7 @@ import uvicorn
 
 TOKENS = 6
 STEP_S = 0.01
+SILENCE_S = 20
 Plan = Callable[[int, dict[str, Any]], str]
 """What to do with the n-th request, from its body: ``ok`` or one of the faults of `FakeServer`."""
 
@@ -25,7 +26,7 @@ def well(number: int, body: dict[str, Any]) -> str:
 
 
 class FakeServer:
-    """The ASGI app. Faults: ``500``, ``429``, ``429 bare``, ``cut``, ``event``, ``steps``."""
+    """The ASGI app. Faults: ``500 429 cut event steps hang``, and ``429 bare`` without a time."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -82,6 +83,8 @@ async def _stream(send: Any, body: dict[str, Any], fault: str) -> None:
         usage = {"prompt_tokens": 9, "completion_tokens": n}
         await event(json.dumps({"choices": [choice], "usage": usage}))
         await asyncio.sleep(STEP_S)
+        if n == 3 and fault == "hang":
+            await asyncio.sleep(SILENCE_S)
         if n == 3 and fault == "event":
             await event(json.dumps({"error": {"code": "lockstep_lost", "message": "lost"}}))
         if n == 3 and fault in ("event", "cut"):

@@ -65,7 +65,7 @@ class SlowClient(FakeClient):
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncIterator[Any]:
-        from divserve.engine.client import ShuttingDown
+        from divserve.engine.stopped import ShuttingDown
 
         self.answer = [self.answer[0]] * params.max_tokens
         async for output in super().generate(prompt, params, request_id, **options):

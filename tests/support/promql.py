@@ -14,8 +14,12 @@ from prometheus_client.metrics import MetricWrapperBase
 ENDINGS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 TARGET = frozenset({"job", "instance", "namespace", "service", "pod"})
 """Labels that Prometheus adds when it scrapes."""
-OWN_METRICS = {"up": TARGET, "ALERTS": TARGET | {"alertname", "alertstate", "severity"}}
-"""Series that Prometheus makes itself."""
+OWN_METRICS = {
+    "up": TARGET,
+    "ALERTS": TARGET | {"alertname", "alertstate", "severity"},
+    "process_start_time_seconds": TARGET,
+}
+"""Series that Prometheus makes itself, and its client library."""
 
 
 def series() -> dict[str, frozenset[str] | None]:

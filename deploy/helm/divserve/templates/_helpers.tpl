@@ -31,12 +31,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Longer than preStop and drain together: after it, the kubelet kills what still answers. */}}
+{{/* Longer than preStop and drain together: after it, the kubelet kills what still answers. Engines, open
+     connections and the last spans take up to half a minute more. */}}
 {{- define "divserve.grace" -}}
 {{- $least := add .Values.shutdown.preStopSeconds .Values.shutdown.drainSeconds -}}
 {{- $grace := .Values.shutdown.terminationGracePeriodSeconds -}}
 {{- if kindIs "invalid" $grace -}}
-{{- add $least 15 -}}
+{{- add $least 30 -}}
 {{- else if le (int $grace) (int $least) -}}
 {{- fail (printf "shutdown.terminationGracePeriodSeconds (%d) must be more than preStopSeconds and drainSeconds together (%d)" (int $grace) (int $least)) -}}
 {{- else -}}

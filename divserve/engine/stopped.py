@@ -1,0 +1,33 @@
+"""What requests are told that a server or an engine leaves behind."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from divserve.errors import Unavailable
+
+__all__ = ["EngineStopped", "ShuttingDown"]
+
+
+class ShuttingDown(Unavailable, GracefulHTTPError):
+    """The server ended the request. vLLM passes on its own kind of error only."""
+
+    def __init__(self) -> None:
+        GracefulHTTPError.__init__(
+            self, "The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE
+        )
+        self.param = None
+        self.code = "shutting_down"
+        self.retry_after_s = 5.0
+
+
+class EngineStopped(Unavailable, EngineDeadError):
+    """The engine has died. vLLM's own is a 500, and one object that all requests raise."""
+
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        Unavailable.__init__(self, "The engine has stopped; the server is about to leave.")

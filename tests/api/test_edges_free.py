@@ -1,0 +1,55 @@
+"""What anybody may ask at any time costs next to nothing: bodies sent to probes are not read."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette._utils import get_route_path
+
+from divserve.edges.paths import path_of
+from tests.support.edges import Call, small_app
+
+
+@pytest.mark.parametrize("path", ["/health", "/live", "/ready", "/metrics"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_a_body_sent_to_a_probe_is_not_read_without_a_key(path: str, method: str) -> None:
+    async def ask() -> Call:
+        app = small_app(["sk-1"], metrics_without_key=True)
+        call = Call(app, path, b"x" * 100, method=method)
+        assert await call.ended() == 401
+        return call
+
+    assert asyncio.run(ask()).read == 0
+
+
+def test_nor_is_it_free_where_there_are_no_keys() -> None:
+    """It counts, waits for its turn and is refused like any other."""
+
+    async def test() -> None:
+        app = small_app(rows=1, max_queue=0)
+        answer = Call(app, "/wait/1")
+        await answer.started()
+        refused = Call(app, "/health", b"x" * 100)
+        assert await refused.ended() == 429
+        assert refused.read == 0
+        assert await Call(app, "/health", method="GET").ended() == 200
+        app.state.gate.set()
+        await answer.task
+        assert await Call(app, "/health", b"x").ended() == 405
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("root", "path"),
+    [
+        ("", "/health"), ("/", "/health"), ("/", "/"), ("/app", "/app/health"), ("/app", "/app"),
+        ("/app", "/health"), ("/app", "/application/health"), ("/app/", "/app/health"),
+        ("/v", "/v1/models"),
+    ],
+)  # fmt: skip
+def test_paths_are_those_of_the_routes(root: str, path: str) -> None:
+    """A probe that routes know under another name than the edges would need a key, or none."""
+    scope = {"type": "http", "path": path, "root_path": root}
+    assert path_of(scope) == get_route_path(scope)
