@@ -21,7 +21,7 @@ from loadtest.watch import EVERY_S, Watch
 __all__ = ["capacity", "swarm"]
 
 ROOT = Path(__file__).parents[1]
-LAST_ANSWERS_S = float(os.environ.get("DIVSERVE_LAST_ANSWERS_S", "60"))
+LAST_ANSWERS_S = int(os.environ.get("DIVSERVE_LAST_ANSWERS_S", "60"))
 """How long answers that are under way may still take when the time is over."""
 REPORT_EVERY_S = 15
 SETTLING = 0.25

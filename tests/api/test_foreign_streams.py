@@ -14,6 +14,8 @@ from tests.support.chat import MESSAGES
 from tests.support.fake_client import FakeClient, arguments
 
 MESSAGE = {"model": "smol", "messages": MESSAGES, "max_tokens": 5}
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
 RESPONSE = {"model": "smol", "input": "Hi", "max_output_tokens": 5}
 
 
