@@ -88,6 +88,7 @@ def check_config(config: Any) -> None:
         "--max-num-batched-tokens below --max-num-seqs": (
             scheduler.max_num_batched_tokens < scheduler.max_num_seqs
         ),
+        "--kv-sharing-fast-prefill": config.cache_config.kv_sharing_fast_prefill,
         f"--runner {model.runner_type}": model.runner_type != "generate",
         "encoder-decoder models": model.is_encoder_decoder,
         "models with recurrent state (hybrid, Mamba)": model.is_hybrid or model.is_attention_free,

@@ -25,7 +25,7 @@ from divserve.engine.delegate import delegate_protocol
 from divserve.engine.group import WIRE_KEY
 from divserve.engine.handoff import HandOff
 from divserve.engine.ledger import Account, Ledger
-from divserve.engine.orders import OnSmall, check_companions, check_switch, order_of
+from divserve.engine.orders import OnSmall, check_adapters, check_companions, check_switch, order_of
 from divserve.engine.parameters import parameter_ratio
 from divserve.engine.room import Room
 from divserve.engine.stopped import EngineStopped, ShuttingDown
@@ -129,6 +129,7 @@ class GuidedClient(Room, EngineClient):
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
         self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.streams])
         check_companions(spec, self.companions)
+        check_adapters(spec, self.inner.vllm_config.lora_config is not None)
         if spec.switch is not None:
             check_switch(prompt["prompt_token_ids"], params, options, self._shared_vocab())
         account, wire = self.ledger.open(spec)

@@ -122,6 +122,9 @@ class Companions:
         refused = {
             "multimodal models": config.model_config.is_multimodal_model,
             "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
+            # Of the modules that it shares with the served model only some would get the adapter.
+            "--enable-lora (of its own layers)": config.lora_config is not None
+            and any(model.startswith("drop:") for model in self.helpers.values()),
         }
         if names := [name for name, given in refused.items() if given]:
             raise StartupError(f"not supported with --amateur: {', '.join(names)}")

@@ -91,14 +91,21 @@ class LookBackMixin(AdmissionMixin):
         """Where only waiting requests hold memory, the newest begin again until one can go on."""
         pool = self.kv_cache_manager.block_pool
         while not self.running and len(self._alarms) > 1 and pool.get_num_free_blocks() == 0:
-            request = self._alarms[next(reversed(self._alarms))].primary
-            self._call_off(request.request_id)
-            self._free_request_blocks(request)
-            request.num_computed_tokens = 0
-            request.num_preemptions += 1
-            for queue in (self.kv_holding_waiting, self.waiting):
-                queue.remove_requests([request])
-            self.waiting.prepend_request(request)
+            self._give_up_waiting()
+
+    def _give_up_waiting(self) -> bool:
+        """Has the newest request that waits with its blocks begin again; False if there is none."""
+        if not self._alarms:
+            return False
+        request = self._alarms[next(reversed(self._alarms))].primary
+        self._call_off(request.request_id)
+        self._free_request_blocks(request)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        for queue in (self.kv_holding_waiting, self.waiting):
+            queue.remove_requests([request])
+        self.waiting.prepend_request(request)
+        return True
 
     def _line_up_ahead(self, entering: list[Request]) -> None:
         """Puts them where vLLM looks first, in this order."""

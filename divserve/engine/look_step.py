@@ -159,7 +159,10 @@ class LookStep:
             rows, tokens, cells = self.choices
             offered = -kls.index_select(0, cells)
             others = guided.index_select(0, self.chosen_rows)
-            others = others - others.amax(-1, keepdim=True) - FAR + offered.amin()
+            # Of each row its own: another's may be NaN.
+            least = torch.full_like(guided[:, 0], math.inf).scatter_reduce(0, rows, offered, "amin")
+            others = others - others.amax(-1, keepdim=True) - FAR
+            others += least.index_select(0, self.chosen_rows)[:, None]
             guided.index_copy_(0, self.chosen_rows, others)
             guided.index_put_((rows, tokens), offered)
 

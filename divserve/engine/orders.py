@@ -13,7 +13,7 @@ from divserve.decoding import Spec
 from divserve.engine.group import GROUP_KEY, WIRE_KEY
 from divserve.errors import InvalidRequest
 
-__all__ = ["OnSmall", "check_companions", "check_switch", "order_of"]
+__all__ = ["OnSmall", "check_adapters", "check_companions", "check_switch", "order_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,20 @@ def check_companions(spec: Spec, companions: frozenset[str]) -> None:
     if lacking := [f"--{name}" for name in needed if name not in companions]:
         raise InvalidRequest(
             f"this server runs without {' and '.join(lacking)}",
+            param="decoding.method",
+            code="method_unavailable",
+        )
+
+
+def check_adapters(spec: Spec, adapters: bool) -> None:
+    """Raises `InvalidRequest` for a grounding text beside LoRA adapters.
+
+    vLLM applies those to logits by the rows that are sampled in the step; a text is read at all of
+    its positions.
+    """
+    if spec.grounding and adapters:
+        raise InvalidRequest(
+            "a grounding text cannot be read on a server with --enable-lora",
             param="decoding.method",
             code="method_unavailable",
         )

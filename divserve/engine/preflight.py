@@ -8,6 +8,7 @@ units (one plain request, or all members of a group) are preempted until it fits
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
 from vllm.utils.math_utils import cdiv
@@ -35,9 +36,10 @@ class PreflightMixin(AdmissionMixin):
         preempted = False
         while self._blocks_needed(self.running) + extra > pool.get_num_free_blocks():
             units = self._units()
-            if len(units) <= 1:
+            if len(units) > 1 or (units and self._is_stuck(units[0])):
+                self._preempt_unit(max(units, key=self._eviction_key))
+            elif not (units and self._give_up_waiting()):
                 break
-            self._preempt_unit(max(units, key=self._eviction_key))
             preempted = True
         return preempted
 
@@ -75,6 +77,15 @@ class PreflightMixin(AdmissionMixin):
                 prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
             )
         return need
+
+    @abstractmethod
+    def _give_up_waiting(self) -> bool:
+        """Frees the blocks of a request that waits with them (`LookBackMixin`)."""
+
+    def _is_stuck(self, unit: Sequence[Request]) -> bool:
+        """Whether all of it that is admitted is held, so that it waits for its other members."""
+        running = [m for m in unit if m.status == RequestStatus.RUNNING]
+        return all(self._is_held(m) and remaining_tokens(m) == 1 for m in running)
 
     def _units(self) -> list[tuple[Request, ...]]:
         units: dict[int, tuple[Request, ...]] = {}

@@ -78,7 +78,11 @@ class GuidedRunnerV2:
         own: np.ndarray = state.np.copy()
         rows, values = look.host_temperatures
         state.np[input_batch.idx_mapping_np[list(rows)]] = values
-        state.copy_to_uva()
+        # Not by `copy_to_uva`: there is one buffer for each step under way, and this step has taken
+        # its own, so that the next one would write into what this one still reads.
+        device_rows, device_values = look.temperatures
+        slots = input_batch.idx_mapping.index_select(0, device_rows).long()
+        state.gpu = state.gpu.index_copy(0, slots, device_values)
         return own
 
     def _read_groundings(self, hidden_states: Tensor, input_batch: Any) -> None:

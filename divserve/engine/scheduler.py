@@ -42,6 +42,8 @@ class LockstepMixin(EndingMixin):
         if not self._groups:
             return super().schedule(throttle_prefills)
         self._blocked.clear()
+        if self._pause_state == PauseState.PAUSED_NEW:
+            self._withdraw_partials()
         self._evict_extra_partials()
         joining = self._find_joins()
         looking = self._look_ahead(self._free_rows() - len(joining))
@@ -119,6 +121,13 @@ class LockstepMixin(EndingMixin):
         for group in oldest_first[1:]:
             self._preempt_unit(group.members)
         self._partial = oldest_first[0] if oldest_first else None
+
+    def _withdraw_partials(self) -> None:
+        """Sends groups back of which a part is not admitted: such a pause waits for what runs."""
+        groups = [self._groups.get(request.request_id) for request in self.running]
+        for group in {id(group): group for group in groups if group is not None}.values():
+            if any(m.status in ADMISSIBLE for m in group.members):
+                self._preempt_unit(group.members)
 
     def _find_joins(self) -> list[Request]:
         """One-token members whose groups can sample in this step, as far as slots reach."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from divserve.decoding import METHODS, Stack
 from divserve.engine import checks, cpu, engines, launch
-from divserve.errors import StartupError
+from divserve.engine.orders import check_adapters
+from divserve.errors import InvalidRequest, StartupError
 
 
 def config(**changes: Any) -> Any:
@@ -20,6 +23,7 @@ def config(**changes: Any) -> Any:
         "speculative_config": None,
         "kv_transfer_config": None,
         "ec_transfer_config": None,
+        "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
         "model_config": SimpleNamespace(
             runner_type="generate",
             is_encoder_decoder=False,
@@ -64,6 +68,7 @@ def config(**changes: Any) -> Any:
         ({"scheduler_config__max_num_seqs": 1}, "--max-num-seqs"),
         ({"model_config__runner_type": "pooling"}, "--runner pooling"),
         ({"model_config__is_hybrid": True}, "Mamba"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"parallel_config__worker_cls": "vllm.v1.worker.tpu_worker.TPUWorker"}, "TPUWorker"),
     ],
 )
@@ -140,3 +145,14 @@ def test_environment_defaults_leave_what_is_set(tiny: Path) -> None:
     cpu.environment_defaults(remote, "org/model")
     assert "HF_HUB_OFFLINE" not in remote
     assert remote["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
+
+
+def test_a_grounding_text_beside_adapters_is_refused() -> None:
+    spec = Stack(METHODS["vdgd"].model_validate({"method": "vdgd", "grounding": "a text"})).spec(
+        1.0, [None], [5, 6]
+    )
+    check_adapters(spec, adapters=False)
+    with pytest.raises(InvalidRequest, match="--enable-lora") as refused:
+        check_adapters(spec, adapters=True)
+    assert refused.value.code == "method_unavailable"
+    check_adapters(replace(spec, grounding=[]), adapters=True)

@@ -1,0 +1,134 @@
+"""Groups of which a part is admitted, where the rest cannot come for a while."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.v1.core.sched.interface import PauseState
+
+from tests.support.engine import Engine, counted, order, random_prompt
+from tests.support.models import TINY_VOCAB
+
+PROMPT = random_prompt(random.Random(7), 90, TINY_VOCAB)
+"""More than the budget of a step."""
+GUIDES = {"one token": PROMPT[-1:], "as long as the prompt": PROMPT[::-1]}
+TOKENS = 8
+STEPS = 200
+"""More than any of these tests needs."""
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Iterator[Engine]:
+    engine = Engine(tiny, look_back=True, max_model_len=256, blocks=14)
+    yield engine
+    engine.close()
+
+
+def params(method: str, guide: list[int] | None, **fields: Any) -> SamplingParams:
+    return SamplingParams(
+        temperature=0,
+        max_tokens=TOKENS,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=order(method, guide, **fields),
+    )
+
+
+def add(engine: Engine, name: str, prompt: list[int], sampling: SamplingParams) -> None:
+    engine.core.add_request(name, {"prompt_token_ids": prompt}, sampling)
+
+
+def finish(engine: Engine) -> dict[str, list[int]]:
+    """Steps until nothing is left; the tokens of each request."""
+    tokens = {}
+    for _ in range(STEPS):
+        if not engine.core.has_unfinished_requests():
+            return tokens
+        for output in engine.core.step():
+            tokens[output.request_id] = list(output.outputs[0].token_ids)
+    raise AssertionError(f"{len(engine.scheduler.running)} rows still run")
+
+
+@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
+def test_a_pause_that_waits_for_what_runs_ends(engine: Engine, guide: list[int]) -> None:
+    """Nobody is admitted any more, so the group cannot go on: it starts again after the pause."""
+    (alone,) = engine.generate([(PROMPT, params("cad", guide))])
+    engine.core.reset_prefix_cache()
+    add(engine, "paused", PROMPT, params("cad", guide))
+    scheduler = engine.scheduler
+    engine.core.step()
+    assert [request.request_id for request in scheduler.running] != []
+    assert len(scheduler.running) < 2, "all of the group is admitted"
+    scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    try:
+        for _ in range(STEPS):
+            if not scheduler.has_unfinished_requests():
+                break
+            engine.core.step()
+        assert not scheduler.has_unfinished_requests()
+        assert scheduler.running == []
+    finally:
+        scheduler.set_pause_state(PauseState.UNPAUSED)
+    assert finish(engine)["paused"] == list(alone.outputs[0].token_ids)
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_an_alarm_and_a_group_that_want_the_same_blocks(engine: Engine) -> None:
+    """One makes room for the other: neither waits for ever, and no pair loses its guide.
+
+    A request that waits for its probes holds blocks without running; half of a group runs, but is
+    held.
+    """
+    pair = params("cad", GUIDES["as long as the prompt"])
+    (alone,) = engine.generate([(PROMPT, pair)])
+    looker = params("look_back", None, threshold=1000, k=5)
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    given_up = counted(engine.scheduler, "_give_up_waiting")
+    sizes = itertools.product((3, 4, 5), (0, 1, 5), (30, 31, 61))
+    for reserved, steps, length in sizes:
+        taken = pool.get_new_blocks(reserved)
+        add(engine, "looker", PROMPT[:length], looker)
+        for _ in range(steps):
+            engine.core.step()
+        add(engine, "pair", PROMPT, pair)
+        tokens = finish(engine)
+        assert tokens["pair"] == list(alone.outputs[0].token_ids)
+        assert len(tokens["looker"]) == TOKENS
+        pool.free_blocks(taken)
+    assert given_up
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_half_of_a_group_goes_back_for_an_alarm(engine: Engine) -> None:
+    """Its other half will not fit until the alarm has ended, which wants a block for its probe."""
+    prompt, scheduler = PROMPT[:64], engine.scheduler
+    pair = params("cad", prompt[::-1])
+    (alone,) = engine.generate([(prompt, pair)])
+    engine.core.reset_prefix_cache()
+    pool = scheduler.kv_cache_manager.block_pool
+    add(engine, "looker", PROMPT[-20:], params("look_back", None, threshold=1000, k=1))
+    engine.core.step()
+    add(engine, "pair", prompt, pair)
+    while not any(request.request_id.startswith("pair") for request in scheduler.running):
+        engine.core.step()
+    (half,) = (r for r in scheduler.running if r.request_id.startswith("pair"))
+    taken = pool.get_new_blocks(pool.get_num_free_blocks())
+    ended: dict[str, int] = {}
+    for _ in range(STEPS):
+        if "looker" in ended:
+            break
+        for output in engine.core.step():
+            ended |= (
+                {output.request_id: len(output.outputs[0].token_ids)} if output.finished else {}
+            )
+    assert ended == {"looker": TOKENS}
+    assert half.num_preemptions > 0
+    pool.free_blocks(taken)
+    assert finish(engine)["pair"] == list(alone.outputs[0].token_ids)
+    assert set(engine.leftovers().values()) == {0}
