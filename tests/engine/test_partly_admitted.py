@@ -46,7 +46,7 @@ def add(engine: Engine, name: str, prompt: list[int], sampling: SamplingParams) 
 
 def finish(engine: Engine) -> dict[str, list[int]]:
     """Steps until nothing is left; the tokens of each request."""
-    tokens = {}
+    tokens: dict[str, list[int]] = {}
     for _ in range(STEPS):
         if not engine.core.has_unfinished_requests():
             return tokens
