@@ -160,7 +160,7 @@ def test_labels_are_ours_not_the_clients(
 ) -> None:
     status = str(http.request(verb, path).status_code)
     assert changes.of("http_requests_total", route=route, method=method, status=status) == 1
-    assert "4711" not in registry()
+    assert "nowhere" not in registry()
 
 
 @pytest.mark.parametrize("stream", [False, True])
