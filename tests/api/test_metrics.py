@@ -56,6 +56,7 @@ def changes() -> Changes:
     return Changes(registry)
 
 
+@pytest.mark.usefixtures("app")
 def test_every_metric_is_documented_and_every_documented_one_is_there() -> None:
     registered, listed = families(registry()), documented()
     assert registered.keys() == listed.keys()
