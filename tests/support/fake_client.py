@@ -89,17 +89,25 @@ class FakeClient:
             last = done + 1 == len(self.answer)
             if stream or last:
                 tokens = [token] if stream else self.answer
-                outputs = [self._output(i, tokens, last) for i in range(params.n)]
-                yield RequestOutput(
-                    request_id, None, prompt["prompt_token_ids"], None, outputs, finished=last
-                )
+                logprobs = None if params.logprobs is None else self._logprobs(tokens)
+                outputs = [self._output(i, tokens, logprobs, last) for i in range(params.n)]
+                ids, of_prompt = prompt["prompt_token_ids"], None
+                if params.prompt_logprobs is not None:
+                    of_prompt = [None, *self._logprobs(ids[1:])]
+                yield RequestOutput(request_id, None, ids, of_prompt, outputs, finished=last)
 
-    def _output(self, index: int, tokens: list[int], last: bool) -> Any:
+    def _logprobs(self, tokens: list[int]) -> list[Any]:
+        from vllm.logprobs import Logprob
+
+        text = self.renderer.tokenizer.decode
+        return [{token: Logprob(-1.0, 1, text([token]))} for token in tokens]
+
+    def _output(self, index: int, tokens: list[int], logprobs: Any, last: bool) -> Any:
         from vllm.outputs import CompletionOutput
 
         text = self.renderer.tokenizer.decode(tokens)
         reason = "length" if last else None
-        output = CompletionOutput(index, text, tokens, None, None, finish_reason=reason)
+        output = CompletionOutput(index, text, tokens, None, logprobs, finish_reason=reason)
         if self.orders[-1] is not None and self.report:
             output.guidance = [self.row] * len(tokens)
             output.models = [self.models.pop(0) for _ in tokens[: len(self.models)]]
