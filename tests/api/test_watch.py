@@ -91,6 +91,7 @@ def test_whatever_cuts_a_response_off(
         (b'event: error\ndata: {"type": "error", "code": "shutting_down"}\n\n', "failed"),
         (b'event: error\ndata: {"type": "error", "code": "invalid_value"}\n\n', "client_error"),
         (b"event: error\ndata: [1]\n\n", "ok"),
+        (b'event: error\ndata: {"type"', "ok"),
         (b'event: error_free\ndata: {"error": {}}\n\n', "ok"),
     ],
 )
