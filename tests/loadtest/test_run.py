@@ -111,7 +111,7 @@ def test_a_server_that_goes_silent_fails(
 
     monkeypatch.setenv("DIVSERVE_LAST_ANSWERS_S", "2")
     with fake_openai.serving(silent) as (url, _):
-        done = load(url, tmp_path, "--mix", "cad", *knobs, minutes=3 / 60)
+        done = load(url, tmp_path, "--mix", "cad", *knobs, minutes=5 / 60)
     assert done.returncode == 1
     (everything, *_) = report.read(tmp_path).summaries()
     assert everything.failed > 0
