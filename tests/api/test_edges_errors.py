@@ -191,7 +191,7 @@ def test_what_the_engine_says_when_it_stops(http: TestClient, fake_engine: FakeC
         response = http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
         assert response.status_code == 503
         assert error_of(response)["code"] == "shutting_down"
-    assert http.post("/v1/completions", json=TEXT).headers["retry-after"] == "5"
+        assert response.headers["retry-after"] == "5"
 
 
 def test_a_full_queue_of_vllm_may_be_tried_again(http: TestClient, fake_engine: FakeClient) -> None:
