@@ -7,8 +7,8 @@ a chunk that does not validate.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from divserve.api.errors import error_body
@@ -26,31 +26,22 @@ class Messages(OwnErrors, AnthropicServingMessages):
 
     async def create_messages(self, request: Any, raw_request: Any = None) -> Any:
         """vLLM's answer; of an error before its first event, the HTTP response will say all."""
-        try:
+        with _telling(raw_request):
             answer = await super().create_messages(request, raw_request)
-            if isinstance(answer, AsyncGenerator):
-                answer = await _begun(answer)
-        except _FailedFirst as failed:
-            tell(raw_request.scope, failed.error)
-            return ErrorResponse(
-                error=ErrorInfo(
-                    message=failed.error["message"],
-                    type=failed.error["type"],
-                    code=status_of(failed.error),
-                )
-            )
-        except ApiError as error:
-            tell(raw_request.scope, error_body(error)["error"])
-            raise
-        return answer
+            if not isinstance(answer, AsyncGenerator):
+                return answer
+            first = await anext(answer, "")
+        if (error := error_in(first)) is None:
+            return _going_on(first, answer)
+        await answer.aclose()
+        tell(raw_request.scope, error)
+        info = {"message": error["message"], "type": error["type"], "code": status_of(error)}
+        return ErrorResponse(error=ErrorInfo(**info))
 
     async def count_tokens(self, request: Any, raw_request: Any = None) -> Any:
         """vLLM's count; the HTTP response will say why there is none."""
-        try:
+        with _telling(raw_request):
             return await super().count_tokens(request, raw_request)
-        except ApiError as error:
-            tell(raw_request.scope, error_body(error)["error"])
-            raise
 
     async def message_stream_converter(
         self, generator: AsyncGenerator[str, None], *args: Any, **kwargs: Any
@@ -78,28 +69,19 @@ class Messages(OwnErrors, AnthropicServingMessages):
             yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': failed})}\n\n"
 
 
-class _FailedFirst(Exception):
-    """The first event of a stream is an error.
+@contextmanager
+def _telling(raw_request: Any) -> Iterator[None]:
+    """Has the response of a request say what is raised, which vLLM's route would not."""
+    try:
+        yield
+    except ApiError as error:
+        tell(raw_request.scope, error_body(error)["error"])
+        raise
 
-    Args:
-        error: in OpenAI's shape.
-    """
 
-    def __init__(self, error: dict[str, Any]) -> None:
-        self.error = error
-
-
-async def _begun(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The events, once the first one is there: until then an error can still be a response."""
-    first = await anext(events, "")
-    if (error := error_in(first)) is not None:
-        await events.aclose()
-        raise _FailedFirst(error)
-
-    async def all_of_them() -> AsyncGenerator[str, None]:
-        async with aclosing(events):
-            yield first
-            async for event in events:
-                yield event
-
-    return all_of_them()
+async def _going_on(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The events, of which the first one has been read: until then an error can be a response."""
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event

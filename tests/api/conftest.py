@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from tests.support.fake_client import FakeClient, arguments
@@ -12,3 +15,11 @@ def fake_engine() -> FakeClient:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return FakeClient(AsyncEngineArgs.from_cli_args(arguments()).create_engine_config())
+
+
+@pytest.fixture(scope="module")
+def app(fake_engine: FakeClient) -> Any:
+    """The real application around it."""
+    from divserve.server import build_app
+
+    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]

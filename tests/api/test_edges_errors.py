@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from typing import Any
@@ -12,20 +11,13 @@ from fastapi.testclient import TestClient
 
 from divserve.api.foreign import INTERNAL, status_of
 from tests.support.chat import MESSAGES, PROMPT
-from tests.support.fake_client import FakeClient, arguments
+from tests.support.fake_client import FakeClient
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
 
 CHAT = {"model": "smol", "messages": MESSAGES}
 TEXT = {"model": "smol", "prompt": PROMPT}
 SECRET = "the password is in config.py line 7"
-
-
-@pytest.fixture(scope="module")
-def app(fake_engine: FakeClient) -> Any:
-    from divserve.server import build_app
-
-    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
 
 
 @pytest.fixture

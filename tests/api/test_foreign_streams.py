@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -11,19 +10,12 @@ from fastapi.testclient import TestClient
 
 from divserve.api.foreign import INTERNAL
 from tests.support.chat import MESSAGES
-from tests.support.fake_client import FakeClient, arguments
+from tests.support.fake_client import FakeClient
 
 MESSAGE = {"model": "smol", "messages": MESSAGES, "max_tokens": 5}
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
 
 RESPONSE = {"model": "smol", "input": "Hi", "max_output_tokens": 5}
-
-
-@pytest.fixture(scope="module")
-def app(fake_engine: FakeClient) -> Any:
-    from divserve.server import build_app
-
-    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
 
 
 @pytest.fixture
