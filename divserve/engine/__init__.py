@@ -35,7 +35,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``OutputProcessor.propagate_error``, ``request_states`` | the same | handoff.py |
 | ``StatLoggerBase`` | the small engine's load | small_stats.py |
 | ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
-| ``EngineClient`` / ``AsyncLLM`` | verify tokens, end streams at shutdown | client.py, delegate.py |
+| ``EngineClient`` / ``AsyncLLM`` | verify tokens, end streams | client.py, delegate.py |
 | ``is_scheduler_paused_async``, ``resources`` of the core's client | end what hangs | watch.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |
 | ``APIServerProcessManager``, ``launch_core_engines`` | several API processes | processes.py |
