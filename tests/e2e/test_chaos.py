@@ -76,7 +76,7 @@ def held(url: str, server: psutil.Process) -> dict[str, float]:
 
 
 async def abort(url: str, rng: random.Random, statuses: Counter[str]) -> None:
-    """Streams for a while and leaves, politely or not."""
+    """Leaves politely or not, at a random instant: of the whole visit, or of its stream."""
     host, port = url.removeprefix("http://").split(":")
     body = {
         "prompt": "Document. " * rng.randrange(1, 40) + "Tell a story.",
@@ -91,9 +91,13 @@ async def abort(url: str, rng: random.Random, statuses: Counter[str]) -> None:
     head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(head.encode() + data)
+    waits_for_status = rng.random() < 0.5
+    visit_s = rng.random() * LONGEST_VISIT_S
     try:
-        async with asyncio.timeout(rng.random() * LONGEST_VISIT_S):
+        async with asyncio.timeout(GRACE_S if waits_for_status else visit_s) as limit:
             statuses[(await reader.readline()).split()[1].decode()] += 1
+            if waits_for_status:
+                limit.reschedule(asyncio.get_running_loop().time() + visit_s)
             while await reader.read(65536):
                 pass
             statuses["finished"] += 1
@@ -131,8 +135,8 @@ def test_nothing_is_left_of_aborted_streams(
     statuses = asyncio.run(abort_many(running[0], count, seed=0))
     after = held(*running)
     log.info("%s\nbefore %s\nafter %s", dict(statuses), before, after)
-    # Of those that stay until the first byte nearly all are let in.
-    assert statuses["200"] > 0.95 * (statuses["200"] + statuses["429"]) > 0.3 * count
+    # Half of them stay until they are told, on a machine of any speed, and nearly all are let in.
+    assert statuses["200"] > 0.95 * (statuses["200"] + statuses["429"]) > 0.4 * count
     assert statuses["left"] > 0.8 * count
     assert [after.pop(name) for name in GAUGES] == [0.0] * len(GAUGES)
     memory = after.pop("memory") / before.pop("memory")
