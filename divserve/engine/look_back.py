@@ -18,6 +18,7 @@ from typing import Any
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -41,6 +42,10 @@ class Alarm:
     def waiting(self) -> list[Request]:
         """Probes that have not been read yet."""
         return [p for p in self.probes if p.status in ADMISSIBLE]
+
+    def runs(self) -> bool:
+        """Whether any of its requests does."""
+        return any(r.status == RequestStatus.RUNNING for r in (self.primary, *self.probes))
 
     def ready(self) -> bool:
         """Whether nothing of its requests is on its way that is to be thrown away."""
@@ -89,15 +94,20 @@ class LookBackMixin(AdmissionMixin):
 
     def _unblock(self) -> None:
         """Where only waiting requests hold memory, the newest begin again until one can go on."""
-        pool = self.kv_cache_manager.block_pool
-        while not self.running and len(self._alarms) > 1 and pool.get_num_free_blocks() == 0:
+        manager = self.kv_cache_manager
+        while not self.running and len(self._alarms) > 1:
+            if manager.block_pool.get_num_free_blocks() > manager.watermark_blocks:
+                break
             self._give_up_waiting()
 
     def _give_up_waiting(self) -> bool:
         """Has the newest request that waits with its blocks begin again; False if there is none."""
-        if not self._alarms:
-            return False
-        request = self._alarms[next(reversed(self._alarms))].primary
+        idle = next((a for a in reversed(self._alarms.values()) if not a.runs()), None)
+        if idle is not None:
+            self._give_up(idle.primary)
+        return idle is not None
+
+    def _give_up(self, request: Request) -> None:
         self._call_off(request.request_id)
         self._free_request_blocks(request)
         request.num_computed_tokens = 0
@@ -105,12 +115,26 @@ class LookBackMixin(AdmissionMixin):
         for queue in (self.kv_holding_waiting, self.waiting):
             queue.remove_requests([request])
         self.waiting.prepend_request(request)
-        return True
+        # It may come in again in this step, with all of its tokens to be told of.
+        self.prev_step_scheduled_req_ids.discard(request.request_id)
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """vLLM's, which sends back only what runs and would find the blocks of the others held."""
+        if reset_running_requests:
+            for alarm in [*self._alarms.values()]:
+                if alarm.primary.status == RequestStatus.PREEMPTED:
+                    self._give_up(alarm.primary)
+        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 
     def _line_up_ahead(self, entering: list[Request]) -> None:
         """Puts them where vLLM looks first, in this order."""
         for queue in (self.waiting, self.kv_holding_waiting):
             queue.remove_requests(entering)
+        if self.policy == SchedulingPolicy.PRIORITY:
+            # As in `_line_up`: a request comes behind all of its probes.
+            self.kv_holding_waiting = create_request_queue(SchedulingPolicy.FCFS)
         for request in reversed(entering):
             self.kv_holding_waiting.prepend_request(request)
 

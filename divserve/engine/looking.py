@@ -89,8 +89,12 @@ class LookTable:
             looker.known = looker.prompt + output
 
     def lose(self) -> None:
-        """A step has failed: what probes have found so far counts no more."""
+        """A step has failed: what probes have found so far counts no more, nor what it was to find.
+
+        Everybody whom the step would have told of something fails with it.
+        """
         self.kls.fill_(math.nan)
+        self._fills = []
 
     def end(self, request_id: str) -> None:
         """A request has ended: a looker, a probe, or none of ours."""

@@ -24,15 +24,31 @@ __all__ = ["PreflightMixin"]
 class PreflightMixin(AdmissionMixin):
     """Preemption in whole units."""
 
-    def _preflight(self, joining: Sequence[Request]) -> bool:
-        """Preempts until the running list and ``joining`` fit; returns whether it preempted."""
+    def _preflight(self, joining: Sequence[Request], looking: list[Request]) -> bool:
+        """Preempts until the running list and ``joining`` fit; returns whether it preempted.
+
+        ``looking`` loses at its end what does not fit beside them: that can wait for what runs,
+        unless what runs waits in its turn.
+        """
         pool = self.kv_cache_manager.block_pool
-        extra = 0
-        if joining:
-            watermark = self.kv_cache_manager.watermark_blocks
-            extra = self._blocks_for(1) * len(joining) + watermark
-        if pool.get_num_free_blocks() >= self._most_blocks_needed() + extra:
+        most = self._most_blocks_needed() + self._blocks_of([*joining, *looking])
+        if pool.get_num_free_blocks() >= most:
             return False
+        preempted = self._make_room(self._blocks_of(joining))
+        if not looking:
+            return preempted
+        left = pool.get_num_free_blocks() - self._blocks_needed(self.running)
+        while looking and self._blocks_of([*joining, *looking]) > left:
+            looking.pop()
+        units = self._units()
+        if not looking and units and all(map(self._is_stuck, units)):
+            self._preempt_unit(max(units, key=self._eviction_key))
+            return True
+        return preempted
+
+    def _make_room(self, extra: int) -> bool:
+        """Preempts until the running list and so many blocks fit; returns whether it preempted."""
+        pool = self.kv_cache_manager.block_pool
         preempted = False
         while self._blocks_needed(self.running) + extra > pool.get_num_free_blocks():
             units = self._units()
@@ -42,6 +58,13 @@ class PreflightMixin(AdmissionMixin):
                 break
             preempted = True
         return preempted
+
+    def _blocks_of(self, entering: Sequence[Request]) -> int:
+        """Free blocks without which vLLM would not admit all of these, of a token each."""
+        if not entering:
+            return 0
+        new = sum(not self._holds_kv_blocks(request) for request in entering)
+        return int(self._blocks_for(1) * new + self.kv_cache_manager.watermark_blocks)
 
     def _eviction_key(self, unit: Sequence[Request]) -> tuple[int, float]:
         """Newest first; under the priority policy the least urgent first."""
@@ -60,6 +83,8 @@ class PreflightMixin(AdmissionMixin):
         budget = self.max_num_scheduled_tokens
         need = 0
         for request in requests:
+            if _is_through(request):
+                continue
             left = remaining_tokens(request) - self._is_held(request)
             tokens = min(left, budget)
             if tokens <= 0:
@@ -102,3 +127,10 @@ class PreflightMixin(AdmissionMixin):
                 self.running.remove(member)
                 self._released.discard(member.request_id)
                 self._preempt_request(member, now, drop_stale_output=self.requires_kv_delivery)
+
+
+def _is_through(request: Request) -> bool:
+    """Whether vLLM's loop passes it over: its last token is on its way."""
+    placeholders = request.num_output_placeholders
+    least = request.num_computed_tokens + 2 - placeholders
+    return bool(placeholders > 0 and least >= request.num_prompt_tokens + request.max_tokens)

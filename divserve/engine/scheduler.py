@@ -48,7 +48,7 @@ class LockstepMixin(EndingMixin):
         joining = self._find_joins()
         looking = self._look_ahead(self._free_rows() - len(joining))
         self._release(joining)
-        preempted = self._preflight([*joining, *looking])
+        preempted = self._preflight(joining, looking)
         if preempted:
             for member in joining:
                 self._hold(self._groups[member.request_id])
@@ -70,26 +70,26 @@ class LockstepMixin(EndingMixin):
         looking: list[Request],
         preempted: bool,
     ) -> SchedulerOutput:
-        pause, line = self._pause_state, self.waiting
+        pause, line, holding = self._pause_state, self.waiting, self.kv_holding_waiting
         if preempted and pause == PauseState.UNPAUSED:
             # As in vLLM: a step that preempted admits nobody.
             self._pause_state = PauseState.PAUSED_NEW
         if joining or looking:
             self._line_up_ahead(looking)
-            self._line_up(joining)
             self._joining = {m.request_id for m in (*joining, *looking)}
             self._budget = self.max_num_scheduled_tokens - len(self._joining)
-        elif missing := self._overtaken():
-            self._line_up(missing)
+        if first := joining or self._overtaken():
+            self._line_up(first)
         try:
             return super().schedule(throttle_prefills)
         finally:
             self._pause_state = pause
             self._joining = set()
-            if self.waiting is not line:
-                for request in self.waiting:
-                    line.add_request(request)
-                self.waiting = line
+            for ours, theirs in ((self.waiting, line), (self.kv_holding_waiting, holding)):
+                if ours is not theirs:
+                    for request in ours:
+                        theirs.add_request(request)
+            self.waiting, self.kv_holding_waiting = line, holding
 
     def _line_up(self, members: list[Request]) -> None:
         """Puts waiting members at the head of the line for this step."""

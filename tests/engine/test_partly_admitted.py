@@ -1,4 +1,4 @@
-"""Groups of which a part is admitted, where the rest cannot come for a while."""
+"""Requests that hold memory while others have to come in: half of a group, and alarms."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ STEPS = 200
 """More than any of these tests needs."""
 
 
-@pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[Engine]:
-    engine = Engine(tiny, look_back=True, max_model_len=256, blocks=14)
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    options: Any = {"max_model_len": 256, "blocks": 14, "asynchronous": request.param}
+    engine = Engine(tiny, look_back=True, **options)
     yield engine
     engine.close()
 
@@ -131,3 +132,52 @@ def test_half_of_a_group_goes_back_for_an_alarm(engine: Engine) -> None:
     pool.free_blocks(taken)
     assert finish(engine)["pair"] == list(alone.outputs[0].token_ids)
     assert set(engine.leftovers().values()) == {0}
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("lookers", [1, 2])
+def test_alarms_in_a_cache_that_they_fill(engine: Engine, lookers: int, k: int) -> None:
+    """Every token is an alarm, whose probes find one block, or none until another gives way."""
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    looker = params("look_back", None, threshold=1000, k=k)
+    prompts = [PROMPT[:length] for length in (61, 59)[:lookers]]
+    for free in range(3 * lookers + 1, 3 * lookers + 4):
+        taken = pool.get_new_blocks(pool.get_num_free_blocks() - free)
+        for number, prompt in enumerate(prompts):
+            add(engine, str(number), prompt, looker)
+        tokens = finish(engine)
+        pool.free_blocks(taken)
+        assert [len(ids) for ids in tokens.values()] == [TOKENS] * lookers
+        engine.core.reset_prefix_cache()
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(engine: Engine) -> None:
+    # Of a single candidate, so that nothing is drawn.
+    looker = params("look_back", None, threshold=1000, k=1)
+    (alone,) = engine.generate([(PROMPT, looker)])
+    add(engine, "looker", PROMPT, looker)
+    scheduler = engine.scheduler
+    while not scheduler._alarms:
+        engine.core.step()
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert finish(engine)["looker"] == list(alone.outputs[0].token_ids)
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_alarms_leave_the_line_open(tiny: Path) -> None:
+    """Under the priority policy too, where those that enter by force have a line of their own."""
+    engine = Engine(tiny, look_back=True, max_model_len=256, scheduling_policy="priority")
+    plain = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
+    add(engine, "looker", PROMPT[:40], params("look_back", None, threshold=1000, k=5))
+    while not engine.scheduler._alarms:
+        engine.core.step()
+    engine.core.add_request("urgent", {"prompt_token_ids": PROMPT[:9]}, plain, priority=-1)
+    engine.core.step()
+    assert {r.request_id.split("-")[0] for r in engine.scheduler.running} == {"looker", "urgent"}
+    assert {name: len(ids) for name, ids in finish(engine).items()} == {
+        "looker": TOKENS,
+        "urgent": TOKENS,
+    }
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()
