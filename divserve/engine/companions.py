@@ -83,13 +83,18 @@ class Companions:
         """Reads the flags.
 
         Raises:
-            StartupError: they contradict each other.
+            StartupError: they contradict each other, or ``drop:`` names no number.
         """
         helpers = {name: value for name in ("amateur", "tuned") if (value := getattr(args, name))}
         if "tuned" in helpers and "amateur" not in helpers:
             raise StartupError("--tuned needs --amateur, the same model before it was tuned")
         if not 0 < args.small_share < 1:
             raise StartupError(f"--small-share is between 0 and 1, not {args.small_share}")
+        if helpers:
+            from divserve.engine.drop import dropped_layers
+
+            for model in helpers.values():
+                dropped_layers(model)
         return cls(helpers, args.small, args.small_share, args.look_back)
 
     @property

@@ -29,6 +29,9 @@ BuildApp = Callable[[Any, Namespace], Awaitable[Any]]
 
 CLOSE_TIMEOUT_S = 5
 """Longest wait for open connections once the engine has stopped."""
+LIMITS = ("VLLM_MAX_STOP_STRINGS", "VLLM_MAX_COMPLETION_PROMPTS", "VLLM_MAX_N_SEQUENCES")
+NO_LIMIT = str(2**31)
+"""vLLM's own (4 stop strings …) would be met before those that our flags raise."""
 DEAD = 1
 """The exit code that has a supervisor start the server again."""
 
@@ -62,6 +65,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
 def parse(argv: Sequence[str]) -> Namespace:
     """Parses vLLM's flags, with defaults for this machine, and refuses what cannot work."""
     checks.check_version()
+    for name in LIMITS:
+        os.environ.setdefault(name, NO_LIMIT)
     model = next((a for a in argv if Path(a).is_dir()), None)
     if _is_cpu():
         cpu.environment_defaults(os.environ, model)

@@ -76,6 +76,8 @@ def test_flags() -> None:
     ("given", "words"),
     [
         (["--tuned", "b"], "--tuned needs --amateur"),
+        (["--amateur", "drop:4:"], "give drop:N"),
+        (["--amateur", "a", "--tuned", "drop:0"], "give drop:N"),
         (["--small", "c", "--small-share", "1"], "between 0 and 1"),
         (["--small", "c", "--small-share", "0"], "between 0 and 1"),
         (["--small", "c", "--preset", "small=PRESET"], "cannot be called 'small'"),

@@ -22,7 +22,7 @@ SETUP = "make test-deploy installs it (requirements/deploy.lock)"
 FULL: dict[str, Any] = {
     "model": "/models/qwen",
     "servedModelName": "qwen",
-    "args": ["--amateur", "drop:4:"],
+    "args": ["--amateur", "drop:4"],
     "env": [{"name": "VLLM_LOGGING_LEVEL", "value": "INFO"}],
     "gpus": 2,
     "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "64Gi"}},
