@@ -10,12 +10,13 @@ replica answers exactly as `divserve serve` does: `build` takes the same flags.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
 from prometheus_client import start_http_server
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ray import serve
 from ray.serve import Application
 
@@ -39,8 +40,9 @@ class Options(BaseModel):
     """Scale between `replicas` and this many; None keeps `replicas`."""
     target_requests: float = Field(16, gt=0)
     """Requests in progress per replica that autoscaling aims at."""
-    max_requests: int = Field(256, ge=1)
-    """Requests that a replica takes at once; Ray Serve holds the others back."""
+    max_requests: int = Field(4096, ge=1)
+    """Requests that a replica takes at once; Ray Serve holds the others back. More than its rows
+    and its ``--max-queue`` together, or its queue is never full and refuses nobody."""
     max_queued: int = Field(-1, ge=-1)
     """Requests that each proxy holds back before it answers 503; -1 for no limit."""
     cpus: float = Field(1, ge=0)
@@ -51,6 +53,12 @@ class Options(BaseModel):
     """Port of each replica's own /metrics (the next free one if it is taken); 0 for none."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the replicas."""
+
+    @field_validator("argv", "environment", mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        """``serve run`` hands on what follows ``argv=`` as a text."""
+        return json.loads(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _in_order(self) -> Options:

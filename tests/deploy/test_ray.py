@@ -118,6 +118,18 @@ def test_options_that_make_no_sense_are_refused(args: dict[str, Any]) -> None:
     assert in_ray(code, json.dumps(args)).strip() == "refused"
 
 
+@needs_ray
+def test_options_of_the_command_line() -> None:
+    """`serve run … argv=…` hands on texts."""
+    code = (
+        "import sys, json; from deploy.ray.serve_app import Options\n"
+        "found = Options.model_validate(json.loads(sys.argv[1]))\n"
+        "print(found.argv, found.environment, found.replicas)"
+    )
+    texts = {"argv": '["m", "--seed=1"]', "environment": '{"A": "b"}', "replicas": "2"}
+    assert in_ray(code, json.dumps(texts)).strip() == "['m', '--seed=1'] {'A': 'b'} 2"
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("keys") / "api-keys"
