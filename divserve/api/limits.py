@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from divserve.api.requests import Guided
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
@@ -15,6 +17,7 @@ CHOICES = ("n", "best_of")
 STOPS = ("stop", "stop_sequences")
 PROMPTS = ("prompt", "prompt_embeds", "messages", "items")
 """Fields that may hold many prompts on one of vLLM's routes."""
+INTEGER = TypeAdapter(int)
 
 
 def check_fields(get: Callable[[str], Any], settings: EdgeSettings) -> None:
@@ -25,10 +28,12 @@ def check_fields(get: Callable[[str], Any], settings: EdgeSettings) -> None:
         settings: the limits.
     """
     for field in CHOICES:
-        number = get(field)
-        if isinstance(number, int) and number > settings.max_n:
+        number = _integer(get(field))
+        if number is None:
+            continue
+        if number > settings.max_n:
             raise _too_much(field, f"is {_short(number)}", settings.max_n, "--max-n")
-        if isinstance(number, int) and number < 1:
+        if number < 1:
             raise InvalidRequest(
                 f"{field} is {_short(number)}; it must be at least 1.", param=field
             )
@@ -80,7 +85,7 @@ def rows_of(request: Guided) -> int:
     for method in request.methods:
         if method.guided and method.guide not in guides:
             guides.append(method.guide)
-    prompts = max(_prompts(getattr(request, "prompt", None)), 1)
+    prompts = max(sum(_prompts(getattr(request, field, None)) for field in PROMPTS[:2]), 1)
     return (getattr(request, "n", None) or 1) * prompts * (1 + len(guides))
 
 
@@ -92,13 +97,23 @@ def rows_of_fields(body: Mapping[str, Any]) -> int:
     """
     nested = body.get("sampling_params")
     choices = [body.get("n"), nested.get("n") if isinstance(nested, dict) else None]
-    numbers = [n for n in choices if isinstance(n, int)]
-    return max(numbers, default=1) * max(1, *(_prompts(body.get(field)) for field in PROMPTS))
+    numbers = [number for n in choices if (number := _integer(n)) is not None]
+    return max(numbers, default=1) * max(1, sum(_prompts(body.get(field)) for field in PROMPTS))
+
+
+def _integer(value: Any) -> int | None:
+    """The number that vLLM's fields will make of a value, be it ``"4"`` or ``4.0``, if any."""
+    if value is None:
+        return None
+    try:
+        return INTEGER.validate_python(value)
+    except ValidationError:
+        return None
 
 
 def _prompts(value: Any) -> int:
     """How many prompts a value holds: a list of numbers or of messages is one."""
-    many = isinstance(value, list) and bool(value) and isinstance(value[0], str | list)
+    many = isinstance(value, list) and bool(value) and isinstance(value[0], str | bytes | list)
     return len(value) if many else int(value is not None)
 
 

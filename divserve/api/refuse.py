@@ -3,7 +3,7 @@
 vLLM's other routes (responses, messages, batch, render, invocations …) allow unknown fields and
 would answer plainly, so a JSON body with a non-null ``decoding`` at its top level, or with a
 preset's alias as its ``model``, is a 400 there (an alias not for the tokenizer, which decodes
-nothing).
+nothing). So is an alias in SageMaker's header, which takes the place of the ``model``.
 The two guided routes pass through without a look; other bodies reach their route as they came.
 """
 
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Container
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from divserve.api.asgi import is_json, read_body, replay
@@ -24,6 +25,8 @@ from divserve.errors import InvalidRequest
 __all__ = ["RefuseDecoding"]
 
 PLAIN_ROUTES = ("/tokenize", "/detokenize")
+
+MODEL_HEADER = "x-amzn-sagemaker-adapter-identifier"
 
 # The key may be written with escapes or in UTF-16, both of which json.loads reads.
 MAY_HAVE_KEY = re.compile(rb"decoding|@|\\u|\x00")
@@ -48,7 +51,8 @@ class RefuseDecoding:
         messages = await read_body(receive) or []
         body = b"".join(message.get("body", b"") for message in messages)
         aliases = () if scope["path"].endswith(PLAIN_ROUTES) else self.aliases
-        if _asks_for_decoding(body, aliases):
+        named = Headers(scope=scope).get(MODEL_HEADER)
+        if named in aliases or _asks_for_decoding(body, aliases):
             await error_response(_refusal(scope["path"]))(scope, receive, send)
             return
         await self.app(scope, replay(messages, receive), send)

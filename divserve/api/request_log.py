@@ -35,7 +35,7 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
     """
     stream = stream or sys.stdout
     renderer: Any = (
-        structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+        structlog.processors.JSONRenderer(default=str)
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
     )

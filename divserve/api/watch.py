@@ -7,6 +7,7 @@ untouched; per message it costs one coroutine.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from divserve.api.record import RECORD, Record
 from divserve.edges.paths import path_of
 
 __all__ = ["Sink", "Watch", "install"]
+
+logger = logging.getLogger("vllm.divserve.api")
 
 Sink = Callable[[Record, str], None]
 """Takes in the record of a request that has ended, and the template of its route."""
@@ -124,7 +127,11 @@ class Watch:
         if record.request_id is None:
             record.request_id = Headers(scope=scope).get("x-request-id") or record.answer_id
         for sink in self.sinks:
-            sink(record, route)
+            try:
+                sink(record, route)
+            except Exception:
+                # What tells of an answer does not change it, nor keep the next from telling.
+                logger.exception("Request %s was not told of", record.request_id)
 
     def _route(self, scope: Scope, path: str) -> str:
         """The template of the route that has answered, or would have."""

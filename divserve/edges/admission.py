@@ -1,6 +1,7 @@
 """Who is let in: nobody while the server drains, and no more than it can bear.
 
-All of it happens before a byte of the body is read, so that a refusal costs next to nothing.
+All of it happens before a byte of the body is read, so that a refusal costs next to nothing; whose
+body then asks for many rows while the queue is full is refused by `Traffic.weigh`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from divserve.edges.auth import client_of
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.paths import PROBES, is_free
 from divserve.edges.rates import Allowance, Rates
-from divserve.edges.traffic import TICKET, Traffic
+from divserve.edges.traffic import RETRY_AFTER_S, TICKET, Traffic, queue_full
 from divserve.errors import ApiError, TooManyRequests, Unavailable
 
 __all__ = ["Admission"]
 
 FREE = (*PROBES, "/metrics")
 """Always let in, and not counted."""
-RETRY_AFTER_S = 1.0
 RESTART_AFTER_S = 5.0
 """When another server may have taken the place of one that drains."""
 
@@ -31,13 +31,11 @@ class Admission:
         app: the application.
         traffic: where requests are counted.
         settings: the limits.
-        rows: how many the engine runs at a time.
     """
 
-    def __init__(self, app: ASGIApp, traffic: Traffic, settings: EdgeSettings, rows: int) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic, settings: EdgeSettings) -> None:
         self.app = app
         self.traffic = traffic
-        self.most_rows = rows + settings.max_queue
         self.most_of_client = settings.max_concurrent_per_key
         self.rates = Rates(settings.rate_limit) if settings.rate_limit else None
 
@@ -62,7 +60,7 @@ class Admission:
             # The connection stays open: closed with a body unread, it would take the answer along.
             await error_response(refusal)(scope, receive, send)
             return
-        ticket = self.traffic.enter(client, rows=int(works))
+        ticket = self.traffic.enter(client if works else None, rows=int(works))
         scope.setdefault("state", {})[TICKET] = (self.traffic, ticket)
         try:
             await self.app(scope, receive, send)
@@ -78,12 +76,8 @@ class Admission:
             )
         if not works:
             return None
-        if self.traffic.rows >= self.most_rows:
-            return TooManyRequests(
-                "The server is busy: its queue is full. Try again later.",
-                code="queue_full",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if self.traffic.rows >= self.traffic.most_rows:
+            return queue_full()
         if self.most_of_client and self.traffic.of_client[client] >= self.most_of_client:
             return TooManyRequests(
                 f"{self.most_of_client} of your requests are under way: wait until one has ended.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,10 +18,15 @@ from divserve.edges.paths import BODILESS, path_of
 from divserve.edges.traffic import weigh
 from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
 
-__all__ = ["GuardBody", "check_depth"]
+__all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
 
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]|\xed[\xa0-\xbf]",
+    re.DOTALL,
+)
+"""A high surrogate without a low one, the reverse, or either as bytes."""
 
 
 class GuardBody:
@@ -68,7 +74,9 @@ class GuardBody:
         return messages
 
     def _check(self, scope: Scope, body: bytes) -> None:
-        check_depth(body, self.settings.max_json_depth)
+        text = in_utf8(body)
+        check_depth(text, self.settings.max_json_depth)
+        check_text(text)
         if path_of(scope).rstrip("/") in GUIDED_ROUTES:
             return
         try:
@@ -87,14 +95,11 @@ def check_depth(body: bytes, limit: int) -> None:
     """Raises `InvalidRequest` if a JSON text is nested more deeply than that.
 
     Args:
-        body: in UTF-8, or whatever else ``json.loads`` reads.
+        body: in UTF-8.
         limit: brackets that may be open at a time.
     """
     if body.count(b"[") + body.count(b"{") <= limit:
         return
-    encoding = json.detect_encoding(body)
-    if not encoding.startswith("utf-8"):
-        body = body.decode(encoding, "ignore").encode(errors="ignore")
     brackets = _brackets(body)
     for _ in range(limit):
         if b"[]" not in brackets:
@@ -106,6 +111,35 @@ def check_depth(body: bytes, limit: int) -> None:
             "with a larger --max-json-depth.",
             code="invalid_json",
         )
+
+
+def check_text(body: bytes) -> None:
+    """Raises `InvalidRequest` if a JSON text has half of a surrogate pair.
+
+    Python reads it; no tokenizer does, and no answer or log that quotes it can be written.
+
+    Args:
+        body: in UTF-8.
+    """
+    may_have_one = b"\\u" in body or b"\xed" in body
+    if may_have_one and HALF_PAIR.search(body.replace(rb"\\", b"__")):
+        raise InvalidRequest(
+            "The body has half of a surrogate pair (a character cut in two, such as \\ud83d "
+            "alone): send whole characters.",
+            code="invalid_json",
+        )
+
+
+def in_utf8(body: bytes) -> bytes:
+    """A JSON text in whatever encoding ``json.loads`` reads, as bytes that can be searched."""
+    encoding = json.detect_encoding(body)
+    if encoding.startswith("utf-8"):
+        return body
+    try:
+        return body.decode(encoding, "surrogatepass").encode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        # Nobody will read it.
+        return b""
 
 
 def _brackets(body: bytes) -> bytes:

@@ -29,6 +29,8 @@ RETRY_AFTER_S = {
 }
 """When another try may succeed, by the code of a 429 or 503 that does not say so: vLLM's queue, its
 scaling, and streams that end before their first event."""
+ANTHROPIC = "/v1/messages"
+"""Whose clients know an error by its outer type."""
 KEPT = (b"content-type", b"content-length")
 """Headers that the new body makes anew; all others stay."""
 
@@ -93,6 +95,8 @@ class _Answer:
         if start["status"] >= 500 and shaped != body:
             said = self._body[:2000].decode(errors="replace")
             logger.error("Request %s failed: %s", request_id_of(self._scope), said)
+        if path_of(self._scope).startswith(ANTHROPIC):
+            shaped = {"type": "error", **shaped}
         response = JSONResponse(shaped, status_code=status)
         response.raw_headers += [pair for pair in start["headers"] if pair[0].lower() not in KEPT]
         later = _later(status, shaped["error"])

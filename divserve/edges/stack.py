@@ -35,13 +35,13 @@ def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int
     Raises:
         StartupError: the file of keys holds none.
     """
-    ring, traffic = KeyRing(keys, settings.api_key_file), Traffic()
+    ring, traffic = KeyRing(keys, settings.api_key_file), Traffic(rows + settings.max_queue)
     app.state.edges, app.state.keys, app.state.traffic = settings, ring, traffic
     app.include_router(probes.router)
     outer = [Middleware(RequestIds), Middleware(ShapeErrors)]
     inner = [
         Middleware(RequireKey, keys=ring, metrics=settings.metrics_without_key),
-        Middleware(Admission, traffic=traffic, settings=settings, rows=rows),
+        Middleware(Admission, traffic=traffic, settings=settings),
         Middleware(GuardBody, settings=settings),
     ]
     app.user_middleware[:] = [*outer, *app.user_middleware, *inner]

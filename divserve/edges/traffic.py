@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Ticket", "Traffic", "weigh"]
+from divserve.errors import TooManyRequests
+
+__all__ = ["Ticket", "Traffic", "queue_full", "weigh"]
 
 TICKET = "divserve.ticket"
+RETRY_AFTER_S = 1.0
 
 
 @dataclass(eq=False)
 class Ticket:
     """One request under way."""
 
-    client: str
+    client: str | None
+    """Whose limit it counts against, if anybody's."""
     rows: int
     """Rows of the engine's batch that it will take; 1 until its body has been read."""
 
 
 class Traffic:
-    """The requests of this process, from the first header to the last byte of the answer."""
+    """The requests of this process, from the first header to the last byte of the answer.
 
-    def __init__(self) -> None:
+    Args:
+        most_rows: how many may be under way before somebody is refused.
+    """
+
+    def __init__(self, most_rows: float = math.inf) -> None:
+        self.most_rows = most_rows
         self.draining = False
         """Whether new requests are refused."""
         self.rows = 0
@@ -38,24 +48,33 @@ class Traffic:
         """Requests under way."""
         return self._requests
 
-    def enter(self, client: str, rows: int) -> Ticket:
+    def enter(self, client: str | None, rows: int) -> Ticket:
         """Counts a request until it leaves."""
         self._requests += 1
         self.rows += rows
-        self.of_client[client] += 1
+        if client is not None:
+            self.of_client[client] += 1
         return Ticket(client, rows)
 
     def leave(self, ticket: Ticket) -> None:
         """Counts it no more."""
         self._requests -= 1
         self.rows -= ticket.rows
-        self.of_client[ticket.client] -= 1
-        if not self.of_client[ticket.client]:
-            del self.of_client[ticket.client]
+        if ticket.client is not None:
+            self.of_client[ticket.client] -= 1
+            if not self.of_client[ticket.client]:
+                del self.of_client[ticket.client]
         self._changed.set()
 
     def weigh(self, ticket: Ticket, rows: int) -> None:
-        """Counts it with the rows that it turned out to need."""
+        """Counts it with the rows that it turned out to need.
+
+        Raises:
+            TooManyRequests: it needs more than it was let in with, and others that came together
+                with it fill the queue by now.
+        """
+        if rows > ticket.rows and self.rows - ticket.rows >= self.most_rows:
+            raise queue_full()
         self.rows += rows - ticket.rows
         ticket.rows = rows
 
@@ -80,7 +99,20 @@ class Traffic:
 
 
 def weigh(scope: Any, rows: int) -> None:
-    """Tells the traffic, if it counts the request of an ASGI scope, how many rows that takes."""
+    """Tells the traffic, if it counts the request of an ASGI scope, how many rows that takes.
+
+    Raises:
+        TooManyRequests: see `Traffic.weigh`.
+    """
     traffic, ticket = scope.get("state", {}).get(TICKET, (None, None))
     if traffic is not None:
         traffic.weigh(ticket, rows)
+
+
+def queue_full() -> TooManyRequests:
+    """What those are told who would wait too long."""
+    return TooManyRequests(
+        "The server is busy: its queue is full. Try again later.",
+        code="queue_full",
+        retry_after_s=RETRY_AFTER_S,
+    )

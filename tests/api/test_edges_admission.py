@@ -64,6 +64,28 @@ def test_a_request_counts_with_its_rows() -> None:
     run(test())
 
 
+def test_requests_that_came_together() -> None:
+    """All were let in as one row; once the second turns out to need two, the queue is full."""
+
+    async def test() -> None:
+        app = small_app(rows=3, max_queue=0)
+        bodies = asyncio.Event()
+        first, second, third = (Call(app, f"/wait/{rows}", after=bodies) for rows in (4, 2, 1))
+        while app.state.traffic.rows < 3:
+            await asyncio.sleep(0)
+        bodies.set()
+        assert await first.started() == 200
+        assert await second.ended() == 429
+        assert b'"code":"queue_full"' in second.body
+        assert second.headers["retry-after"] == "1"
+        assert await third.started() == 200
+        app.state.gate.set()
+        assert [await call.ended() for call in (first, third)] == [200, 200]
+        assert app.state.traffic.rows == 0
+
+    run(test())
+
+
 def test_clients_that_leave_make_room() -> None:
     async def test() -> None:
         app = small_app(rows=1, max_queue=0)
@@ -100,13 +122,14 @@ def test_a_key_has_so_many_requests_at_a_time() -> None:
 def test_without_keys_it_is_an_address() -> None:
     async def test() -> None:
         app = small_app(rows=100, max_concurrent_per_key=1)
-        call = Call(app, "/wait/1")
-        await call.started()
+        reading, call = Call(app, "/read", method="GET"), Call(app, "/wait/1")
+        assert await reading.started() == await call.started() == 200
         assert await Call(app, "/echo").ended() == 429
         assert await Call(app, "/echo", client=("10.0.0.2", 5)).ended() == 200
         assert await Call(app, "/echo", client=None).ended() == 200
         app.state.gate.set()
         await call.task
+        await reading.task
 
     run(test())
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from divserve.api.limits import check_fields, rows_of
 from divserve.api.requests import ChatRequest, CompletionsRequest
-from divserve.edges.body import check_depth
+from divserve.edges.body import check_depth, check_text, in_utf8
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
 from tests.support.chat import MESSAGES, guided
@@ -29,7 +29,7 @@ def test_bodies_that_ask_for_nothing_too_much_reach_the_route(body: bytes) -> No
     assert http.post("/echo", content=body, headers=headers).json() == {"bytes": len(body)}
 
 
-@pytest.mark.parametrize("value", [None, "3", 3.5, [3], {"a": 3}, True])
+@pytest.mark.parametrize("value", [None, "many", 3.5, [3], {"a": 3}, True])
 @pytest.mark.parametrize("field", ["n", "best_of", "stop", "prompt", "messages", "stop_sequences"])
 def test_other_types_are_for_the_route_to_refuse(field: str, value: Any) -> None:
     settings = EdgeSettings(**LIMITS)
@@ -41,6 +41,8 @@ def test_rows() -> None:
     assert rows_of(ChatRequest.model_validate({"messages": MESSAGES, "n": None})) == 1
     assert rows_of(CompletionsRequest(prompt=["a", "b"], n=3)) == 6
     assert rows_of(CompletionsRequest(prompt=[1, 2, 3])) == 1
+    embeds: Any = CompletionsRequest(prompt="a", prompt_embeds=[b"AA==", b"AA=="], n=2)
+    assert rows_of(embeds) == 6
     chat: Any = {"messages": MESSAGES, "n": 2}
     assert rows_of(ChatRequest(**chat, decoding=guided())) == 4
     same = [guided("adacad"), guided("kl_temperature")]
@@ -160,9 +162,49 @@ def test_depth_is_what_a_parser_finds(value: Any, escaped: bool) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
 def test_deep_in_every_encoding_of_json(encoding: str) -> None:
     text = json.dumps({"ü\\": "[", "b": [[[[[5]]]]]}, ensure_ascii=False)
-    check_depth(text.encode(encoding), 6)
+    check_depth(in_utf8(text.encode(encoding)), 6)
     with pytest.raises(InvalidRequest):
-        check_depth(text.encode(encoding), 5)
+        check_depth(in_utf8(text.encode(encoding)), 5)
+
+
+def has_half_a_pair(body: bytes) -> bool:
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+PIECES = ["\\ud83d", "\\uDE00", "\\\\", "\\n", "ud83d", "a", "한", "😀", "\\u00e9", '\\"']
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.sampled_from(["utf-8", "utf-16"]))
+def test_half_a_pair_is_what_a_parser_finds(pieces: list[str], encoding: str) -> None:
+    body = f'{{"model": "{"".join(pieces)}"}}'.encode(encoding)
+    if has_half_a_pair(body):
+        with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
+            check_text(in_utf8(body))
+    else:
+        check_text(in_utf8(body))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-be"])
+def test_half_a_pair_as_bytes(encoding: str) -> None:
+    body = '{"a": "\ud83d"}'.encode(encoding, "surrogatepass")
+    assert has_half_a_pair(body)
+    with pytest.raises(InvalidRequest, match=r"such as \\ud83d alone\): send whole"):
+        check_text(in_utf8(body))
+
+
+def test_what_nobody_can_read_is_for_the_route_to_refuse() -> None:
+    assert in_utf8("[]".encode("utf-16")[:-1]) == b""
+
+
+def test_half_a_pair_is_refused_on_every_route() -> None:
+    http = TestClient(small_app())
+    headers = {"content-type": "application/json"}
+    response = http.post("/echo", content=b'{"model": "\\ud83d"}', headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize(
@@ -172,11 +214,14 @@ def test_deep_in_every_encoding_of_json(encoding: str) -> None:
         b"[1]," * 4_000_000,
         b'"",' * 5_000_000 + b"[" * 99,
         b'"[",[],' * 2_000_000,
+        rb"\ud83d\ude00" * 1_300_000,
+        b"\\" * 16_000_000,
     ],
-    ids=["quotes", "lists", "strings", "both"],
+    ids=["quotes", "lists", "strings", "both", "pairs", "escapes"],
 )
 def test_no_body_takes_long(body: bytes) -> None:
     """Of this process: a second reading for each bracket would take hours."""
     start = time.process_time()
     check_depth(body, 64)
+    check_text(body)
     assert time.process_time() - start < 5

@@ -136,6 +136,12 @@ def test_anthropics_clients_find_what_they_look_for(http: TestClient) -> None:
     assert error_of(response)["message"].startswith("The model `gone` does not exist.")
 
 
+def test_anthropics_clients_find_it_in_errors_of_the_edges(http: TestClient) -> None:
+    response = http.post("/v1/messages", content=b"{", headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["type"]) == (400, "error")
+    assert error_of(response)["code"] == "invalid_json"
+
+
 @pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", TEXT)])
 def test_a_crash_tells_no_internals(
     http: TestClient,

@@ -43,6 +43,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     (CHAT, {"n": -(10**9)}, "n", "must be at least 1"),
     (TEXT, {"n": 0}, "n", "must be at least 1"),
     (GENERATE, {"sampling_params": {"n": 3}}, "n", "--max-n"),
+    (GENERATE, {"sampling_params": {"n": "3"}}, "n", "--max-n"),
     (GENERATE, {"sampling_params": {"stop": ["abcdef"]}}, "stop", "--max-stop-length"),
     (SCORE, {"items": ["a", "b", "c"]}, "items", "--max-batch-prompts"),
     (CHAT, {"stop": ["a", "b", "c"]}, "stop", "--max-stop-strings"),
@@ -122,6 +123,8 @@ def test_a_preset_is_limited_like_the_field(fake_engine: FakeClient) -> None:
         ({"prompt": [1, 2, 3]}, 1),
         ({"items": ["a"] * 7}, 7),
         ({"sampling_params": {"n": 4}}, 4),
+        ({"n": "5"}, 5),
+        ({"n": 6.0, "prompt": "a", "prompt_embeds": ["b"]}, 12),
         ({"sampling_params": "n", "n": "many"}, 1),
     ],
 )

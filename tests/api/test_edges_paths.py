@@ -23,7 +23,7 @@ EDGES = {
     "request_id": RequestIds,
     "shape": ShapeErrors,
     "auth": lambda app: RequireKey(app, KeyRing(["sk-1"])),
-    "admission": lambda app: Admission(app, Traffic(), SETTINGS, 2),
+    "admission": lambda app: Admission(app, Traffic(), SETTINGS),
     "body": lambda app: GuardBody(app, SETTINGS),
 }
 

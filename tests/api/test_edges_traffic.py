@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from divserve.edges.traffic import TICKET, Ticket, Traffic, weigh
+from divserve.errors import TooManyRequests
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["enter", "leave", "weigh"]), st.integers(0, 9), st.integers(0, 5))
@@ -40,6 +41,33 @@ def test_counts(events: list[tuple[str, int, int]]) -> None:
 def test_a_request_that_nobody_counts() -> None:
     weigh({}, 5)
     weigh({"state": {}}, 5)
+
+
+@pytest.mark.parametrize(("others", "rows", "fits"), [(2, 9, True), (3, 1, True), (3, 2, False)])
+def test_rows_beyond_a_full_queue(others: int, rows: int, fits: bool) -> None:
+    """The first beyond the bound is let in whole, and whoever needs no more than a row."""
+    traffic = Traffic(3)
+    ticket = traffic.enter("a", 1)
+    traffic.enter("b", others)
+    if fits:
+        traffic.weigh(ticket, rows)
+        assert traffic.rows == others + rows
+        traffic.weigh(ticket, 1)
+        return
+    with pytest.raises(TooManyRequests) as refused:
+        traffic.weigh(ticket, rows)
+    assert (refused.value.code, refused.value.retry_after_s) == ("queue_full", 1.0)
+    assert traffic.rows == others + 1
+    traffic.leave(ticket)
+    assert traffic.rows == others
+
+
+def test_a_request_of_nobody() -> None:
+    traffic = Traffic()
+    ticket = traffic.enter(None, 0)
+    assert (len(traffic), dict(traffic.of_client)) == (1, {})
+    traffic.leave(ticket)
+    assert len(traffic) == 0
 
 
 @pytest.mark.parametrize("hurried", [False, True])

@@ -33,6 +33,9 @@ def refusal(fields: dict[str, Any]) -> tuple[str | None, str]:
         ("n", 1, 2**63 - 1, "is 9223372036854775807; the most is 3."),
         ("n", 2, 2**63, "is a huge number; the most is 3."),
         ("n", 1, 10**4000, "is a huge number; the most is 3."),
+        ("n", "3", " 4", "is 4; the most is 3."),
+        ("best_of", 3.0, 4.0, "is 4; the most is 3."),
+        ("n", True, False, "is 0; it must be at least 1."),
         ("n", 1, 0, "is 0; it must be at least 1."),
         ("best_of", 1, -1, "is -1; it must be at least 1."),
         ("n", 1, -(10**4000), "is a huge number; it must be at least 1."),
@@ -45,6 +48,7 @@ def refusal(fields: dict[str, Any]) -> tuple[str | None, str]:
         ("prompt", [[5]] * 4, [[5]] * 5, "has 5 prompts; "),
         ("prompt", [5] * 9, [[5], [6], [7], [8], [9]], "has 5 prompts; "),
         ("prompt_embeds", ["a"] * 4, ["a"] * 5, "has 5 prompts; "),
+        ("prompt_embeds", [b"a"] * 4, [b"a"] * 5, "has 5 prompts; "),
         ("messages", [{"role": "user"}] * 9, [[]] * 5, "has 5 prompts; "),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,7 +35,11 @@ class Server:
 
 
 def post(
-    path: str, *chunks: bytes, header: tuple[bytes, bytes] | None = JSON, **scope: Any
+    path: str,
+    *chunks: bytes,
+    header: tuple[bytes, bytes] | None = JSON,
+    aliases: Sequence[str] = (),
+    **scope: Any,
 ) -> tuple[int, Any, Server]:
     """Sends a POST in chunks; returns the status, the answer, and the server behind."""
     incoming: list[Any] = [
@@ -53,7 +58,7 @@ def post(
     server = Server()
     headers = [header] if header else []
     asked = {"type": "http", "method": "POST", "path": path, "headers": headers} | scope
-    asyncio.run(RefuseDecoding(server)(asked, receive, send))
+    asyncio.run(RefuseDecoding(server, aliases)(asked, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"] or "null"), server
 
 
@@ -91,6 +96,15 @@ def test_other_routes_refuse_decoding(path: str) -> None:
 )
 def test_however_the_key_is_written(body: bytes) -> None:
     assert post("/v1/responses", body[:9], body[9:])[0] == 400
+
+
+@pytest.mark.parametrize(("named", "status"), [(b"m@strict", 400), (b"m@other", 200)])
+def test_an_alias_in_sagemaker_s_header(named: bytes, status: int) -> None:
+    """vLLM puts it in the place of the body's model."""
+    header = (b"x-amzn-sagemaker-adapter-identifier", named)
+    told, answer, _ = post("/invocations", b"{}", headers=[JSON, header], aliases=["m@strict"])
+    assert told == status
+    assert answer is None or "MODEL@…" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize("header", [None, (b"content-type", b"application/ld+JSON")])

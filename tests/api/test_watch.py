@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
-from divserve.api.record import RECORD
+from divserve.api.record import RECORD, Record
 from divserve.api.watch import Watch
 from tests.support.metrics import Changes
 
@@ -40,6 +40,29 @@ def test_messages_that_are_no_answer_yet_pass(changes: Changes) -> None:
     asyncio.run(Watch(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
     assert sent == messages
     assert changes.of("requests_total", method="cad", outcome="ok") == 1
+
+
+def test_a_sink_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """The answer is out and stays whole; the other sinks are told, and the log says why."""
+    told: list[str] = []
+
+    def fails(record: Record, route: str) -> None:
+        raise ValueError("cannot be written")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+    sinks = [fails, lambda record, route: told.append(route)]
+    with caplog.at_level("ERROR", logger="vllm.divserve.api"):
+        asyncio.run(Watch(app, owner, sinks)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    assert told == ["http.response.start", "http.response.body", "other"]
+    assert "cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize(

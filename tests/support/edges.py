@@ -62,8 +62,9 @@ def small_app(keys: Sequence[str] = (), rows: int = 2, **flags: Any) -> FastAPI:
         app.state.asked += 1
         return {"bytes": len(await request.body())}
 
+    @app.get("/read")
     @app.post("/wait/{rows}")
-    async def wait(request: Request, rows: int) -> StreamingResponse:
+    async def wait(request: Request, rows: int = 0) -> StreamingResponse:
         weigh(request.scope, rows)
 
         async def events() -> Any:
@@ -86,6 +87,7 @@ class Call:
         chunks: of the body.
         leaves: whether the client hangs up after them.
         stalls: whether more was to come, and never does.
+        after: what the body waits for.
         options: more of the scope; ``headers`` as a mapping.
     """
 
@@ -98,11 +100,13 @@ class Call:
         headers: dict[str, str] | None = None,
         leaves: bool = False,
         stalls: bool = False,
+        after: asyncio.Event | None = None,
         **options: Any,
     ) -> None:
         self.sent: list[Any] = []
         self.read = 0
         self._left = asyncio.Event()
+        self._after = after
         last = len(chunks) - 1
         self._incoming: list[Any] = [
             {"type": "http.request", "body": chunk, "more_body": leaves or stalls or i < last}
@@ -119,6 +123,8 @@ class Call:
         self.task = asyncio.ensure_future(app({**scope, **options}, self._receive, self._send))
 
     async def _receive(self) -> Any:
+        if self._after is not None:
+            await self._after.wait()
         if self._incoming:
             self.read += 1
             return self._incoming.pop(0)
