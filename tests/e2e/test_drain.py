@@ -19,8 +19,8 @@ from tests.support.chat import guided
 from tests.support.models import make_tiny
 from tests.support.server import API_KEY, serving
 
-STREAMS = 60
-TOKENS = 250
+STREAMS = 48
+TOKENS = 120
 READY_TURNS_WITHIN_S = 1.0
 LEAVES_WITHIN_S = 60
 """Two engines have to be taken down, on a machine that may be busy."""

@@ -23,6 +23,9 @@ ON_CPU = ["numba", "torch"]
 ALL = [*ON_CPU, "triton"] if INTERPRETED else ON_CPU
 """Triton decides at its import whether it interprets: `test_triton` runs the tests once more."""
 MIX = list(EXAMPLES.values())
+LONG, MANY = (333, len(MIX)) if INTERPRETED else (1271, 99)
+"""A vocabulary of several uneven tiles, and rows for all methods: in more the interpreter takes a
+minute."""
 
 BackEnd = Callable[[Tensor, Rows, Tensor | None, Tensor], Tensor]
 

@@ -85,7 +85,8 @@ def test_long_ranges(name: str, dtype: torch.dtype) -> None:
     """Several stretches, chunks and turns of a program; on the CPU, more than one thread's work."""
     ranges = [(0, 2600), (1, 2), (17, 1500)]
     assert_parity(name, made_up(ranges, 97, 16, dtype))
-    assert_parity(name, made_up([(0, 40)] * 200 + [(3, 1100)], 64, 16, dtype))
+    rows = 20 if INTERPRETED else 200
+    assert_parity(name, made_up([(0, 40)] * rows + [(3, 1100)], 64, 16, dtype))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from divserve.decoding import METHODS
 from tests.engine.cases import Case, mismatches, run
 from tests.support.engine import Engine
-from tests.support.hf import Reference, vdgd
+from tests.support.hf import Combined, Reference, combine, vdgd
 
 TOKENS = 10
 ROOM: dict[str, Any] = {"max_num_seqs": 128, "max_num_batched_tokens": 512, "max_model_len": 512}
@@ -67,18 +69,22 @@ def cases(reference: Reference, prompts: list[tuple[list[int], list[int]]]) -> l
     """All methods and a plain request for each document."""
     found = []
     for prompt, guide in prompts:
-        plain = reference.greedy(prompt, None, "", TOKENS)
+        vector = reference.grounding(guide)
+        ways: list[Combined] = [lambda z: z[0], lambda z, v=vector: vdgd(z[0], v)]  # type: ignore[misc]
+        ways += [partial(_contrast, method) for method in CONTRASTS]
+        plain, grounded, *contrasted = reference.together(prompt, [guide], ways, TOKENS)
         found.append(Case(prompt, None, "", TOKENS, plain))
         # Temperature never changes the order of the tokens.
         found.append(Case(prompt, guide, "kl_temperature", TOKENS, plain))
         found.append(Case(prompt, None, "entropy_temperature", TOKENS, plain))
-        vector = reference.grounding(guide)
-        grounded = reference.stacked(prompt, [], lambda z, v=vector: vdgd(z[0], v), TOKENS)  # type: ignore[misc]
         found.append(Case(prompt, guide, "vdgd", TOKENS, grounded))
-        for method in CONTRASTS:
-            expected = reference.greedy(prompt, guide, method, TOKENS)
+        for method, expected in zip(CONTRASTS, contrasted, strict=True):
             found.append(Case(prompt, guide, method, TOKENS, expected))
     return found
+
+
+def _contrast(method: str, logits: list[Tensor]) -> Tensor:
+    return combine(method, *logits)
 
 
 @pytest.fixture(scope="module")

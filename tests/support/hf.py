@@ -6,7 +6,7 @@ Written from the papers' formulas in float64, sharing no code with the product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,10 @@ def edt(z: Tensor, theta: float = 0.1, base: float = 0.8) -> Tensor:
     return z / float(factor)
 
 
+Combined = Callable[[list[Tensor]], Tensor]
+"""Makes the guided logits ``[V]`` of those of all streams, each ``[V] float64``."""
+
+
 @dataclass
 class Answer:
     """What the reference generated."""
@@ -150,33 +154,42 @@ class Reference:
 
         return self.stacked(prompt, guides, combined, max_tokens)
 
-    @torch.inference_mode()
     def stacked(
+        self, prompt: list[int], guides: list[list[int]], combined: Combined, max_tokens: int
+    ) -> Answer:
+        """Decodes greedily; ``combined`` takes the logits ``[V]`` of the prompt and the guides."""
+        return self.together(prompt, guides, [combined], max_tokens)[0]
+
+    @torch.inference_mode()
+    def together(
         self,
         prompt: list[int],
         guides: list[list[int]],
-        combined: Callable[[list[Tensor]], Tensor],
+        combined: Sequence[Combined],
         max_tokens: int,
-    ) -> Answer:
-        """Decodes greedily; ``combined`` takes the logits ``[V]`` of the prompt and the guides."""
-        streams = [prompt, *guides]
-        caches: list[Any] = [None] * len(streams)
-        answer = Answer()
-        for _ in range(max_tokens):
+    ) -> list[Answer]:
+        """As `stacked`, once for each way to combine: they share the prompts and their forwards."""
+        feeds = [torch.tensor([stream]) for stream in (prompt, *guides)]
+        caches: list[Any] = [None] * len(feeds)
+        answers = [Answer() for _ in combined]
+        for step in range(max_tokens):
             logits = []
-            for i, feed in enumerate(streams):
-                out = self.model(torch.tensor([feed]), past_key_values=caches[i], use_cache=True)
+            for i, feed in enumerate(feeds):
+                out = self.model(feed, past_key_values=caches[i], use_cache=True)
                 caches[i] = out.past_key_values
-                logits.append(out.logits[0, -1].double())
-            guided = combined(logits)
-            best = guided.topk(2).values
-            answer.margins.append(float(best[0] - best[1]))
-            if guides:
-                answer.divergences.append((kl(*logits[:2]), jsd(*logits[:2])))
-            token = int(guided.argmax())
-            answer.tokens.append(token)
-            streams = [[token] for _ in streams]
-        return answer
+                if step == 0:
+                    caches[i].batch_repeat_interleave(len(answers))
+                logits.append(out.logits[:, -1].double().expand(len(answers), -1))
+            for number, (answer, combine_) in enumerate(zip(answers, combined, strict=True)):
+                mine = [stream[number] for stream in logits]
+                guided = combine_(mine)
+                best = guided.topk(2).values
+                answer.margins.append(float(best[0] - best[1]))
+                if guides:
+                    answer.divergences.append((kl(*mine[:2]), jsd(*mine[:2])))
+                answer.tokens.append(int(guided.argmax()))
+            feeds = [torch.tensor([[answer.tokens[-1]] for answer in answers])] * len(feeds)
+        return answers
 
     @torch.inference_mode()
     def grounding(self, text: list[int], *, average: bool = False) -> Tensor:
