@@ -22,11 +22,8 @@ __all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
 
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
-HALF_PAIR = re.compile(
-    rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]|\xed[\xa0-\xbf]",
-    re.DOTALL,
-)
-"""A high surrogate without a low one, the reverse, or either as bytes."""
+PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 class GuardBody:
@@ -88,7 +85,8 @@ class GuardBody:
             nested = value.get("sampling_params")
             for fields in (value, nested) if isinstance(nested, dict) else (value,):
                 check_fields(fields.get, self.settings)
-            weigh(scope, rows_of_fields(value))
+            if scope["method"] == "POST":
+                weigh(scope, rows_of_fields(value))
 
 
 def check_depth(body: bytes, limit: int) -> None:
@@ -121,8 +119,7 @@ def check_text(body: bytes) -> None:
     Args:
         body: in UTF-8.
     """
-    may_have_one = b"\\u" in body or b"\xed" in body
-    if may_have_one and HALF_PAIR.search(body.replace(rb"\\", b"__")):
+    if SURROGATE.search(body) and SURROGATE.search(PAIR.sub(b"_", body.replace(rb"\\", b"__"))):
         raise InvalidRequest(
             "The body has half of a surrogate pair (a character cut in two, such as \\ud83d "
             "alone): send whole characters.",

@@ -56,7 +56,8 @@ class ShapeErrors:
             if answer.started:
                 # Half an answer can only be cut off, which the server does with what is raised.
                 raise
-            await error_response(ApiError(INTERNAL))(scope, receive, send)
+            shaped = _Answer(scope, receive, send)
+            await error_response(ApiError(INTERNAL))(scope, receive, shaped.send)
 
 
 class _Answer:

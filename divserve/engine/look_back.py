@@ -96,7 +96,8 @@ class LookBackMixin(AdmissionMixin):
         """Where only waiting requests hold memory, the newest begin again until one can go on."""
         manager = self.kv_cache_manager
         while not self.running and len(self._alarms) > 1:
-            if manager.block_pool.get_num_free_blocks() > manager.watermark_blocks:
+            free = manager.block_pool.get_num_free_blocks()
+            if free >= manager.watermark_blocks + self._blocks_for(1):
                 break
             self._give_up_waiting()
 

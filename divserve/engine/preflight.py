@@ -24,33 +24,44 @@ __all__ = ["PreflightMixin"]
 class PreflightMixin(AdmissionMixin):
     """Preemption in whole units."""
 
-    def _preflight(self, joining: Sequence[Request], looking: list[Request]) -> bool:
+    def _preflight(self, joining: list[Request], looking: list[Request]) -> bool:
         """Preempts until the running list and ``joining`` fit; returns whether it preempted.
 
-        ``looking`` loses at its end what does not fit beside them: that can wait for what runs,
-        unless what runs waits in its turn.
+        Both lists lose at their ends what does not fit all the same: ``joining`` whole groups, and
+        ``looking`` first, which can wait for what runs, unless that waits in its turn.
         """
         pool = self.kv_cache_manager.block_pool
         most = self._most_blocks_needed() + self._blocks_of([*joining, *looking])
         if pool.get_num_free_blocks() >= most:
             return False
-        preempted = self._make_room(self._blocks_of(joining))
+        if self._make_room(self._blocks_of(joining)):
+            return True
+        while joining and self._blocks_of(joining) > self._blocks_left():
+            self._leave_out(self._groups[joining[-1].request_id], joining)
         if not looking:
-            return preempted
-        left = pool.get_num_free_blocks() - self._blocks_needed(self.running)
+            return False
+        left = self._blocks_left()
         while looking and self._blocks_of([*joining, *looking]) > left:
             looking.pop()
         units = self._units()
         if not looking and units and all(map(self._is_stuck, units)):
             self._preempt_unit(max(units, key=self._eviction_key))
             return True
-        return preempted
+        return False
+
+    def _blocks_left(self) -> int:
+        """Free blocks beside what the running list will ask for."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return int(free - self._blocks_needed(self.running))
+
+    @abstractmethod
+    def _leave_out(self, group: Group, joining: list[Request]) -> None:
+        """Has a group wait that was to sample in this step (`LockstepMixin`)."""
 
     def _make_room(self, extra: int) -> bool:
         """Preempts until the running list and so many blocks fit; returns whether it preempted."""
-        pool = self.kv_cache_manager.block_pool
         preempted = False
-        while self._blocks_needed(self.running) + extra > pool.get_num_free_blocks():
+        while extra > self._blocks_left():
             units = self._units()
             if len(units) > 1 or (units and self._is_stuck(units[0])):
                 self._preempt_unit(max(units, key=self._eviction_key))

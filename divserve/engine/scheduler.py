@@ -156,6 +156,10 @@ class LockstepMixin(EndingMixin):
             rest = [r for r in self.running if r.request_id not in self._released]
             self.running = first + rest
 
+    def _leave_out(self, group: Group, joining: list[Request]) -> None:
+        joining[:] = [m for m in joining if self._groups[m.request_id] is not group]
+        self._hold(group)
+
     def _hold(self, group: Group) -> None:
         self._released.difference_update(m.request_id for m in group.members)
 
@@ -181,6 +185,9 @@ class LockstepMixin(EndingMixin):
         if self._groups or self._failed:
             for step in outputs.values():
                 step.outputs = [o for o in step.outputs if self._annotate(o, reports)]
+        if alarmed:
+            # A request that began again may have left probes of the names that come now.
+            self._end_orphans()
         for request, row in alarmed:
             self._wait(request, row)
         self._settle(outputs)

@@ -99,6 +99,18 @@ def test_odd_failures(odd: TestClient, how: str, status: int, code: str, message
         assert response.headers["retry-after-ms"] == "1200"
 
 
+def test_a_crash_in_anthropics_form() -> None:
+    app = small_app()
+
+    @app.post("/v1/messages")
+    async def crash() -> None:
+        raise RuntimeError(SECRET)
+
+    response = TestClient(app).post("/v1/messages")
+    assert (response.status_code, response.json()["type"]) == (500, "error")
+    assert response.json()["error"]["code"] == "internal_error"
+
+
 def test_half_an_answer_is_cut_off() -> None:
     """Nothing is appended to what has been sent; the server closes the connection."""
 

@@ -134,6 +134,27 @@ def test_half_of_a_group_goes_back_for_an_alarm(engine: Engine) -> None:
     assert set(engine.leftovers().values()) == {0}
 
 
+@pytest.mark.parametrize("free", [1, 2])
+def test_pairs_of_single_tokens_that_do_not_fit_yet(engine: Engine, free: int) -> None:
+    """They would join in one step, for which there are too few blocks while another runs."""
+    plain = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, detokenize=False)
+    pair = params("cad", [8])
+    (alone,) = engine.generate([([7], pair)])
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    add(engine, "plain", PROMPT[:9], plain)
+    engine.core.step()
+    taken = pool.get_new_blocks(pool.get_num_free_blocks() - free)
+    for name in ("one", "two"):
+        add(engine, name, [7], pair)
+    for _ in range(5):
+        engine.core.step()
+    pool.free_blocks(taken)
+    tokens = finish(engine)
+    assert tokens["one"] == tokens["two"] == list(alone.outputs[0].token_ids)
+    assert len(tokens["plain"]) == 20
+    assert set(engine.leftovers().values()) == {0}
+
+
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("lookers", [1, 2])
 def test_alarms_in_a_cache_that_they_fill(engine: Engine, lookers: int, k: int) -> None:
@@ -152,11 +173,15 @@ def test_alarms_in_a_cache_that_they_fill(engine: Engine, lookers: int, k: int) 
     assert set(engine.leftovers().values()) == {0}
 
 
-def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(engine: Engine) -> None:
+@pytest.mark.parametrize("length", [40, len(PROMPT)])
+def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(
+    engine: Engine, length: int
+) -> None:
+    """It begins again, in one step or two, and finds the same alarm."""
     # Of a single candidate, so that nothing is drawn.
     looker = params("look_back", None, threshold=1000, k=1)
-    (alone,) = engine.generate([(PROMPT, looker)])
-    add(engine, "looker", PROMPT, looker)
+    (alone,) = engine.generate([(PROMPT[:length], looker)])
+    add(engine, "looker", PROMPT[:length], looker)
     scheduler = engine.scheduler
     while not scheduler._alarms:
         engine.core.step()
