@@ -51,6 +51,23 @@ def test_the_queue_is_bounded() -> None:
     run(test())
 
 
+def test_what_does_no_work_is_let_in() -> None:
+    """A method that no route takes, whatever its body would ask for."""
+
+    async def test() -> None:
+        app = small_app(rows=1, max_queue=0)
+        waiting = Call(app, "/wait/1")
+        assert await waiting.started() == 200
+        headers = {"content-type": "application/json"}
+        put = Call(app, "/echo", b'{"n": 2}', method="PUT", headers=headers)
+        assert await put.ended() == 405
+        app.state.gate.set()
+        await waiting.task
+        assert app.state.traffic.rows == 0
+
+    run(test())
+
+
 def test_a_request_counts_with_its_rows() -> None:
     async def test() -> None:
         app = small_app(rows=2, max_queue=1)
