@@ -1,4 +1,4 @@
-"""The Triton back end where no GPU is: once more through the interpreter, and compiled for one."""
+"""The Triton back end where no GPU is: once more through the interpreter; and on a GPU."""
 
 from __future__ import annotations
 
