@@ -60,7 +60,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "--shape": {
         "choices": [*SHAPES],
         "default": "soak",
-        "help": "users over time: all at once, a ramp, 4 steps, or a spike (default soak)",
+        "help": "users over time: steady, a ramp, 4 steps, or a spike (default soak)",
     },
     "--guided-share": {
         "type": _share,

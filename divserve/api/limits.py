@@ -15,7 +15,8 @@ __all__ = ["check_fields", "check_request", "rows_of", "rows_of_fields"]
 
 CHOICES = ("n", "best_of")
 STOPS = ("stop", "stop_sequences")
-PROMPTS = ("prompt", "prompt_embeds", "messages", "items")
+TEXTS = ("prompt", "prompt_embeds")
+PROMPTS = (*TEXTS, "messages", "items")
 """Fields that may hold many prompts on one of vLLM's routes."""
 INTEGER = TypeAdapter(int)
 
@@ -85,7 +86,7 @@ def rows_of(request: Guided) -> int:
     for method in request.methods:
         if method.guided and method.guide not in guides:
             guides.append(method.guide)
-    prompts = max(sum(_prompts(getattr(request, field, None)) for field in PROMPTS[:2]), 1)
+    prompts = max(sum(_prompts(getattr(request, field, None)) for field in TEXTS), 1)
     return (getattr(request, "n", None) or 1) * prompts * (1 + len(guides))
 
 

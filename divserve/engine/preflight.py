@@ -43,11 +43,13 @@ class PreflightMixin(AdmissionMixin):
         left = self._blocks_left()
         while looking and self._blocks_of([*joining, *looking]) > left:
             looking.pop()
+        if looking:
+            return False
         units = self._units()
-        if not looking and units and all(map(self._is_stuck, units)):
+        waits = bool(units) and all(map(self._is_stuck, units))
+        if waits:
             self._preempt_unit(max(units, key=self._eviction_key))
-            return True
-        return False
+        return waits
 
     def _blocks_left(self) -> int:
         """Free blocks beside what the running list will ask for."""

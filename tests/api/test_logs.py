@@ -177,6 +177,16 @@ def test_means_that_json_cannot_say() -> None:
     assert fields(record, TEXT)["mean"] == {"kl_min": None, "entropy": 1.5}
 
 
+def test_a_stream_that_takes_ascii_only() -> None:
+    """Such as standard output in a bare locale: the line is written, and says the same."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    record = Record(scope={"method": "POST"}, prompt="Grüße, 東京 \ud83d")
+    request_log("json", stream)(record, CHAT)
+    stream.flush()
+    assert json.loads(raw.getvalue())["prompt"] == "Grüße, 東京 \ud83d"
+
+
 def test_the_key_is_named_not_shown() -> None:
     record = Record(scope={"method": "GET", "state": {KEY_NAME: "team-a"}})
     assert fields(record, "/v1/models")["key"] == "team-a"

@@ -180,9 +180,9 @@ class Reference:
                 if step == 0:
                     caches[i].batch_repeat_interleave(len(answers))
                 logits.append(out.logits[:, -1].double().expand(len(answers), -1))
-            for number, (answer, combine_) in enumerate(zip(answers, combined, strict=True)):
+            for number, (answer, way) in enumerate(zip(answers, combined, strict=True)):
                 mine = [stream[number] for stream in logits]
-                guided = combine_(mine)
+                guided = way(mine)
                 best = guided.topk(2).values
                 answer.margins.append(float(best[0] - best[1]))
                 if guides:
