@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench import record
-from divserve_kernels import Programs, Rows, guide, torch_backend
+from divserve_kernels import Programs, Streams, guide, torch_backend
 from divserve_kernels.backends import choose
 from divserve_kernels.layout import program
 
@@ -96,7 +96,7 @@ def sides(
     out = torch.empty_like(logits)
     programs = Programs(1, device)
     programs.write({0: program(jsd_scale=1)})
-    rows = Rows.pack(programs, [0] * count, range(0, 2 * count, 2), range(1, 2 * count, 2))
+    rows = Streams.pack(programs, [0] * count, range(0, 2 * count, 2), range(1, 2 * count, 2))
     # Two rows read and one written: a copy of three halves of a row moves as much.
     source = torch.randn(count * vocab * 3 // 2, device=device)
     target = torch.empty_like(source)

@@ -174,7 +174,7 @@ def alarm(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, F
 
 def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
     """Bytes of a token, as vLLM has laid them out."""
-    from divserve.engine.hidden import LAYER
+    from divserve.engine.models.hidden_store import LAYER
 
     engine, runner, _prompts = opened()
     specs, config = runner.get_kv_cache_spec(), runner.kv_cache_config

@@ -35,7 +35,7 @@ from tests.support.engine import Engine, random_prompt, stacked
 ROWS = 12
 """Divides by one, two and three rows per request."""
 PLAIN = "plain"
-ALONE = [name for name, method in METHODS.items() if not method.helpers + method.engines]
+ALONE = [name for name, method in METHODS.items() if not method.amateurs + method.engines]
 """Methods of one model; `bench.two_models` has the others."""
 STACKS: dict[str, tuple[str, ...]] = {
     "adacad+kl_temperature, one guide": ("adacad", "kl_temperature"),

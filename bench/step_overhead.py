@@ -84,7 +84,7 @@ def instrument(clock: Clock, cls: type) -> None:
 
 def install(clock: Clock, engine: Engine) -> None:
     """Puts the clock into the scheduler, the runner, its table of groups and the kernels."""
-    from divserve.engine import groups, output, runner
+    from divserve.engine.worker import groups, report, runner_v1
     from divserve_kernels import guide
 
     core = engine.core.engine_core.engine_core
@@ -92,10 +92,10 @@ def install(clock: Clock, engine: Engine) -> None:
     instrument(clock, type(core.model_executor.driver_worker.worker.model_runner))
     instrument(clock, groups.GroupTable)
     instrument(clock, groups.Plan)
-    instrument(clock, output.Report)
+    instrument(clock, report.Report)
     # Names that these modules imported: replaced where they are called.
     setattr(groups, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
-    setattr(runner, "attach", clock.wrap(output.attach, "ours"))  # noqa: B010
+    setattr(runner_v1, "attach", clock.wrap(report.attach, "ours"))  # noqa: B010
 
 
 def shares(engine: Engine, clock: Clock, pairs: int, steps: int) -> list[dict[str, float]]:

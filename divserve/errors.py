@@ -2,7 +2,7 @@
 
 DivserveError
 ├── StartupError          the server cannot start as asked: one line on stderr, exit code 2
-└── ApiError              becomes OpenAI error JSON in ``divserve.api.errors``
+└── ApiError              becomes OpenAI error JSON in ``divserve.http.errors``
     ├── InvalidRequest    400: the client can mend it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
     │   ├── RequestTimeout        408: the body took too long to come
@@ -18,10 +18,12 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
+from pydantic import ValidationError
+
 __all__ = [
     "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "RequestTimeout",
     "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized", "Unavailable",
-    "UnsupportedMediaType",
+    "UnsupportedMediaType", "one_line",
 ]  # fmt: skip
 
 
@@ -113,3 +115,10 @@ class Unavailable(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "service_unavailable_error"
     default_code = "engine_unavailable"
+
+
+def one_line(error: Exception) -> str:
+    """What an exception of vLLM's says is wrong, in one line; pydantic's own text has several."""
+    if isinstance(error, ValidationError):
+        return "; ".join(" ".join(detail["msg"].split()) for detail in error.errors())
+    return " ".join(str(error).split())

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from divserve.api import companions, errors, presets, responses, routes, watch
+from divserve.api import extras, presets, responses, routes, watch
 from divserve.api.anthropic import Messages
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
 from divserve.edges import stack as edges
-from divserve.engine import openai
+from divserve.http import errors, openai
 
 if TYPE_CHECKING:
-    from divserve.engine.client import GuidedClient
+    from divserve.engine.client.guided import GuidedClient
 
 __all__ = ["build_app"]
 
@@ -36,7 +36,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     keys = openai.take_api_keys(app, args)
     edges.install(app, args.edges, keys, client.max_rows)
     # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
-    aliases = {*presets.aliases_of(args), *companions.aliases_of(args)}
+    aliases = {*presets.aliases_of(args), *extras.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
     watch.install(app, _sinks(args))
     app.state.log_prompts = args.log_prompts
@@ -44,7 +44,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     app.middleware_stack = None
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
-    companions.install(app, args)
+    extras.install(app, args)
     responses.install(app.state.online_renderer, app.state.openai_serving_responses)
     _guide(app)
     return app

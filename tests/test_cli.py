@@ -24,7 +24,7 @@ def divserve(*args: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in for the module that starts vLLM."""
-    module = ModuleType("divserve.engine.launch")
+    module = ModuleType("divserve.startup.launch")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     # `from divserve.engine import launch` prefers the attribute where the real one was imported.
     import divserve.engine

@@ -74,8 +74,8 @@ class Replica:
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         """Starts the engine; Ray Serve sends no request before this is done."""
-        from divserve.engine import launch
         from divserve.errors import StartupError
+        from divserve.startup import launch
 
         # Sets the environment that vLLM reads while it is imported, so it goes first.
         args = launch.parse(options.argv)
@@ -87,8 +87,8 @@ class Replica:
         from vllm.reasoning import ReasoningParserManager
         from vllm.tool_parsers import ToolParserManager
 
-        from divserve.engine.engines import guided_engine
         from divserve.server import build_app
+        from divserve.startup.engines import guided_engine
 
         if args.tool_parser_plugin:
             ToolParserManager.import_tool_parser(args.tool_parser_plugin)
@@ -96,7 +96,7 @@ class Replica:
             ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
         self._running = AsyncExitStack()
         engine = guided_engine(
-            AsyncEngineArgs.from_cli_args(args), args.companions, timeout_s=args.engine_timeout
+            AsyncEngineArgs.from_cli_args(args), args.extras, timeout_s=args.engine_timeout
         )
         self._client = await self._running.enter_async_context(engine)
         self._app = await build_app(self._client, args)
@@ -109,7 +109,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raises once an engine has died; Ray Serve then replaces this replica."""
-        from divserve.api.companions import tell_health
+        from divserve.api.extras import tell_health
 
         # The replica's own /metrics is no route of the application, which tells it otherwise.
         tell_health(self._client)

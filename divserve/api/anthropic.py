@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from divserve.api.errors import error_body
-from divserve.api.foreign import foreign_body, status_of, tell
 from divserve.api.serving import OwnErrors
 from divserve.api.stream import error_in
-from divserve.engine.openai import AnthropicServingMessages, ErrorInfo, ErrorResponse
 from divserve.errors import ApiError
+from divserve.http.errors import error_body
+from divserve.http.foreign import foreign_body, status_of, tell
+from divserve.http.openai import AnthropicServingMessages, ErrorInfo, ErrorResponse
 
 __all__ = ["Messages"]
 

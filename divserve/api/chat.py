@@ -12,7 +12,7 @@ from divserve.api.requests import ChatRequest
 from divserve.api.serving import GuidedServing, answered_as, is_guided, watched
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
-from divserve.engine.openai import ErrorResponse, OpenAIServingChat
+from divserve.http.openai import ErrorResponse, OpenAIServingChat
 
 __all__ = ["GuidedChat"]
 

@@ -9,7 +9,7 @@ from divserve.api.guide import checked, completion_prompt, not_rendered
 from divserve.api.serving import GuidedServing, answered_as, is_guided, record_of, watched
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
-from divserve.engine.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
+from divserve.http.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
 
 __all__ = ["GuidedCompletions"]
 

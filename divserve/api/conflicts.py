@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from divserve.engine.openai import has_non_text_content
 from divserve.errors import InvalidRequest
+from divserve.http.openai import has_non_text_content
 
 __all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_masks"]
 

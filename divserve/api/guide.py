@@ -17,8 +17,8 @@ from divserve.api.documents import without_documents
 from divserve.api.messages import Message, edited, text_of, texts_of
 from divserve.api.noise import noisy_messages, noisy_prompt
 from divserve.decoding import Guide, Instructive, Method
-from divserve.engine.openai import ChatCompletionMessageParam, VLLMValidationError
 from divserve.errors import InvalidRequest
+from divserve.http.openai import ChatCompletionMessageParam, VLLMValidationError
 
 __all__ = ["chat_fields", "checked", "completion_prompt", "not_rendered"]
 

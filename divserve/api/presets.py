@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 
 from divserve.api.requests import Guided
-from divserve.engine.openai import BaseModelPath
 from divserve.errors import InvalidRequest
+from divserve.http.openai import BaseModelPath
 
 __all__ = ["aliases_of", "install", "with_preset"]
 

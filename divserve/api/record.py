@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from starlette.types import Scope
 
-from divserve.api.foreign import status_of
 from divserve.api.report import ChoiceReport
+from divserve.http.foreign import status_of
 
 __all__ = ["KEY_NAME", "RECORD", "Outcome", "Record", "Watched"]
 

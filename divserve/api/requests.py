@@ -15,14 +15,14 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
-from divserve.engine.group import WIRE_KEY
-from divserve.engine.openai import (
+from divserve.engine.client.orders import OnSmall
+from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.errors import InvalidRequest
+from divserve.http.openai import (
     ChatCompletionRequest,
     CompletionRequest,
     has_non_text_content,
 )
-from divserve.engine.orders import OnSmall
-from divserve.errors import InvalidRequest
 
 __all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
 
@@ -114,7 +114,7 @@ class Guided(BaseModel):
             InvalidRequest: its method needs more than that model.
         """
         for method in self.methods:
-            if method.helpers or method.engines:
+            if method.amateurs or method.engines:
                 raise InvalidRequest(
                     f"{method.method} needs more than the small model: name the served one.",
                     param="model",

@@ -16,10 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from openai.types.responses import ResponseErrorEvent
 
-from divserve.api.errors import error_body
-from divserve.api.foreign import foreign_body, status_of
-from divserve.engine.openai import create_error_response
 from divserve.errors import ApiError, InvalidRequest
+from divserve.http.errors import error_body
+from divserve.http.foreign import foreign_body, status_of
+from divserve.http.openai import create_error_response
 
 __all__ = ["install"]
 

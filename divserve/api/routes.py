@@ -8,8 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
-from divserve.api import companions
-from divserve.api.errors import ErrorBody
+from divserve.api import extras
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import with_preset
 from divserve.api.record import RECORD
@@ -17,7 +16,8 @@ from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
 from divserve.edges.traffic import weigh
-from divserve.engine.openai import (
+from divserve.http.errors import ErrorBody
+from divserve.http.openai import (
     answer_chat,
     answer_completion,
     load_aware_call,
@@ -70,7 +70,7 @@ async def create_completion(request: CompletionsRequest, raw_request: Request) -
 @router.get("/v1/decoding/methods")
 async def list_methods(raw_request: Request) -> dict[str, Any]:
     """The decoding methods: what they do, need and report, and their parameters."""
-    there = raw_request.app.state.companions
+    there = raw_request.app.state.extras
     return {
         "object": "list",
         "data": [_describe(name, method, there) for name, method in METHODS.items()],
@@ -120,7 +120,7 @@ async def _admitted(request: T, raw_request: Request) -> T:
     request = await with_preset(request, raw_request)
     request.keep(raw_request.scope[RECORD], state.log_prompts)
     check_request(request, state.edges, state.engine_client.model_config.max_model_len)
-    companions.place(request, raw_request)
+    extras.place(request, raw_request)
     weigh(raw_request.scope, rows_of(request))
     return request
 
@@ -140,7 +140,7 @@ def _describe(name: str, method: type[Method], there: frozenset[str]) -> dict[st
         "paper": method.paper,
         "url": method.url,
         "needs": method.needs,
-        "available": not companions.missing(method, there),
+        "available": not extras.missing(method, there),
         "guide_required": method.needs_guide(),
         "role": method.role,
         "reports": list(method.reports),

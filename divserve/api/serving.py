@@ -9,21 +9,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from divserve import metrics
-from divserve.api.errors import error_body
-from divserve.api.foreign import foreign_body
 from divserve.api.guide import checked, not_rendered
 from divserve.api.record import Record, Watched
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
 from divserve.decoding import Method
-from divserve.engine.openai import (
+from divserve.errors import ApiError, InvalidRequest
+from divserve.http.errors import error_body
+from divserve.http.foreign import foreign_body
+from divserve.http.openai import (
     ErrorResponse,
     VLLMValidationError,
     decode_token_ids,
     format_token_id_placeholder,
 )
-from divserve.errors import ApiError, InvalidRequest
 
 __all__ = ["GuidedServing", "OwnErrors", "answered_as", "is_guided", "record_of", "watched"]
 

@@ -16,8 +16,8 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Send
 
-from divserve.api.foreign import status_of
 from divserve.api.report import ChoiceReport, GuidedOutput
+from divserve.http.foreign import status_of
 
 __all__ = ["PrimedResponse", "Stream", "StreamReport", "error_in", "reported"]
 

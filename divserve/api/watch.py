@@ -18,9 +18,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve import metrics
-from divserve.api.companions import tell_health
+from divserve.api.extras import tell_health
 from divserve.api.record import RECORD, Record
-from divserve.edges.paths import path_of
+from divserve.http.paths import path_of
 
 __all__ = ["Sink", "Watch", "install"]
 

@@ -24,17 +24,17 @@ from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
+from divserve.decoding.program import STATISTICS, Form, Program, Spec
 from divserve.decoding.proxy_tuning import ProxyTuning
-from divserve.decoding.row import STATISTICS, Form, Row, Spec
 from divserve.decoding.stack import Stack, share_guide
-from divserve.decoding.switch import ModelSize, Switch, SwitchRule
+from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = [
-    "METHODS", "STATISTICS", "TAGS", "Decoding", "EntropySwitch", "Form", "Guide", "Instructive",
-    "Look", "LookBack", "LookRow", "LookState", "Method", "ModelSize", "Row", "Spec", "Stack",
-    "Switch", "SwitchRule",
+    "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Decoding", "EntropySwitch", "Form", "Guide",
+    "Instructive", "Look", "LookBack", "LookRow", "LookState", "Method", "ModelSize", "Program",
+    "Spec", "Stack", "Switch", "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[

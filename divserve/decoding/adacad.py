@@ -10,7 +10,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["AdaCad"]
 
@@ -34,9 +34,9 @@ class AdaCad(Method):
     floor: float = Field(default=0.0, ge=0, le=10, description="Smallest contrast strength.")
     jsd_base: Literal["nats", "bits"] = Field(default="nats", description="Unit of the JSD used.")
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         scale = 1.0 if self.jsd_base == "nats" else 1 / math.log(2)
-        return Row(jsd_scale=scale, floor=self.floor)
+        return Program(jsd_scale=scale, floor=self.floor)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return contrast_report(statistics)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Guide", "Method", "Role"]
 
@@ -86,7 +86,7 @@ class Method(BaseModel):
     """Whether it takes no other method beside it."""
     guided: ClassVar[bool] = True
     """Whether it compares with a second stream."""
-    helpers: ClassVar[tuple[str, ...]] = ()
+    amateurs: ClassVar[tuple[str, ...]] = ()
     """Models beside the served one whose logits it takes: the second stream, then the third."""
     engines: ClassVar[tuple[str, ...]] = ()
     """What else the server must have been started with, by the names of the flags."""
@@ -124,7 +124,7 @@ class Method(BaseModel):
         return frozenset({self.role})
 
     @abstractmethod
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         """The kernel row of these parameters.
 
         Args:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Cad"]
 
@@ -33,8 +33,8 @@ class Cad(Method):
     method: Literal["cad"]
     alpha: float = Field(default=0.5, ge=0, le=10, description="Contrast strength; 0 is plain.")
 
-    def row(self, temperature: float) -> Row:
-        return Row(alpha=self.alpha)
+    def program(self, temperature: float) -> Program:
+        return Program(alpha=self.alpha)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return contrast_report(statistics)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Cfg"]
 
@@ -34,8 +34,8 @@ class Cfg(Method):
     method: Literal["cfg"]
     scale: float = Field(default=1.5, ge=0, le=20, description="Guidance scale; 1 is plain.")
 
-    def row(self, temperature: float) -> Row:
-        return Row(alpha=self.scale - 1.0)
+    def program(self, temperature: float) -> Program:
+        return Program(alpha=self.scale - 1.0)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         s = statistics

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Form, Row
+from divserve.decoding.program import Form, Program
 
 __all__ = ["Coiecd"]
 
@@ -45,10 +45,10 @@ class Coiecd(Method):
         "1 is plain at alpha 1.",
     )
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         if self.ratio == 1 and self.alpha == 1:
-            return Row()
-        return Row(form=float(Form.SWITCH), alpha=self.alpha, log_ratio=math.log(self.ratio))
+            return Program()
+        return Program(form=float(Form.SWITCH), alpha=self.alpha, log_ratio=math.log(self.ratio))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return contrast_report(statistics)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method, Role
 from divserve.decoding.contrast import AMATEUR_REPORTS, amateur_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Contrastive"]
 
@@ -33,7 +33,7 @@ class Contrastive(Method):
     url = "https://arxiv.org/abs/2309.09117"
     needs = "an amateur model (serve with --amateur)"
     guided = False
-    helpers: ClassVar[tuple[str, ...]] = ("amateur",)
+    amateurs: ClassVar[tuple[str, ...]] = ("amateur",)
     reports = AMATEUR_REPORTS
     neutral: ClassVar[Mapping[str, float] | None] = {"beta": 0, "alpha": 0}
 
@@ -67,11 +67,11 @@ class Contrastive(Method):
     def roles(self) -> frozenset[Role]:
         return frozenset({"contrast", "filter"} if self.alpha > 0 else {"contrast"})
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         strength = 1.0 if self.form == "original" else self.beta
         expert = 1.0 if self.form == "original" else 1.0 + self.beta
         weight = strength / self.amateur_temperature
-        return Row(
+        return Program(
             alpha=weight,
             primary_weight=expert - weight,
             log_plausibility=math.log(self.alpha) if self.alpha > 0 else -math.inf,

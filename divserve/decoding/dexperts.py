@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method, Role
 from divserve.decoding.contrast import AMATEUR_REPORTS, amateur_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["DExperts"]
 
@@ -29,7 +29,7 @@ class DExperts(Method):
     url = "https://arxiv.org/abs/2105.03023"
     needs = "two small models (serve with --amateur and --tuned)"
     guided = False
-    helpers: ClassVar[tuple[str, ...]] = ("amateur", "tuned")
+    amateurs: ClassVar[tuple[str, ...]] = ("amateur", "tuned")
     reports = AMATEUR_REPORTS
     neutral: ClassVar[Mapping[str, float] | None] = {"alpha": 0, "filter_p": 1}
 
@@ -43,8 +43,8 @@ class DExperts(Method):
     def roles(self) -> frozenset[Role]:
         return frozenset({"contrast", "filter"} if self.filter_p < 1 else {"contrast"})
 
-    def row(self, temperature: float) -> Row:
-        return Row(
+    def program(self, temperature: float) -> Program:
+        return Program(
             alpha=self.alpha,
             primary_weight=1.0 - self.alpha,
             third_weight=self.alpha,

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.row import Form, Row
+from divserve.decoding.program import Form, Program
 from divserve.decoding.switch import ModelSize, Switch
 
 __all__ = ["EntropySwitch"]
@@ -52,8 +52,8 @@ class EntropySwitch(Method):
         """Where a request begins."""
         return Switch(self.threshold, self.window, self.min_run, self.start)
 
-    def row(self, temperature: float) -> Row:
-        return Row(form=float(Form.OBSERVE))
+    def program(self, temperature: float) -> Program:
+        return Program(form=float(Form.OBSERVE))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         """The entropy in the unit of the threshold."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 from divserve.decoding.temperature import lowest_factor
 
 __all__ = ["EntropyTemperature"]
@@ -41,10 +41,10 @@ class EntropyTemperature(Method):
     )
     base: float = Field(default=0.8, gt=0, le=1, description="Base of the power; 1 is plain.")
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         if self.theta == 0 or self.base == 1 or temperature == 0:
-            return Row()
-        return Row(
+            return Program()
+        return Program(
             entropy_rate=-self.theta * math.log2(self.base), min_factor=lowest_factor(temperature)
         )
 

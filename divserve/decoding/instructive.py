@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Instructive", "Noise"]
 
@@ -81,8 +81,8 @@ class Instructive(Method):
             )
         return self
 
-    def row(self, temperature: float) -> Row:
-        return Row(guide_weight=0.0 - self.epsilon)
+    def program(self, temperature: float) -> Program:
+        return Program(guide_weight=0.0 - self.epsilon)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return contrast_report(statistics)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 from divserve.decoding.temperature import lowest_factor
 
 __all__ = ["KlTemperature"]
@@ -37,10 +37,10 @@ class KlTemperature(Method):
         default=1.0, ge=0, le=1000, description="KL (nats) that halves the temperature; 0 is plain."
     )
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         if self.sigma == 0 or temperature == 0:
-            return Row()
-        return Row(kl_rate=1.0 / self.sigma, min_factor=lowest_factor(temperature))
+            return Program()
+        return Program(kl_rate=1.0 / self.sigma, min_factor=lowest_factor(temperature))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         s = statistics

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method, Role
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["LinearAlignment"]
 
@@ -49,11 +49,11 @@ class LinearAlignment(Method):
     def roles(self) -> frozenset[Role]:
         return frozenset({"contrast", "filter"} if self.nucleus < 1 else {"contrast"})
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         used = self.nucleus_temperature or temperature or GREEDY_TEMPERATURE
         if self.nucleus == 1:
-            return Row(alpha=self.ratio)
-        return Row(alpha=self.ratio, top_p=self.nucleus, top_p_temperature=used)
+            return Program(alpha=self.ratio)
+        return Program(alpha=self.ratio, top_p=self.nucleus, top_p_temperature=used)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return {**contrast_report(statistics), "candidates": statistics["kept"]}

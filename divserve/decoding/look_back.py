@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.look import MAX_CANDIDATES, Look, LookRow, LookState, Reference
-from divserve.decoding.row import Form, Row
+from divserve.decoding.program import Form, Program
 
 __all__ = ["LookBack"]
 
@@ -67,8 +67,8 @@ class LookBack(Method):
         greedy = self.otherwise == "argmax" or temperature == 0
         return Look(self.threshold, self.k, self.window, self.reference, greedy)
 
-    def row(self, temperature: float) -> Row:
-        return Row(form=float(Form.OBSERVE))
+    def program(self, temperature: float) -> Program:
+        return Program(form=float(Form.OBSERVE))
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         """``alarm`` is 1 for a token that was chosen by looking ahead, else 0."""

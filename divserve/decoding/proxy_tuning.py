@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import AMATEUR_REPORTS, amateur_report
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["ProxyTuning"]
 
@@ -28,15 +28,15 @@ class ProxyTuning(Method):
     url = "https://arxiv.org/abs/2401.08565"
     needs = "two small models (serve with --amateur and --tuned)"
     guided = False
-    helpers: ClassVar[tuple[str, ...]] = ("amateur", "tuned")
+    amateurs: ClassVar[tuple[str, ...]] = ("amateur", "tuned")
     reports = AMATEUR_REPORTS
     neutral: ClassVar[Mapping[str, float] | None] = {"alpha": 0}
 
     method: Literal["proxy_tuning"]
     alpha: float = Field(default=1.0, ge=0, le=20, description="Strength; 0 is none.")
 
-    def row(self, temperature: float) -> Row:
-        return Row(alpha=self.alpha, primary_weight=1.0 - self.alpha, third_weight=self.alpha)
+    def program(self, temperature: float) -> Program:
+        return Program(alpha=self.alpha, primary_weight=1.0 - self.alpha, third_weight=self.alpha)
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return amateur_report(statistics)

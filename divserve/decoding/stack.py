@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from divserve.decoding.base import Method
 from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.row import STATISTICS, Form, Row, Spec
+from divserve.decoding.program import STATISTICS, Form, Program, Spec
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = ["Stack", "share_guide"]
@@ -83,12 +83,12 @@ class Stack:
             guides: token ids of each method's guide; None for methods without one.
             grounding: token ids of the grounding text.
         """
-        rows = [method.row(temperature) for method in self.methods]
+        rows = [method.program(temperature) for method in self.methods]
         own = [guide for guide in guides if guide is not None]
         cooling = None
         if self.two_seconds(guides):
             cooling = rows.pop()._replace(form=float(Form.OBSERVE))
-        distinct = own[:1] if cooling is None or self.helpers else [own[0], own[-1]]
+        distinct = own[:1] if cooling is None or self.amateurs else [own[0], own[-1]]
         grounded = self.grounded
         switching, looking = self.methods[0], self.look_back
         return Spec(
@@ -97,15 +97,15 @@ class Stack:
             cooling=cooling,
             grounding=list(grounding),
             average=grounded is not None and grounded.reduce == "avg",
-            helpers=self.helpers,
+            amateurs=self.amateurs,
             switch=switching.switch() if isinstance(switching, EntropySwitch) else None,
             look=None if looking is None else looking.look(temperature),
         )
 
     @property
-    def helpers(self) -> tuple[str, ...]:
+    def amateurs(self) -> tuple[str, ...]:
         """Models beside the served one whose logits are the second stream, and the third."""
-        return next((m.helpers for m in self.methods if m.helpers), ())
+        return next((m.amateurs for m in self.methods if m.amateurs), ())
 
     def two_seconds(self, guides: Sequence[list[int] | None]) -> bool:
         """Whether the methods compare with two different second streams.
@@ -114,7 +114,7 @@ class Stack:
             guides: token ids of each method's guide; None for methods without one.
         """
         own = [guide for guide in guides if guide is not None]
-        return len(own) > 0 and (len(self.helpers) > 0 or own[0] != own[-1])
+        return len(own) > 0 and (len(self.amateurs) > 0 or own[0] != own[-1])
 
     def reports(self, two_seconds: bool) -> tuple[str, ...]:
         """Names of the figures of a token."""
@@ -175,9 +175,9 @@ def _needs(body: Mapping[str, Any], needs_guide: Mapping[str, bool]) -> bool:
     return isinstance(name, str) and needs_guide.get(name, False)
 
 
-def _merged(rows: Sequence[Row]) -> Row:
+def _merged(rows: Sequence[Program]) -> Program:
     """One program of all: methods that may be stacked change different columns."""
-    neutral = Row()
+    neutral = Program()
     changed = {
         name: value
         for row in rows
@@ -205,14 +205,14 @@ def _check_pair(one: Method, other: Method) -> None:
                 "set its 'score' to 'subtract'",
                 names,
             )
-        if rest.helpers:
+        if rest.amateurs:
             raise PydanticCustomError(
                 "methods_clash",
                 "'{one}' and '{other}' clash: a grounding text cannot be added to a contrast of "
                 "models",
                 names,
             )
-        if rest.row(1.0).form != Form.LINEAR:
+        if rest.program(1.0).form != Form.LINEAR:
             raise PydanticCustomError(
                 "methods_clash",
                 "'{one}' and '{other}' clash: a grounding text can only be added to a contrast of "

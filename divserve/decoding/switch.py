@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["ModelSize", "Switch", "SwitchRule"]
+__all__ = ["SMALL_SUFFIX", "ModelSize", "Switch", "SwitchRule"]
 
 ModelSize = Literal["small", "large"]
+
+SMALL_SUFFIX = "@small"
+"""What a model name ends with for the small engine."""
 
 BITS = 1 / math.log(2)
 """Bits per nat."""

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.row import Form, Row
+from divserve.decoding.program import Form, Program
 
 __all__ = ["Uscd"]
 
@@ -68,10 +68,10 @@ class Uscd(Method):
             return self.uncertainty
         return min(1.0, self.s0**2 * (AUTHORS_VOCAB - 1) + 1 / AUTHORS_VOCAB)
 
-    def row(self, temperature: float) -> Row:
+    def program(self, temperature: float) -> Program:
         if self.weight == 0:
-            return Row()
-        return Row(
+            return Program()
+        return Program(
             form=float(Form.PROBABILITY),
             guide_weight=-self.weight,
             gate=self.gate,

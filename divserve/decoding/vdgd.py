@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method, Role
-from divserve.decoding.row import Row
+from divserve.decoding.program import Program
 
 __all__ = ["Vdgd"]
 
@@ -59,8 +59,8 @@ class Vdgd(Method):
         # What replaces the logits leaves nothing of a contrast.
         return frozenset({"contrast", "filter"} if self.score == "replace" else {"filter"})
 
-    def row(self, temperature: float) -> Row:
-        return Row(
+    def program(self, temperature: float) -> Program:
+        return Program(
             primary_weight=0.0 if self.score == "replace" else 1.0,
             third_weight=1.0,
             top_p=self.candidate_top_p,

@@ -54,7 +54,7 @@ class Sequences:
         )
 
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """Row and offset of every sampled token, both `[N] int64`, N = Σ count, by row."""
+        """Program and offset of every sampled token, both `[N] int64`, N = Σ count, by row."""
         offsets = torch.arange(self.teacher.shape[1], device=self.count.device)
         row, offset = (offsets < self.count[:, None]).nonzero(as_tuple=True)
         return row, offset

@@ -188,7 +188,7 @@ class Trainer:
         return loss
 
     def _chosen(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """Row and offset of the sampled tokens whose loss is computed, both `[N] int64`."""
+        """Program and offset of the sampled tokens whose loss is computed, both `[N] int64`."""
         row, offset = batch.sampled()
         if self.settings.positions == 1:
             return row, offset

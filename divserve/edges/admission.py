@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from divserve.api.errors import error_response
 from divserve.edges.auth import client_of
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.paths import PROBES, is_free
 from divserve.edges.rates import Allowance, Rates
 from divserve.edges.traffic import RETRY_AFTER_S, TICKET, Traffic, queue_full
 from divserve.errors import ApiError, TooManyRequests, Unavailable
+from divserve.http.errors import error_response
+from divserve.http.paths import PROBES, is_free
 
 __all__ = ["Admission"]
 

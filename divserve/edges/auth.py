@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from divserve.api.errors import error_response
 from divserve.edges.keys import KeyRing
-from divserve.edges.paths import PROBES, is_free
 from divserve.errors import Unauthorized
+from divserve.http.errors import error_response
+from divserve.http.paths import PROBES, is_free
 
 __all__ = ["RequireKey", "client_of"]
 

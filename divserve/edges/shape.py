@@ -11,11 +11,11 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from divserve.api.errors import error_response
-from divserve.api.foreign import INTERNAL, foreign_body, status_of, told_of
-from divserve.edges.paths import PROBES, path_of
 from divserve.edges.request_id import request_id_of
 from divserve.errors import ApiError
+from divserve.http.errors import error_response
+from divserve.http.foreign import INTERNAL, foreign_body, status_of, told_of
+from divserve.http.paths import PROBES, path_of
 
 __all__ = ["ShapeErrors"]
 

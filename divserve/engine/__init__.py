@@ -1,6 +1,6 @@
 """Everything that touches vLLM 0.32.0; no other package of divserve imports it.
 
-Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.checks`):
+Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.startup.checks`):
 
 | seam | what we do there | file |
 |---|---|---|
@@ -21,8 +21,8 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``GPUModelRunner.sample_tokens``, ``_sample`` (V1) | guide logits, copy token | runner.py |
 | ``InputBatch.add_request`` (V1) | output that another engine decoded | runner.py |
 | ``GPUModelRunner.sample`` (V2) | guide logits, copy token | runner_v2.py |
-| ``register_model_loader``, ``set_model_tag`` | helpers in the same forward | helpers.py |
-| ``initialize_model``, ``AttentionLayerBase`` | a helper of shared layers | drop.py |
+| ``register_model_loader``, ``set_model_tag`` | amateurs in the same forward | amateurs.py |
+| ``initialize_model``, ``AttentionLayerBase`` | a amateur of shared layers | drop.py |
 | ``CacheOnlyAttentionLayer`` and its builder | store hidden states in KV blocks | hidden.py |
 | ``SchedulerOutput.kv_cache_block_copies`` | copy their lse | runner.py |
 | ``SchedulerOutput`` (open attributes) | who takes a candidate | looking.py |
@@ -34,7 +34,7 @@ Each seam, once (paths under ``vllm/``; checked at start-up by `divserve.engine.
 | ``EngineCoreClient.add_request_async``, ``abort_requests_async`` | move answers | handoff.py |
 | ``OutputProcessor.propagate_error``, ``request_states`` | the same | handoff.py |
 | ``StatLoggerBase`` | the small engine's load | small_stats.py |
-| ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | companions.py |
+| ``get_tokenizer``, ``CacheConfig`` | compare tokenizers, divide memory | extras.py |
 | ``EngineClient`` / ``AsyncLLM`` | verify tokens, end streams | client.py, delegate.py |
 | ``is_scheduler_paused_async``, ``resources`` of the core's client | end what hangs | watch.py |
 | ``make_arg_parser``, ``setup_server``, ``serve_http`` | start-up | launch.py |

@@ -30,17 +30,26 @@ from torch import Tensor, float32
 
 from divserve_kernels import backends
 from divserve_kernels.history import Nearest, expected_row, nearest
-from divserve_kernels.layout import ABSENT, PARAMETERS, STATISTICS, Form, helper_row
-from divserve_kernels.rows import Programs, Rows
+from divserve_kernels.layout import ABSENT, PARAMETERS, STATISTICS, Form, side_row
+from divserve_kernels.streams import Programs, Streams
 
 __all__ = [
-    "ABSENT", "PARAMETERS", "STATISTICS", "Form", "Nearest", "Programs", "Rows", "expected_row",
-    "guide", "helper_row", "nearest",
+    "ABSENT",
+    "PARAMETERS",
+    "STATISTICS",
+    "Form",
+    "Nearest",
+    "Programs",
+    "Streams",
+    "expected_row",
+    "guide",
+    "nearest",
+    "side_row",
 ]  # fmt: skip
 
 
 def guide(
-    logits: Tensor, rows: Rows, *, helpers: Tensor | None = None, out: Tensor | None = None
+    logits: Tensor, rows: Streams, *, side: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
     """Writes the guided logits of the primary rows; the back end follows from the device.
 
@@ -48,7 +57,7 @@ def guide(
         logits: ``[R, V] float32 or bfloat16``: raw logits of the step. No two primaries are the
             same row, and no primary is another row's guide.
         rows: what is done, on the same device.
-        helpers: ``[H, W] float32 or bfloat16``: rows of other models, or computed beforehand.
+        side: ``[H, W] float32 or bfloat16``: rows of other models, or computed beforehand.
         out: ``[R, V] float32``: its primary rows are overwritten from the first entry to the last;
             by default ``logits`` itself, which must then be float32.
 
@@ -62,4 +71,4 @@ def guide(
     out = logits if out is None else out
     if out.dtype is not float32:
         raise TypeError(f"guided logits are float32: give 'out' for logits of {logits.dtype}")
-    return backends.choose(logits.device).run(logits, rows, helpers, out)
+    return backends.choose(logits.device).run(logits, rows, side, out)

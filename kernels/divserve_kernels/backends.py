@@ -20,11 +20,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from divserve_kernels.rows import Rows
+from divserve_kernels.streams import Streams
 
 __all__ = ["BackEnd", "available", "choose"]
 
-Run = Callable[[Tensor, Rows, Tensor | None, Tensor], Tensor]
+Run = Callable[[Tensor, Streams, Tensor | None, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ def _numba_or_torch() -> Run:
     """The fused back end, with torch for what it does not take (bfloat16, gaps in rows)."""
     from divserve_kernels import numba_backend, torch_backend
 
-    def run(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
-        if numba_backend.supports(logits, helpers, out):
-            return numba_backend.guide(logits, rows, helpers, out)
-        return torch_backend.guide(logits, rows, helpers, out)
+    def run(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
+        if numba_backend.supports(logits, side, out):
+            return numba_backend.guide(logits, rows, side, out)
+        return torch_backend.guide(logits, rows, side, out)
 
     return run
 

@@ -1,7 +1,7 @@
 """The tables that a guidance call reads and writes: their columns, and the codes of the forms.
 
 Names of ``PARAMETERS`` are explained in `divserve_kernels` (the formulas) and documented with their
-defaults in ``divserve.decoding.row.Row``, the same columns on the other side of the wire.
+defaults in ``divserve.decoding.program.Row``, the same columns on the other side of the wire.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 __all__ = [
-    "ABSENT", "LOG_CLIP", "MIN_ENTROPY", "NEUTRAL", "PARAMETERS", "STATISTICS", "Form",
-    "helper_row", "program",
+    "ABSENT",
+    "LOG_CLIP",
+    "MIN_ENTROPY",
+    "NEUTRAL",
+    "PARAMETERS",
+    "STATISTICS",
+    "Form",
+    "program",
+    "side_row",
 ]  # fmt: skip
 
 
@@ -77,8 +84,8 @@ MIN_ENTROPY = 1e-6
 """Entropy-based temperature divides by the entropy, which is 0 for a certain token (nats)."""
 
 
-def helper_row(row: int) -> int:
-    """The stream index of row ``row`` of the ``helpers`` tensor (others index ``logits``)."""
+def side_row(row: int) -> int:
+    """The stream index of row ``row`` of the ``side`` tensor (others index ``logits``)."""
     return -2 - row
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from divserve_kernels import numba_passes as passes
 from divserve_kernels.layout import ABSENT, MIN_ENTROPY, PARAMETERS, STATISTICS, Form
 from divserve_kernels.numba_jit import compiled
-from divserve_kernels.rows import Rows
+from divserve_kernels.streams import Streams
 
 __all__ = ["guide", "supports"]
 
@@ -57,19 +57,19 @@ MAX_PROB = STATISTICS.index("max_prob")
 SMALLEST = np.float32(np.finfo(np.float32).min)
 
 
-def supports(logits: Tensor, helpers: Tensor | None, out: Tensor) -> bool:
+def supports(logits: Tensor, side: Tensor | None, out: Tensor) -> bool:
     """Whether these tensors can be worked on: float32 on the CPU, rows without gaps."""
-    tensors = (logits, out) if helpers is None else (logits, helpers, out)
+    tensors = (logits, out) if side is None else (logits, side, out)
     return all(
         t.device.type == "cpu" and t.dtype is torch.float32 and t.stride(-1) == 1 for t in tensors
     )
 
 
-def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+def guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`; `supports` must hold."""
     # Never more threads than torch may use: the operator has bound those to cores.
     set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-    aids = logits if helpers is None else helpers
+    aids = logits if side is None else side
     groups, segments = len(rows), -(-logits.shape[1] // SEGMENT)
     statistics = np.zeros((groups, len(STATISTICS)), dtype=np.float32)
     places = np.empty((groups, PLACES), dtype=np.int64)

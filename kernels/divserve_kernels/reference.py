@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from divserve_kernels.layout import ABSENT, LOG_CLIP, MIN_ENTROPY, PARAMETERS, STATISTICS, Form
-from divserve_kernels.rows import Rows
+from divserve_kernels.streams import Streams
 
 __all__ = ["guide"]
 
 
-def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+def guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """Reference of `divserve_kernels.guide`: same arguments, same effect, any device."""
     statistics = torch.zeros(len(rows), len(STATISTICS))
     programs = rows.table[:, rows.slot].T.tolist()
@@ -25,8 +25,8 @@ def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Te
             continue
         row = SimpleNamespace(**dict(zip(PARAMETERS, programs[g], strict=True)))
         z1 = logits[primary].double()
-        z2 = z1 if second == ABSENT else _stream(logits, helpers, second)
-        z3 = torch.zeros_like(z1) if third == ABSENT else _stream(logits, helpers, third)
+        z2 = z1 if second == ABSENT else _stream(logits, side, second)
+        z3 = torch.zeros_like(z1) if third == ABSENT else _stream(logits, side, third)
         shared = min(len(z1), len(z2), len(z3))
         guided, figures = _row(row, z1[:shared], z2[:shared], z3[:shared])
         statistics[g] = torch.tensor(figures)
@@ -36,12 +36,12 @@ def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Te
     return statistics.to(logits.device)
 
 
-def _stream(logits: Tensor, helpers: Tensor | None, index: int) -> Tensor:
+def _stream(logits: Tensor, side: Tensor | None, index: int) -> Tensor:
     """The row that a stream index names, as ``[V] float64``."""
     if index >= 0:
         return logits[index].double()
-    assert helpers is not None
-    return helpers[-2 - index].double()
+    assert side is not None
+    return side[-2 - index].double()
 
 
 def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[float]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from divserve_kernels import backends, reference
 from divserve_kernels.layout import PARAMETERS, Form, program
-from divserve_kernels.rows import Programs, Rows
+from divserve_kernels.streams import Programs, Streams
 
 __all__ = ["EXAMPLES", "Check", "check"]
 
@@ -81,7 +81,7 @@ def check(device: torch.device, vocab: int = 1271) -> Check:
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
 
 
-def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Tensor, Rows]:
+def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Tensor, Streams]:
     """Logits ``[3G, vocab] float32`` and the rows of `EXAMPLES`, with a nucleus or without."""
     top_p = PARAMETERS.index("top_p")
     chosen = [p for p in EXAMPLES.values() if nucleus or p[top_p] >= 1]
@@ -92,7 +92,7 @@ def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Ten
     logits = torch.randn(3 * count, vocab, generator=generator) * 3
     logits[::4, vocab // 2 :: 3] = -math.inf
     streams = (range(start, 3 * count, 3) for start in range(3))
-    return logits.to(device), Rows.pack(programs, range(count), *streams)
+    return logits.to(device), Streams.pack(programs, range(count), *streams)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

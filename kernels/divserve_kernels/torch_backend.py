@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from divserve_kernels.layout import LOG_CLIP, MIN_ENTROPY, PARAMETERS, Form
-from divserve_kernels.rows import Rows
-from divserve_kernels.torch_forms import Streams, dropped_of, lowest_of, other_forms
+from divserve_kernels.streams import Streams
+from divserve_kernels.torch_forms import Gathered, dropped_of, lowest_of, other_forms
 
 __all__ = ["guide"]
 
@@ -45,18 +45,18 @@ class Workspace:
 _workspace = Workspace()
 
 
-def guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+def guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`."""
     # A guide row is the primary of no pair, so the chunks do not see each other's results.
     parts = [rows.part(i, i + CHUNK) for i in range(0, len(rows), CHUNK)]
-    return torch.cat([_guide(logits, part, helpers, out) for part in parts])
+    return torch.cat([_guide(logits, part, side, out) for part in parts])
 
 
-def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> Tensor:
+def _guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """At most `CHUNK` rows."""
     p = dict(zip(PARAMETERS, rows.table.index_select(1, rows.slot)[:, :, None], strict=True))
     work = _workspace.take(len(rows), logits)
-    streams = _streams(logits, rows, helpers, work[:2])
+    streams = _streams(logits, rows, side, work[:2])
     z1, z2 = streams.z1, streams.z2
     l1 = torch.log_softmax(z1, -1, out=work[2])
     l2 = torch.log_softmax(z2, -1, out=work[3])
@@ -96,7 +96,7 @@ def _guide(logits: Tensor, rows: Rows, helpers: Tensor | None, out: Tensor) -> T
     return torch.where(taken, torch.cat(figures, dim=-1), 0.0)
 
 
-def _streams(logits: Tensor, rows: Rows, helpers: Tensor | None, work: Tensor) -> Streams:
+def _streams(logits: Tensor, rows: Streams, side: Tensor | None, work: Tensor) -> Gathered:
     """Gathers the streams of a chunk and brings −inf and lengths into their defined form."""
     vocab = logits.shape[1]
     sizes = torch.full_like(rows.primary, vocab)
@@ -106,15 +106,15 @@ def _streams(logits: Tensor, rows: Rows, helpers: Tensor | None, work: Tensor) -
     z3 = torch.empty_like(z1) if rows.any_third else None
     z3 = None if z3 is None else _gather(logits, rows.third, z3)
     beyond = None
-    if helpers is not None:
+    if side is not None:
         aided = (rows.guide < -1) | (rows.third < -1)
-        sizes = torch.where(aided, min(helpers.shape[1], vocab), sizes)
+        sizes = torch.where(aided, min(side.shape[1], vocab), sizes)
         beyond = torch.arange(vocab, device=logits.device) >= sizes[:, None]
         z1.masked_fill_(beyond, -math.inf)
-        _take_helpers(z2, helpers, rows.guide)
+        _take_side(z2, side, rows.guide)
         z2.masked_fill_(beyond, -math.inf)
         if z3 is not None:
-            _take_helpers(z3, helpers, rows.third)
+            _take_side(z3, side, rows.third)
             z3.masked_fill_(beyond, -math.inf)
     # A GPU is not asked whether there are masked entries: the answer would have to be waited for.
     lowest = torch.minimum(z1.amin(), z2.amin())
@@ -126,7 +126,7 @@ def _streams(logits: Tensor, rows: Rows, helpers: Tensor | None, work: Tensor) -
     if z3 is not None:
         z3.masked_fill_(torch.isneginf(z3.amax(-1, keepdim=True)), 0.0)
         z3 = z3.clamp_min_(lowest_of(z3)).masked_fill_((rows.third == -1)[:, None], 0.0)
-    return Streams(z1, z2, z3, sizes[:, None], masked)
+    return Gathered(z1, z2, z3, sizes[:, None], masked)
 
 
 def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
@@ -137,14 +137,14 @@ def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
     return out.copy_(source.index_select(0, index))
 
 
-def _take_helpers(z: Tensor, helpers: Tensor, index: Tensor) -> None:
-    """Overwrites the rows of ``z`` ``[G, V]`` that a stream index draws from the helpers."""
-    shared = min(z.shape[1], helpers.shape[1])
-    found = helpers[:, :shared].index_select(0, (-2 - index).clamp_min(0)).float()
+def _take_side(z: Tensor, side: Tensor, index: Tensor) -> None:
+    """Overwrites the rows of ``z`` ``[G, V]`` that a stream index draws from ``side``."""
+    shared = min(z.shape[1], side.shape[1])
+    found = side[:, :shared].index_select(0, (-2 - index).clamp_min(0)).float()
     z[:, :shared] = torch.where((index < -1)[:, None], found, z[:, :shared])
 
 
-def _statistics(l1: Tensor, l2: Tensor, streams: Streams, work: Tensor) -> tuple[Tensor, ...]:
+def _statistics(l1: Tensor, l2: Tensor, streams: Gathered, work: Tensor) -> tuple[Tensor, ...]:
     """Entropy, clipped KL, JSD (nats), max p1, Σ p1², overlap, agreement: ``[G, 1] float32`` each.
 
     Args:
@@ -175,7 +175,7 @@ def _statistics(l1: Tensor, l2: Tensor, streams: Streams, work: Tensor) -> tuple
     return tuple(x.masked_fill(dead, 0) for x in found)
 
 
-def _agree(streams: Streams, work: Tensor) -> Tensor:
+def _agree(streams: Gathered, work: Tensor) -> Tensor:
     """Whether some token is likeliest in both, ``[G, 1] float32``."""
     z1, z2 = streams.z1, streams.z2
     at1 = torch.eq(z1, z1.amax(-1, keepdim=True), out=work[2])

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from divserve_kernels.layout import Form
-from divserve_kernels.rows import Rows
+from divserve_kernels.streams import Streams
 
-__all__ = ["Streams", "dropped_of", "lowest_of", "other_forms"]
+__all__ = ["Gathered", "dropped_of", "lowest_of", "other_forms"]
 
 
 @dataclass(frozen=True, slots=True)
-class Streams:
+class Gathered:
     """The float32 logits of a chunk of rows; entries beyond the shared vocabulary are −inf."""
 
     z1: Tensor
@@ -30,7 +30,7 @@ class Streams:
     """``[G, V] bool``: z1 = −inf; None when no stream holds any."""
 
 
-def dropped_of(rows: Rows, streams: Streams, p: dict[str, Tensor]) -> Tensor | None:
+def dropped_of(rows: Streams, streams: Gathered, p: dict[str, Tensor]) -> Tensor | None:
     """``[G, V] bool``: tokens that are not kept; None when all are."""
     if not (rows.any_plausibility or rows.any_nucleus):
         return streams.masked
@@ -48,7 +48,7 @@ Choice = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def other_forms(
-    rows: Rows, streams: Streams, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
+    rows: Streams, streams: Gathered, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
     dropped: Tensor | None,
 ) -> list[Choice]:  # fmt: skip
     """What rows of the rarer forms get; from the streams as they are, before they are combined."""
@@ -82,7 +82,7 @@ def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tens
     return torch.where(top_p < 1, line, -math.inf)
 
 
-def _switch(streams: Streams, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _switch(streams: Gathered, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """COIECD's choice per token ``[G, V]`` and the contrast of the likeliest tokens ``[G, 1]``."""
     z1 = streams.z1
     near_top = z1 > z1.amax(-1, keepdim=True) - log_ratio

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from divserve_kernels.layout import STATISTICS
-from divserve_kernels.rows import Rows
+from divserve_kernels.streams import Streams
 from divserve_kernels.triton_math import ABSENT, INTERPRETED
 from divserve_kernels.triton_nucleus import FIELDS, search
 from divserve_kernels.triton_row import ALL, COMPARE, EXTENTS, WRITE, guide_segment
@@ -103,8 +103,8 @@ def _nuclei(  # type: ignore[no-untyped-def]
 
 def guide(
     logits: Tensor,
-    rows: Rows,
-    helpers: Tensor | None,
+    rows: Streams,
+    side: Tensor | None,
     out: Tensor,
     width: int = WIDTH,
     strips: int = STRIPS,
@@ -115,7 +115,7 @@ def guide(
         width, strips: length of a strip, a power of two, and strips of a tile.
     """
     count, vocab = len(rows), logits.shape[1]
-    aids = logits if helpers is None else helpers
+    aids = logits if side is None else side
     segments = triton.cdiv(vocab, width * strips)
     padded = triton.next_power_of_2(segments)
     device = logits.device

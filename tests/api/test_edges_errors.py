@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from divserve.api.foreign import INTERNAL, status_of
+from divserve.http.foreign import INTERNAL, status_of
 from tests.support.chat import MESSAGES, PROMPT
 from tests.support.fake_client import FakeClient
 
@@ -182,7 +182,7 @@ def test_a_crash_in_the_middle_of_a_stream(http: TestClient, fake_engine: FakeCl
 
 
 def test_what_the_engine_says_when_it_stops(http: TestClient, fake_engine: FakeClient) -> None:
-    from divserve.engine.stopped import ShuttingDown
+    from divserve.engine.client.gone import ShuttingDown
 
     fake_engine.fail_at, fake_engine.error = 0, ShuttingDown()
     for stream in (False, True):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from starlette._utils import get_route_path
 
-from divserve.edges.paths import path_of
+from divserve.http.paths import path_of
 from tests.support.edges import Call, small_app
 
 

@@ -12,10 +12,10 @@ from divserve.edges.auth import RequireKey
 from divserve.edges.body import GuardBody
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.keys import KeyRing
-from divserve.edges.paths import path_of
 from divserve.edges.request_id import RequestIds
 from divserve.edges.shape import ShapeErrors
 from divserve.edges.traffic import Traffic
+from divserve.http.paths import path_of
 from tests.support.edges import Call, small_app
 
 SETTINGS = EdgeSettings()

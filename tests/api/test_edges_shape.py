@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from divserve.api.foreign import INTERNAL
 from divserve.edges import shape
 from divserve.errors import ApiError, DecodingFailed, Unavailable
+from divserve.http.foreign import INTERNAL
 from tests.support.edges import Call, small_app
 
 SECRET = "the password is in config.py line 7"

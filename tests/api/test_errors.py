@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from divserve.api import errors
 from divserve.api.requests import ChatRequest
 from divserve.decoding import METHODS, Decoding
 from divserve.errors import DecodingFailed, InvalidRequest
+from divserve.http import errors
 
 GUIDE = {"prompt": "x"}
 MISSING = "missing_required_parameter"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from divserve.api.foreign import INTERNAL, KINDS, foreign_body, status_of
+from divserve.http.foreign import INTERNAL, KINDS, foreign_body, status_of
 
 OURS = {"message": "m", "type": "t", "param": None, "code": "c"}
 LONG = "This model's maximum context length is 256 tokens."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from divserve.api.foreign import INTERNAL
+from divserve.http.foreign import INTERNAL
 from tests.support.chat import MESSAGES
 from tests.support.fake_client import FakeClient
 
@@ -25,7 +25,7 @@ def http(app: Any, fake_engine: FakeClient) -> TestClient:
 
 
 def endings() -> list[Any]:
-    from divserve.engine.stopped import EngineStopped, ShuttingDown
+    from divserve.engine.client.gone import EngineStopped, ShuttingDown
 
     return [
         (ShuttingDown, "shutting_down", "The server is shutting down."),

@@ -9,8 +9,8 @@ import pytest
 from divserve.api.guide import chat_fields, checked, completion_prompt, not_rendered
 from divserve.decoding import Guide
 from divserve.decoding.cad import Cad
-from divserve.engine.openai import VLLMValidationError
 from divserve.errors import InvalidRequest
+from divserve.http.openai import VLLMValidationError
 
 DOCUMENT = "The tower is blue.\nIt was painted in 1999. (a+b)*"
 

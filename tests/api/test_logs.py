@@ -23,8 +23,8 @@ from divserve.api.record import KEY_NAME, Record
 from divserve.api.report import ChoiceReport
 from divserve.api.request_log import fields, request_log
 from divserve.decoding import METHODS, Stack
-from divserve.engine import request_lines
 from divserve.errors import DecodingFailed
+from divserve.startup import log_format
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, guided
 from tests.support.edges import small_app
 from tests.support.fake_client import FakeClient, arguments
@@ -234,10 +234,10 @@ def test_the_watch_is_outermost_and_sees_through_copies(server: Server) -> None:
 
 def test_vllm_writes_json_too() -> None:
     args = Namespace(log_format="json")
-    request_lines.have_vllm_join(args)
+    log_format.have_vllm_join(args)
     assert asdict(args.logging_config)["formatter"] == "json"
     plain = Namespace(log_format="console")
-    request_lines.have_vllm_join(plain)
+    log_format.have_vllm_join(plain)
     assert plain == Namespace(log_format="console")
 
 

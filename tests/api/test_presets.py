@@ -207,7 +207,7 @@ def test_a_grounding_text_is_a_stream(http: TestClient, engine: FakeClient) -> N
 
 def test_settings_file(tmp_path: Path) -> None:
     """The section ``presets`` beside vLLM's own settings."""
-    from divserve.engine.launch import parse
+    from divserve.startup.launch import parse
 
     settings, preset = tmp_path / "settings.yaml", tmp_path / "soft.json"
     settings.write_text("port: 8123\npresets:\n  strong: {method: cfg, scale: 2}\n")

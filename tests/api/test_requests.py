@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from divserve.api.requests import ChatRequest, CompletionsRequest
-from divserve.decoding import Row, Spec
+from divserve.decoding import Program, Spec
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.errors import InvalidRequest
 
@@ -41,7 +41,7 @@ def test_the_order_of_a_chat() -> None:
     request = chat(decoding={**CAD, "alpha": 0.75}, vllm_xargs={"mine": 1})
     request.give_guides([[[4, 5]]])
     extra = packed(request).extra_args
-    assert extra["divserve"] == Spec(Row(alpha=0.75), [[4, 5]])
+    assert extra["divserve"] == Spec(Program(alpha=0.75), [[4, 5]])
     assert extra["mine"] == 1
     assert request.side_tokens(0) == 2
 
@@ -61,7 +61,7 @@ def test_the_temperature_is_the_final_one() -> None:
     request.give_guides([[[1]]])
     spec = packed(request, temperature=0.5).extra_args["divserve"]
     assert isinstance(request.decoding, KlTemperature)
-    assert spec.row == request.decoding.row(0.5)
+    assert spec.row == request.decoding.program(0.5)
     assert request.sampled_at == 0.5
 
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from divserve.engine.openai import ChatCompletionRequest, CompletionRequest
+from divserve.http.openai import ChatCompletionRequest, CompletionRequest
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, QUESTION
 from tests.support.fake_client import ANSWER, FakeClient, arguments
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divserve.decoding import STATISTICS, Form, Look, LookBack, LookRow, LookState, Row, Stack
+from divserve.decoding import STATISTICS, Form, Look, LookBack, LookRow, LookState, Program, Stack
 from divserve.decoding.look import Reference
 
 REFERENCES = st.sampled_from(get_args(Reference))
@@ -77,7 +77,7 @@ def test_what_a_step_without_alarm_does(otherwise: str, temperature: float, gree
 
 def test_the_order_only_observes_and_looks_back() -> None:
     spec = Stack(method()).spec(0.7, [None])
-    assert spec.row == Row(form=Form.OBSERVE)
+    assert spec.row == Program(form=Form.OBSERVE)
     assert spec.look == Look(1.0, 8, 128, "prefix+generated", True)
     assert type(spec).from_wire(spec.to_wire()) == spec
 

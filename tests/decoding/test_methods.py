@@ -15,7 +15,7 @@ from divserve.decoding import (
     Form,
     Instructive,
     Method,
-    Row,
+    Program,
     Spec,
     Switch,
 )  # fmt: skip
@@ -65,36 +65,36 @@ def test_registry_is_complete(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "row"),
     [
-        ({"method": "cad"}, Row(alpha=0.5)),
-        ({"method": "cad", "alpha": 1}, Row(alpha=1.0)),
-        ({"method": "adacad"}, Row(jsd_scale=1.0, floor=0.0)),
+        ({"method": "cad"}, Program(alpha=0.5)),
+        ({"method": "cad", "alpha": 1}, Program(alpha=1.0)),
+        ({"method": "adacad"}, Program(jsd_scale=1.0, floor=0.0)),
         (
             {"method": "adacad", "floor": 0.3, "jsd_base": "bits"},
-            Row(jsd_scale=1 / math.log(2), floor=0.3),
+            Program(jsd_scale=1 / math.log(2), floor=0.3),
         ),
-        ({"method": "cfg"}, Row(alpha=0.5)),
-        ({"method": "cfg", "scale": 0.25}, Row(alpha=-0.75)),
-        ({"method": "coiecd"}, Row(form=Form.SWITCH, alpha=1.0, log_ratio=math.log(4))),
-        ({"method": "coiecd", "ratio": 1}, Row()),
-        ({"method": "instructive"}, Row(guide_weight=-0.3)),
+        ({"method": "cfg"}, Program(alpha=0.5)),
+        ({"method": "cfg", "scale": 0.25}, Program(alpha=-0.75)),
+        ({"method": "coiecd"}, Program(form=Form.SWITCH, alpha=1.0, log_ratio=math.log(4))),
+        ({"method": "coiecd", "ratio": 1}, Program()),
+        ({"method": "instructive"}, Program(guide_weight=-0.3)),
         (
             {"method": "linear_alignment"},
-            Row(alpha=2.0, top_p=0.8, top_p_temperature=1.0),
+            Program(alpha=2.0, top_p=0.8, top_p_temperature=1.0),
         ),
-        ({"method": "linear_alignment", "nucleus": 1, "ratio": 3}, Row(alpha=3.0)),
+        ({"method": "linear_alignment", "nucleus": 1, "ratio": 3}, Program(alpha=3.0)),
         (
             {"method": "uscd"},
-            Row(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
+            Program(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
         ),
-        ({"method": "uscd", "weight": 0}, Row()),
-        ({"method": "kl_temperature"}, Row(kl_rate=1.0)),
-        ({"method": "kl_temperature", "sigma": 0}, Row()),
-        ({"method": "kl_temperature", "sigma": 4}, Row(kl_rate=0.25)),
+        ({"method": "uscd", "weight": 0}, Program()),
+        ({"method": "kl_temperature"}, Program(kl_rate=1.0)),
+        ({"method": "kl_temperature", "sigma": 0}, Program()),
+        ({"method": "kl_temperature", "sigma": 4}, Program(kl_rate=0.25)),
     ],
 )
-def test_rows(fields: dict[str, Any], row: Row) -> None:
+def test_rows(fields: dict[str, Any], row: Program) -> None:
     """The defaults are the papers'."""
-    assert parse(**GUIDE, **fields).row(1.0) == row
+    assert parse(**GUIDE, **fields).program(1.0) == row
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_cfg_needs_no_guide() -> None:
 def test_spec_survives_the_wire() -> None:
     """What the front end packs is what the engine unpacks, −inf included."""
     spec = Spec(
-        Row(alpha=0.5),
+        Program(alpha=0.5),
         [[1, 2, 3], [4]],
-        Row(kl_rate=1.0),
+        Program(kl_rate=1.0),
         grounding=[5],
         average=True,
-        helpers=("amateur", "tuned"),
+        amateurs=("amateur", "tuned"),
         switch=Switch(1.0, 5, 10, "large", (0.5, 2.0), 3),
     )
     assert Spec.from_wire(spec.to_wire()) == spec
@@ -150,37 +150,39 @@ def test_spec_survives_the_wire() -> None:
 def test_methods_without_a_guide() -> None:
     """VDGD replaces the logits by the grounding vector; EDT's rate is in nats and halvings."""
     vdgd = parse(method="vdgd", grounding="A tower.")
-    assert vdgd.row(1.0) == Row(
+    assert vdgd.program(1.0) == Program(
         primary_weight=0.0, third_weight=1.0, top_p=0.5, top_p_temperature=0.5
     )
     subtracting = parse(method="vdgd", grounding="A tower.", score="subtract")
-    assert subtracting.row(1.0).primary_weight == 1.0
+    assert subtracting.program(1.0).primary_weight == 1.0
     edt = parse(method="entropy_temperature")
-    assert edt.row(1.0).entropy_rate == pytest.approx(-0.1 * math.log2(0.8))
-    assert edt.row(0.0) == parse(method="entropy_temperature", theta=0).row(1.0) == Row()
-    assert edt.row(0.5).min_factor * 0.5 == pytest.approx(1e-4)
+    assert edt.program(1.0).entropy_rate == pytest.approx(-0.1 * math.log2(0.8))
+    assert (
+        edt.program(0.0) == parse(method="entropy_temperature", theta=0).program(1.0) == Program()
+    )
+    assert edt.program(0.5).min_factor * 0.5 == pytest.approx(1e-4)
     same = parse(method="entropy_temperature", theta=2, base=1)
-    assert same.row(1.0) == Row()
+    assert same.program(1.0) == Program()
     hot = parse(method="entropy_temperature", theta=1, base=0.5)
-    assert hot.row(1.0).entropy_rate == 1.0
+    assert hot.program(1.0).entropy_rate == 1.0
 
 
 def test_the_papers_gate_is_converted_at_its_own_vocabulary() -> None:
     """algorithms.md §6(f): s0 0.005 is Σp² 0.80, 0.0035 is 0.39."""
-    gates = [parse(method="uscd", s0=s0, **GUIDE).row(1.0).gate for s0 in (0.005, 0.0035)]
+    gates = [parse(method="uscd", s0=s0, **GUIDE).program(1.0).gate for s0 in (0.005, 0.0035)]
     assert gates == pytest.approx([0.8004, 0.3922], abs=1e-4)
     assert ("one.uscd", "gate_choice") in errors(method="uscd", s0=0.005, uncertainty=0.5, **GUIDE)
 
 
 def test_a_nucleus_of_everything_has_no_temperature() -> None:
     whole = parse(method="linear_alignment", nucleus=1, ratio=3, **GUIDE)
-    assert whole.row(0.0) == whole.row(0.7) == Row(alpha=3.0)
+    assert whole.program(0.0) == whole.program(0.7) == Program(alpha=3.0)
 
 
 def test_the_nucleus_of_a_greedy_request_has_the_scripts_temperature() -> None:
     method = parse(method="linear_alignment", **GUIDE)
-    assert method.row(0.0).top_p_temperature == 0.5
-    assert method.row(0.7).top_p_temperature == 0.7
+    assert method.program(0.0).top_p_temperature == 0.5
+    assert method.program(0.7).top_p_temperature == 0.7
 
 
 @pytest.mark.parametrize(
@@ -225,17 +227,17 @@ def test_a_guide_excludes_a_noise() -> None:
 )
 def test_weights_of_models(fields: dict[str, Any], weights: tuple[float, ...]) -> None:
     """What the kernel makes of the row: weights of the served model, the amateur, the tuned one."""
-    row = parse(**fields).row(1.0)
+    row = parse(**fields).program(1.0)
     a, b = row.primary_weight + row.alpha, row.guide_weight - row.alpha
     assert (a, b, row.third_weight) == pytest.approx(weights)
 
 
 def test_lines_of_the_contrasts_of_models() -> None:
-    assert parse(method="contrastive").row(1.0).log_plausibility == pytest.approx(math.log(0.1))
-    assert parse(method="contrastive", alpha=0).row(1.0).log_plausibility == -math.inf
-    assert not parse(method="contrastive", alpha=0).row(1.0).drops_tokens()
-    assert parse(method="dexperts").row(1.0).top_p == 0.9
-    assert not parse(method="proxy_tuning").row(1.0).drops_tokens()
+    assert parse(method="contrastive").program(1.0).log_plausibility == pytest.approx(math.log(0.1))
+    assert parse(method="contrastive", alpha=0).program(1.0).log_plausibility == -math.inf
+    assert not parse(method="contrastive", alpha=0).program(1.0).drops_tokens()
+    assert parse(method="dexperts").program(1.0).top_p == 0.9
+    assert not parse(method="proxy_tuning").program(1.0).drops_tokens()
     assert ("one.contrastive", "beta_unused") in errors(
         method="contrastive", form="original", beta=0.5
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from divserve.decoding import METHODS, STATISTICS, Row
+from divserve.decoding import METHODS, STATISTICS, Program
 
 GUIDE = {"guide": {"without": "the document"}}
 OWN = {name: float(10 + place) for place, name in enumerate(STATISTICS)}
@@ -75,9 +75,9 @@ def test_parameters_are_the_methods_own() -> None:
 def test_lowest_temperature_is_the_papers_at_any_base() -> None:
     """T never falls below 1e-4, whatever the request's own temperature."""
     method = METHODS["kl_temperature"].model_validate({"method": "kl_temperature", **GUIDE})
-    assert method.row(0.5).min_factor * 0.5 == pytest.approx(1e-4)
-    assert method.row(0.0) == Row()
-    assert method.row(1e-5).min_factor == 1.0
+    assert method.program(0.5).min_factor * 0.5 == pytest.approx(1e-4)
+    assert method.program(0.0) == Program()
+    assert method.program(1e-5).min_factor == 1.0
 
 
 def test_temperature_is_reported_as_used() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import STATISTICS, Decoding, Form, Row, Stack, Switch
+from divserve.decoding import STATISTICS, Decoding, Form, Program, Stack, Switch
 from divserve.decoding.stack import share_guide
 
 GUIDE = {"guide": {"without": "the document"}}
@@ -34,7 +34,7 @@ def test_order_of_the_list_does_not_matter() -> None:
 
 def test_one_program_of_all() -> None:
     spec = stack(KL, ADDED, CAD).spec(1.0, [[1], None, [1]], [7, 8])
-    assert spec.row == Row(
+    assert spec.row == Program(
         alpha=0.5, third_weight=1.0, top_p=0.5, top_p_temperature=0.5, kl_rate=1.0
     )
     assert (spec.guides, spec.cooling, spec.grounding) == ([[1]], None, [7, 8])
@@ -43,20 +43,20 @@ def test_one_program_of_all() -> None:
 
 def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
     spec = stack(CAD, {**KL, **OTHER, "sigma": 2}).spec(1.0, [[1], [2]])
-    assert spec.row == Row(alpha=0.5)
-    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=0.5)
+    assert spec.row == Program(alpha=0.5)
+    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=0.5)
     assert spec.guides == [[1], [2]]
 
 
 def test_models_and_a_temperature_with_a_guide() -> None:
-    """The helper's logits are the first program's second stream, the guide is the second's."""
+    """The amateur's logits are the first program's second stream, the guide is the second's."""
     spec = stack({"method": "contrastive"}, KL).spec(1.0, [None, [4, 5]])
-    assert spec.helpers == ("amateur",)
+    assert spec.amateurs == ("amateur",)
     assert spec.guides == [[4, 5]]
-    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=1.0)
+    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=1.0)
     assert spec.row.alpha == 0.5
     plain = stack({"method": "dexperts"}, EDT).spec(1.0, [None, None])
-    assert (plain.helpers, plain.guides, plain.cooling) == (("amateur", "tuned"), [], None)
+    assert (plain.amateurs, plain.guides, plain.cooling) == (("amateur", "tuned"), [], None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_two_second_streams(bodies: Any, guides: list[Any], two: bool) -> None:
 def test_the_first_and_the_last_guide_of_three() -> None:
     spec = stack(CAD, ADDED, {**KL, **OTHER}).spec(1.0, [[1], None, [2]], [7])
     assert (spec.guides, spec.grounding, spec.average) == ([[1], [2]], [7], False)
-    assert spec.cooling == Row(form=Form.OBSERVE, kl_rate=1.0)
+    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=1.0)
 
 
 @pytest.mark.parametrize(("reduce", "average"), [("min", False), ("avg", True)])

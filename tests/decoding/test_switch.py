@@ -96,7 +96,7 @@ def test_a_rule_begins_where_it_is_told(recent: list[float], run: int, active: M
 
 def test_the_method_observes_and_reports_bits() -> None:
     method = EntropySwitch.model_validate({"method": "entropy_switch", "threshold": 2})
-    assert method.row(1.0).form == Form.OBSERVE
+    assert method.program(1.0).form == Form.OBSERVE
     assert method.switch() == Switch(2.0, 5, 10, "small")
     other = {"method": "entropy_switch", "window": 3, "min_run": 4, "start": "large"}
     assert EntropySwitch.model_validate(other).switch() == Switch(1.0, 3, 4, "large")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divserve.decoding import Form, Look, Row, Spec, Switch
+from divserve.decoding import Form, Look, Program, Spec, Switch
 
 NUMBERS = st.floats(allow_nan=False)
 IDS = st.lists(st.integers(0, 50_000), max_size=4)
-ROWS = st.builds(Row, *[NUMBERS] * len(Row._fields))
+ROWS = st.builds(Program, *[NUMBERS] * len(Program._fields))
 SWITCHES = st.builds(
     Switch,
     NUMBERS,
@@ -64,9 +64,9 @@ def test_orders_survive_the_wire(spec: Spec) -> None:
 
 def test_what_an_order_is_by_default() -> None:
     """A key that the front end forgets would be missed by the engine."""
-    assert Spec(Row()).to_wire() == {
-        "row": list(Row()), "guides": [], "cooling": None, "grounding": [], "average": False,
-        "helpers": [], "switch": None, "look": None,
+    assert Spec(Program()).to_wire() == {
+        "row": list(Program()), "guides": [], "cooling": None, "grounding": [], "average": False,
+        "amateurs": [], "switch": None, "look": None,
     }  # fmt: skip
 
 
@@ -79,15 +79,15 @@ def test_streams_are_all_that_is_read_beside_the_prompt(spec: Spec) -> None:
 @pytest.mark.parametrize(
     ("row", "drops"),
     [
-        (Row(), False),
-        (Row(alpha=2.0, kl_rate=1.0), False),
-        (Row(top_p=1.0, log_plausibility=-math.inf), False),
-        (Row(top_p=0.999), True),
-        (Row(log_plausibility=-1e300), True),
-        (Row(form=float(Form.PROBABILITY)), True),
-        (Row(form=float(Form.SWITCH)), False),
-        (Row(form=float(Form.OBSERVE)), False),
+        (Program(), False),
+        (Program(alpha=2.0, kl_rate=1.0), False),
+        (Program(top_p=1.0, log_plausibility=-math.inf), False),
+        (Program(top_p=0.999), True),
+        (Program(log_plausibility=-1e300), True),
+        (Program(form=float(Form.PROBABILITY)), True),
+        (Program(form=float(Form.SWITCH)), False),
+        (Program(form=float(Form.OBSERVE)), False),
     ],
 )
-def test_what_may_drop_tokens(row: Row, drops: bool) -> None:
+def test_what_may_drop_tokens(row: Program, drops: bool) -> None:
     assert row.drops_tokens() is drops

@@ -17,7 +17,7 @@ from tests.support.server import clean_environment
 
 PARSE = """
 import json, sys
-from divserve.engine import launch
+from divserve.startup import launch
 for name, argv in json.loads(sys.argv[1]).items():
     try:
         launch.parse(argv)

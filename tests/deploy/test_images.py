@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from divserve.engine.checks import VLLM_VERSION
+from divserve.startup.checks import VLLM_VERSION
 from tests.support.deploy import DEPLOY, SETUP, program
 from tests.support.models import ROOT
 

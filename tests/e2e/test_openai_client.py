@@ -20,7 +20,7 @@ from tests.support.chat import (
 )
 
 TRACED = guided(trace=True)
-ALONE = [name for name, method in METHODS.items() if not method.helpers + method.engines]
+ALONE = [name for name, method in METHODS.items() if not method.amateurs + method.engines]
 """Methods of one model; `test_two_models` asks for the others."""
 
 

@@ -64,7 +64,7 @@ def switch(client: openai.OpenAI) -> dict[str, Any]:
     return {**NEVER, "threshold": bits}
 
 
-@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.helpers])
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.amateurs])
 def test_methods_of_helpers(client: openai.OpenAI, method: str) -> None:
     """Whole and streamed alike; the account has a figure of every report for every token."""
     body = {"method": method, "trace": True}

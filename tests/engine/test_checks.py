@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from divserve.decoding import METHODS, Stack
-from divserve.engine import checks, cpu, engines, launch
-from divserve.engine.orders import check_adapters
+from divserve.engine.client.orders import check_adapters
 from divserve.errors import InvalidRequest, StartupError
+from divserve.startup import checks, cpu, engines, launch
 
 
 def config(**changes: Any) -> Any:
@@ -80,13 +80,13 @@ def test_modes_are_refused_by_name(changes: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_supported_modes_get_our_scheduler_and_worker(asynchronous: bool) -> None:
     """The scheduler matches vLLM's choice of synchronous or asynchronous scheduling."""
-    from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
+    from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
 
     given = config(scheduler_config__async_scheduling=asynchronous)
     engines.install(given)
     expected = AsyncLockstepScheduler if asynchronous else LockstepScheduler
     assert given.scheduler_config.scheduler_cls is expected
-    assert given.parallel_config.worker_cls == "divserve.engine.worker.GuidedCPUWorker"
+    assert given.parallel_config.worker_cls == "divserve.engine.worker.worker.GuidedCPUWorker"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from divserve.decoding import STATISTICS, Row
+from divserve.decoding import STATISTICS, Program
 from tests.support.engine import Engine, order
 from tests.support.hf import Reference, combine
 
@@ -339,4 +339,4 @@ def test_aborts_at_any_step_leave_nothing(engine: Engine, streams: Any) -> None:
 
 def test_the_default_floor_is_minus_infinity() -> None:
     """On the wire too: a floor of 0 would forbid the negative weights of cfg below scale 1."""
-    assert Row(*order("cad", [5])["divserve"]["row"]).floor == -math.inf
+    assert Program(*order("cad", [5])["divserve"]["row"]).floor == -math.inf

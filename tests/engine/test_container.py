@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from divserve.engine import container, cpu
+from divserve.startup import container, cpu
 
 GIB = 1 << 30
 

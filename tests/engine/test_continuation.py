@@ -12,7 +12,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from divserve.decoding import Row, Spec, Switch
+from divserve.decoding import Program, Spec, Switch
 from tests.support.engine import Engine, counted, random_prompt
 from tests.support.models import TINY_VOCAB
 
@@ -30,7 +30,7 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def order(output: list[int], switch: Switch = NEVER, vocab: int | None = None) -> dict[str, Any]:
     """``extra_args`` of a segment that continues from ``output``."""
-    wire = Spec(Row(form=0.0), switch=switch).to_wire()
+    wire = Spec(Program(form=0.0), switch=switch).to_wire()
     return {"divserve": {**wire, "output": output, "vocab": vocab}}
 
 

@@ -173,7 +173,7 @@ def test_aborts_leave_nothing(engine: Engine, cases: list[Case]) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [n for n, m in METHODS.items() if m.neutral is not None and not m.helpers]
+    "method", [n for n, m in METHODS.items() if m.neutral is not None and not m.amateurs]
 )
 def test_neutral_parameters_are_plain(engine: Engine, method: str) -> None:
     """Sampled with a seed: token for token what the plain request gets."""

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
 
 from divserve.decoding import Switch
-from divserve.engine.handoff import HandOff
+from divserve.engine.client.hand_off import HandOff
 
 ON_SMALL = Switch(1.0, 1, 1)
 ON_LARGE = Switch(1.0, 1, 1, "large")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from divserve.engine.checks import check_look_back
-from divserve.engine.hidden import HiddenStore
+from divserve.engine.models.hidden_store import HiddenStore
 from divserve.errors import StartupError
+from divserve.startup.checks import check_look_back
 from tests.support.engine import Engine, order, random_prompt
 from tests.support.look_back import divergences, recorded
 

@@ -13,10 +13,10 @@ import torch
 from vllm import SamplingParams
 
 from divserve.engine.faults import NOT_NUMBERS
-from divserve.engine.grounding import Groundings
-from divserve.engine.groups import GroupTable, Plan
-from divserve.engine.packing import Packer
-from divserve.engine.scheduler import LOST
+from divserve.engine.scheduler.scheduler import LOST
+from divserve.engine.worker.grounding import Groundings
+from divserve.engine.worker.groups import GroupTable, Plan
+from divserve.engine.worker.packing import Packer
 from tests.support.engine import Engine, stacked
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
@@ -248,8 +248,8 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
 
 def test_refusal_by_the_scheduler_is_the_clients_error() -> None:
     """A pair that only the scheduler can see not to fit is a 400, not a failure of the server."""
-    from divserve.engine.client import _account_for
-    from divserve.engine.ledger import Account
+    from divserve.engine.client.guided import _account_for
+    from divserve.engine.client.ledger import Account
     from divserve.errors import InvalidRequest
 
     account = Account(ticket=0, error="no room", refused=True)
@@ -263,8 +263,8 @@ def test_refusal_by_the_scheduler_is_the_clients_error() -> None:
     ("error", "code"), [(LOST, "lockstep_lost"), (NOT_NUMBERS, "decoding_failed")]
 )
 def test_the_client_is_told_what_failed(error: str, code: str) -> None:
-    from divserve.engine.client import _account_for
-    from divserve.engine.ledger import Account
+    from divserve.engine.client.guided import _account_for
+    from divserve.engine.client.ledger import Account
     from divserve.errors import DecodingFailed
 
     with pytest.raises(DecodingFailed, match=error[:20]) as failed:
@@ -274,8 +274,8 @@ def test_the_client_is_told_what_failed(error: str, code: str) -> None:
 
 def test_front_end_refuses_tokens_without_statistics() -> None:
     """Even if the scheduler let one pass, the client raises instead of yielding it."""
-    from divserve.engine.client import _account_for
-    from divserve.engine.ledger import Account
+    from divserve.engine.client.guided import _account_for
+    from divserve.engine.client.ledger import Account
     from divserve.errors import DecodingFailed
 
     account = Account(ticket=0)

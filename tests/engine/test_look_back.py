@@ -13,8 +13,8 @@ import pytest
 import torch
 from vllm import SamplingParams
 
-from divserve.engine import worker
-from divserve.engine.hidden import HiddenStore
+from divserve.engine.models.hidden_store import HiddenStore
+from divserve.engine.worker import worker
 from tests.engine.cases import Case as Compared
 from tests.engine.cases import mismatches
 from tests.support.engine import Engine, counted, order, random_prompt

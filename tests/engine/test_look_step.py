@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from divserve.decoding.look import Look
-from divserve.engine.look_step import FAR, LookStep
-from divserve.engine.looking import Looker, LookTable
+from divserve.engine.worker.look_step import FAR, LookStep
+from divserve.engine.worker.look_table import Looker, LookTable
 
 
 def test_a_row_is_offered_its_own_candidates_only() -> None:

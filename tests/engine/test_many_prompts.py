@@ -39,10 +39,10 @@ class Group:
 
 @dataclass
 class Models:
-    """The served model and its helpers, whose vocabularies are padded differently."""
+    """The served model and its amateurs, whose vocabularies are padded differently."""
 
     served: Reference
-    helpers: dict[str, Path]
+    amateurs: dict[str, Path]
     references: list[Any]
 
 
@@ -60,13 +60,13 @@ def models(tiny_reference: Reference, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path, models: Models) -> Iterator[Engine]:
-    helpers = {name: str(path) for name, path in models.helpers.items()}
+    amateurs = {name: str(path) for name, path in models.amateurs.items()}
     room: dict[str, Any] = {
         "max_num_seqs": 128,
         "max_num_batched_tokens": 1024,
         "max_model_len": 256,
     }
-    engine = Engine(tiny, helpers=helpers, look_back=True, **room)
+    engine = Engine(tiny, amateurs=amateurs, look_back=True, **room)
     yield engine
     engine.close()
 
@@ -96,8 +96,8 @@ def expected(models: Models, method: str, group: Group) -> list[Answer]:
         grounded = [models.served.grounding(guide) for guide in group.guides]
         return greedy_batch(streams, lambda i, z: vdgd(z[0], grounded[i]), TOKENS)
     if method in AIDED:
-        streams += [(helper, group.prompts) for helper in models.references]
-        shared = min(helper.config.vocab_size for helper in models.references)
+        streams += [(amateur, group.prompts) for amateur in models.references]
+        shared = min(amateur.config.vocab_size for amateur in models.references)
 
         def contrasted(_: int, z: list[torch.Tensor]) -> torch.Tensor:
             return contrast({"method": method}, *(row[:shared] for row in z))

@@ -12,7 +12,7 @@ from tests.support.models import ROOT
 PARENT = """
 import json, os, signal, time
 from multiprocessing import get_context
-from divserve.engine.processes import CLOSE_S, _Stop
+from divserve.startup.processes import CLOSE_S, _Stop
 
 reading, writing = os.pipe()
 

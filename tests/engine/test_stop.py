@@ -16,7 +16,7 @@ import pytest
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.keys import KeyRing
 from divserve.edges.traffic import Traffic
-from divserve.engine import stop
+from divserve.startup import shutdown
 
 
 class Client:
@@ -69,7 +69,7 @@ def test_what_is_under_way_may_finish(number: signal.Signals) -> None:
     async def test() -> None:
         app = running(2)
         state = app.state
-        stop.take_signals(app, 30)
+        shutdown.take_signals(app, 30)
         os.kill(os.getpid(), number)
         await asyncio.sleep(0.05)
         assert state.traffic.draining
@@ -86,7 +86,7 @@ def test_what_is_under_way_may_finish(number: signal.Signals) -> None:
 def test_the_rest_is_ended_when_the_time_is_up() -> None:
     async def test() -> None:
         app = running(2)
-        stop.take_signals(app, 0.1)
+        shutdown.take_signals(app, 0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         await stopped(app.state)
         assert app.state.engine_client.done == ["ended", "shut down in 5.0"]
@@ -97,7 +97,7 @@ def test_the_rest_is_ended_when_the_time_is_up() -> None:
 def test_a_second_signal_ends_at_once() -> None:
     async def test() -> None:
         app = running(2)
-        stop.take_signals(app, 60)
+        shutdown.take_signals(app, 60)
         start = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0.05)
@@ -117,7 +117,7 @@ def test_sighup_reads_the_keys_again(tmp_path: Path) -> None:
         app = running(0, api_key_file=path)
         app.state.keys = KeyRing(file=path)
         app.state.keys.name_of(b"old")
-        stop.take_signals(app, 60)
+        shutdown.take_signals(app, 60)
         path.write_text("newer")
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.sleep(0.05)

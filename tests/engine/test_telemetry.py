@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY, generate_latest
 from vllm import SamplingParams
 
 from divserve.decoding import METHODS, Stack
-from divserve.engine.ledger import Ledger
-from divserve.engine.output import Timer
+from divserve.engine.client.ledger import Ledger
+from divserve.engine.worker.report import Timer
 from tests.support.engine import Engine, order
 from tests.support.metrics import Changes
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from divserve.engine.watch import LONGEST_TICK_S, Watch, checked, watching
+from divserve.engine.client.watchdog import LONGEST_TICK_S, Watch, checked, watching
 from divserve.errors import StartupError
 from tests.support.losses import gone
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from divserve.decoding import METHODS
-from divserve_kernels import ABSENT, PARAMETERS, STATISTICS, Form, Programs, Rows
+from divserve_kernels import ABSENT, PARAMETERS, STATISTICS, Form, Programs, Streams
 from divserve_kernels.reference import guide as reference
 from divserve_kernels.selfcheck import EXAMPLES
 
@@ -27,7 +27,7 @@ LONG, MANY = (333, len(MIX)) if INTERPRETED else (1271, 99)
 """A vocabulary of several uneven tiles, and rows for all methods: in more the interpreter takes a
 minute."""
 
-BackEnd = Callable[[Tensor, Rows, Tensor | None, Tensor], Tensor]
+BackEnd = Callable[[Tensor, Streams, Tensor | None, Tensor], Tensor]
 
 
 def back_end(name: str) -> BackEnd:
@@ -49,7 +49,7 @@ def back_end(name: str) -> BackEnd:
 def of_method(method: str, temperature: float = 1.0, **fields: Any) -> tuple[float, ...]:
     """The program of a decoding method."""
     payload = {"method": method, "guide": {"prompt": "x"}, **fields}
-    return METHODS[method].model_validate(payload).row(temperature)
+    return METHODS[method].model_validate(payload).program(temperature)
 
 
 def rows_of(
@@ -58,15 +58,15 @@ def rows_of(
     guide: Sequence[int] | None = None,
     third: Sequence[int] | None = None,
     device: torch.device = CPU,
-) -> Rows:
-    """Rows that follow these programs, kept in slots that are neither dense nor in order."""
+) -> Streams:
+    """Rows that follow these programs, which are kept in slots neither dense nor in order."""
     slots = [2 * i + 1 for i in reversed(range(len(programs)))]
     table = Programs(4, device)
     table.write(dict(zip(slots, programs, strict=True)))
-    return Rows.pack(table, slots, primary, guide, third)
+    return Streams.pack(table, slots, primary, guide, third)
 
 
-def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Rows:
+def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Streams:
     """Pairs (0, 1), (2, 3) … of ``logits`` ``[2G, V]``."""
     count = logits.shape[0]
     return rows_of(programs, range(0, count, 2), range(1, count, 2), device=logits.device)
@@ -74,7 +74,7 @@ def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Rows:
 
 def made_up(
     count: int, vocab: int, seed: int = 0, spread: float = 3.0, device: torch.device = CPU
-) -> tuple[Tensor, Rows]:
+) -> tuple[Tensor, Streams]:
     """Logits and ``count`` rows of mixed methods over them; guides are shared to save memory."""
     shared = min(count, 8)
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def made_up(
 
 
 def assert_parity(
-    run: BackEnd, logits: Tensor, rows: Rows, helpers: Tensor | None = None, poison: bool = False
+    run: BackEnd, logits: Tensor, rows: Streams, side: Tensor | None = None, poison: bool = False
 ) -> None:
     """The back end agrees with the reference, and leaves all other rows alone.
 
@@ -98,8 +98,8 @@ def assert_parity(
     expected = expected.to(logits.device)
     mine = expected.clone()
     source = mine if logits.dtype is torch.float32 and not poison else logits
-    found = run(source, rows, helpers, mine)
-    statistics = reference(logits.clone(), rows, helpers, expected).cpu()
+    found = run(source, rows, side, mine)
+    statistics = reference(logits.clone(), rows, side, expected).cpu()
 
     found, written = found.cpu(), torch.zeros(len(logits), dtype=torch.bool)
     for g, (primary, slot) in enumerate(

@@ -38,8 +38,8 @@ def test_a_back_end_that_cannot_serve_is_named(monkeypatch: pytest.MonkeyPatch) 
 def spoilt(kind: str) -> BackEnd:
     """The CPU's back end with one figure wrong."""
 
-    def run(logits: Tensor, rows: Any, helpers: Tensor | None, out: Tensor) -> Tensor:
-        statistics = torch_backend.guide(logits, rows, helpers, out)
+    def run(logits: Tensor, rows: Any, side: Tensor | None, out: Tensor) -> Tensor:
+        statistics = torch_backend.guide(logits, rows, side, out)
         if kind == "statistic":
             statistics[4, 2] += 0.01
         elif kind == "nan":
@@ -59,7 +59,7 @@ def test_a_wrong_back_end_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it serves anybody."""
-    from divserve.engine import worker
+    from divserve.engine.worker import worker
     from divserve.errors import StartupError
 
     worker._check_kernels(CPU, 512)

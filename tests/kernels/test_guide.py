@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from divserve_kernels import PARAMETERS, STATISTICS, Form, Rows, guide
+from divserve_kernels import PARAMETERS, STATISTICS, Form, Streams, guide
 from divserve_kernels.layout import NEUTRAL, program
 from tests.kernels.cases import ALL, back_end, of_method, pairs, rows_of
 
@@ -19,8 +19,8 @@ NAMES = ["reference", *ALL]
 OL = math.log(0.1)
 
 
-def one_row(parameters: Any, streams: int) -> Rows:
-    """Row 0 with row 1 as its guide and row 2, if there is one, as its third stream."""
+def one_row(parameters: Any, streams: int) -> Streams:
+    """Program 0 with row 1 as its guide and row 2, if there is one, as its third stream."""
     return rows_of([parameters], [0], [1], [2] if streams > 2 else None)
 
 
@@ -202,6 +202,6 @@ def test_tables_agree_with_the_methods() -> None:
     """The kernel and the methods name the same columns without importing each other."""
     from divserve import decoding
 
-    assert (decoding.Row._fields, decoding.STATISTICS) == (PARAMETERS, STATISTICS)
+    assert (decoding.Program._fields, decoding.STATISTICS) == (PARAMETERS, STATISTICS)
     assert [*map(int, decoding.Form)] == [*map(int, Form)]
-    assert decoding.Row()._asdict() == NEUTRAL
+    assert decoding.Program()._asdict() == NEUTRAL

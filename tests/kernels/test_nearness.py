@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from divserve_kernels import ABSENT, STATISTICS, helper_row
+from divserve_kernels import ABSENT, STATISTICS, side_row
 from divserve_kernels.layout import program
 from tests.kernels.cases import back_end, rows_of
 from tests.kernels.test_guide import NAMES, Z1, Z2
@@ -19,13 +19,13 @@ INF = math.inf
 
 
 def nearness(
-    name: str, z1: Tensor, z2: Tensor | None, helpers: Tensor | None = None
+    name: str, z1: Tensor, z2: Tensor | None, side: Tensor | None = None
 ) -> tuple[float, float]:
     """Overlap and agreement of two rows, on an output of its own; None: there is no guide."""
     logits = torch.stack([z1] if z2 is None else [z1, z2])
-    second = [ABSENT] if z2 is None else [1] if helpers is None else [helper_row(0)]
+    second = [ABSENT] if z2 is None else [1] if side is None else [side_row(0)]
     rows = rows_of([program(alpha=0.5)], [0], second)
-    found = back_end(name)(logits, rows, helpers, torch.empty(logits.shape))[0]
+    found = back_end(name)(logits, rows, side, torch.empty(logits.shape))[0]
     overlap, agree = (float(found[STATISTICS.index(n)]) for n in ("overlap", "agree"))
     return overlap, agree
 
@@ -94,19 +94,19 @@ def test_nearness_without_a_guide_and_of_dead_streams(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("z1", "helper"),
+    ("z1", "side"),
     [
         ([0.5, 2.0, 1.0, 0.0, 4.0, 5.0], [1.0, 3.0, 0.0, 0.5]),
         ([0.5, 2.0, 1.0, 0.0], [1.0, 3.0, 0.0, 0.5, 4.0, 5.0]),
     ],
 )
 def test_nearness_is_of_the_shared_vocabulary(
-    name: str, z1: list[float], helper: list[float]
+    name: str, z1: list[float], side: list[float]
 ) -> None:
     """The longer row has its maximum beyond it."""
-    streams = torch.tensor(z1), torch.zeros(len(z1)), torch.tensor([helper])
+    streams = torch.tensor(z1), torch.zeros(len(z1)), torch.tensor([side])
     overlap, agree = nearness(name, *streams)
-    assert overlap == pytest.approx(one_minus_tv(z1[:4], helper[:4]), abs=1e-6)
+    assert overlap == pytest.approx(one_minus_tv(z1[:4], side[:4]), abs=1e-6)
     assert agree == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from divserve_kernels import ABSENT, Form, Programs, Rows, guide, helper_row
+from divserve_kernels import ABSENT, Form, Programs, Streams, guide, side_row
 from divserve_kernels.layout import program
 from divserve_kernels.selfcheck import EXAMPLES
 from tests.kernels.cases import (
@@ -79,17 +79,17 @@ def test_absent_streams(name: str) -> None:
 @pytest.mark.parametrize("length", [250, 301, 350])
 @pytest.mark.parametrize("name", ALL)
 def test_helper_rows_of_another_length(name: str, length: int) -> None:
-    """Streams of other models: what lies beyond the shared vocabulary cannot be sampled."""
+    """Rows of other models: what lies beyond the shared vocabulary cannot be sampled."""
     logits, rows = made_up(len(MIX), 301)
-    helpers = torch.randn(5, length, generator=torch.Generator().manual_seed(3))
-    helpers[0, 7] = -math.inf
-    helpers[1] = -math.inf
+    side = torch.randn(5, length, generator=torch.Generator().manual_seed(3))
+    side[0, 7] = -math.inf
+    side[1] = -math.inf
     guides, thirds = rows.guide.tolist(), rows.third.tolist()
-    guides[::2] = [helper_row(i % 5) for i in range(len(guides[::2]))]
-    thirds[::3] = [helper_row(i % 5) for i in range(len(thirds[::3]))]
+    guides[::2] = [side_row(i % 5) for i in range(len(guides[::2]))]
+    thirds[::3] = [side_row(i % 5) for i in range(len(thirds[::3]))]
     mixed = rows_of(MIX, rows.primary.tolist(), guides, thirds)
-    assert_parity(back_end(name), logits, mixed, helpers)
-    assert_parity(back_end(name), logits, mixed, helpers, poison=True)
+    assert_parity(back_end(name), logits, mixed, side)
+    assert_parity(back_end(name), logits, mixed, side, poison=True)
 
 
 @pytest.mark.parametrize("vocab", [111, LONG])
@@ -220,7 +220,7 @@ def test_a_recycled_slot_follows_its_new_program() -> None:
     programs.write({0: EXAMPLES["instructive"], 5: EXAMPLES["cad"]})
     logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
     mine, expected = logits.clone(), logits.clone()
-    guide(mine, Rows.pack(programs, [0, 5], [0, 2], [1, 3]))
+    guide(mine, Streams.pack(programs, [0, 5], [0, 2], [1, 3]))
     guide(expected, pairs(expected, [EXAMPLES["instructive"], EXAMPLES["cad"]]))
     assert torch.equal(mine, expected)
     with pytest.raises(ValueError, match="16"):

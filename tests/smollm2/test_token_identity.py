@@ -108,7 +108,7 @@ def engine(smollm2: Path, stock_answers: Any) -> Iterator[Engine]:
 
 
 def test_one_batch_equals_the_reference(engine: Engine, cases: list[Case]) -> None:
-    alone = [name for name, method in METHODS.items() if not method.helpers + method.engines]
+    alone = [name for name, method in METHODS.items() if not method.amateurs + method.engines]
     assert Counter(c.method for c in cases) == dict.fromkeys((*alone, ""), 12)
     assert mismatches(cases, run(engine, cases)) == []
     assert set(engine.leftovers().values()) == {0}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from divserve.decoding import METHODS, Stack
-from divserve.engine.drop import kept_layers
+from divserve.engine.models.drop import kept_layers
 from tests.engine.cases import NEAR_TIE
 from tests.smollm2.test_token_identity import FACTS
 from tests.support.hf import Reference
@@ -42,7 +42,7 @@ def pair(smollm2: Path, sibling: Any, tmp_path_factory: pytest.TempPathFactory) 
     sibling.save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
     room = {"max_num_seqs": 32, "max_num_batched_tokens": 512, "max_model_len": 512}
-    with two_engines(smollm2, folder, helpers={"amateur": "drop:4"}, **room) as pair:
+    with two_engines(smollm2, folder, amateurs={"amateur": "drop:4"}, **room) as pair:
         yield pair
 
 

@@ -1,4 +1,4 @@
-"""Requests of the end-to-end tests: a document, a question, and the helpers that send them."""
+"""Requests of the end-to-end tests: a document, a question, and the amateurs that send them."""
 
 from __future__ import annotations
 

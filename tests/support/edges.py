@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from divserve.api import errors
 from divserve.edges import stack
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.traffic import weigh
+from divserve.http import errors
 
 DISCONNECT = {"type": "http.disconnect"}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from divserve.decoding import METHODS, Stack
 
-LOAD_FORMAT = "divserve_helpers"
-"""`divserve.engine.helpers.LOAD_FORMAT`, without importing vLLM here."""
+LOAD_FORMAT = "divserve_amateurs"
+"""`divserve.engine.models.loader.LOAD_FORMAT`, without importing vLLM here."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -64,10 +64,10 @@ class Engine:
         }
         if blocks := options.pop("blocks", None):
             settings["num_gpu_blocks_override"] = blocks
-        helpers, look_back = options.pop("helpers", {}), options.pop("look_back", False)
-        if helpers or look_back:
+        amateurs, look_back = options.pop("amateurs", {}), options.pop("look_back", False)
+        if amateurs or look_back:
             extra = {
-                "helpers": helpers,
+                "amateurs": amateurs,
                 "hidden_states": look_back,
                 "load_format": "auto",
                 "extra": {},
@@ -81,8 +81,11 @@ class Engine:
         # Never left to vLLM: once allowed, it would be the default for all later engines.
         settings["async_scheduling"] = self.asynchronous
         if lockstep:
-            from divserve.engine.scheduler import AsyncLockstepScheduler, LockstepScheduler
-            from divserve.engine.worker import GuidedCPUWorker
+            from divserve.engine.scheduler.scheduler import (
+                AsyncLockstepScheduler,
+                LockstepScheduler,
+            )
+            from divserve.engine.worker.worker import GuidedCPUWorker
 
             scheduler = AsyncLockstepScheduler if self.asynchronous else LockstepScheduler
             settings["scheduler_cls"] = scheduler

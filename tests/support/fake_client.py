@@ -12,9 +12,9 @@ from typing import Any
 
 from divserve.decoding import STATISTICS, presets
 from divserve.edges.flags import EdgeSettings
-from divserve.engine.companions import Companions
-from divserve.engine.orders import OnSmall
+from divserve.engine.client.orders import OnSmall
 from divserve.errors import ApiError
+from divserve.startup.extras import Extras
 from tests.support.models import SMOLLM2
 
 ANSWER = " Lyon is the capital"
@@ -129,6 +129,6 @@ def arguments(**edges: Any) -> Namespace:
     args.model = args.model_tag
     args.decodings = presets.load([])
     args.log_format, args.log_prompts = None, False
-    args.companions = Companions({"amateur": "drop:4"}, small="tiny")
+    args.extras = Extras({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
     return args

@@ -65,7 +65,7 @@ class SlowClient(FakeClient):
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncIterator[Any]:
-        from divserve.engine.stopped import ShuttingDown
+        from divserve.engine.client.gone import ShuttingDown
 
         self.answer = [self.answer[0]] * params.max_tokens
         async for output in super().generate(prompt, params, request_id, **options):
@@ -83,8 +83,8 @@ class SlowClient(FakeClient):
 async def serve(port: int, edges: dict[str, Any]) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from divserve.engine import launch
     from divserve.server import build_app
+    from divserve.startup import launch
 
     args = arguments(**edges)
     args.port, args.uvicorn_log_level, args.max_model_len = port, "warning", 8192

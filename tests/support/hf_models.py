@@ -40,15 +40,15 @@ def contrast(body: dict[str, Any], z: Tensor, amateur: Tensor, tuned: Tensor | N
 class Trio:
     """A served model, an amateur and perhaps a tuned one, whose vocabularies may be padded."""
 
-    def __init__(self, served: Reference, *helpers: Any) -> None:
+    def __init__(self, served: Reference, *amateurs: Any) -> None:
         self.served = served.model
-        self.helpers = helpers
+        self.amateurs = amateurs
 
     @torch.inference_mode()
     def greedy(self, prompt: list[int], body: dict[str, Any] | None, max_tokens: int) -> Answer:
         """Decodes greedily; ``body`` None is plain decoding."""
         answer, feed = Answer(), list(prompt)
-        models = [self.served, *(self.helpers if body else ())]
+        models = [self.served, *(self.amateurs if body else ())]
         caches: list[Any] = [None] * len(models)
         for _ in range(max_tokens):
             logits = []

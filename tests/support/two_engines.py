@@ -95,7 +95,7 @@ class Pair:
 
         async def nudge() -> None:
             """An idle engine tells nothing: one more plain request each, then its last report."""
-            from divserve.engine.orders import OnSmall
+            from divserve.engine.client.orders import OnSmall
 
             await asyncio.gather(self.ask([9, 8]), self.ask([9, 8], OnSmall(None)))
             await asyncio.sleep(0.3)
@@ -128,13 +128,13 @@ class Pair:
 
 @contextmanager
 def two_engines(
-    large: Path, small: Path, *, helpers: dict[str, str] | None = None, **options: Any
+    large: Path, small: Path, *, amateurs: dict[str, str] | None = None, **options: Any
 ) -> Iterator[Pair]:
-    """Starts both engines, the large one with its helpers; stops them in the end."""
+    """Starts both engines, the large one with its amateurs; stops them in the end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from divserve.engine.companions import Companions
-    from divserve.engine.engines import guided_engine
+    from divserve.startup.engines import guided_engine
+    from divserve.startup.extras import Extras
 
     settings: dict[str, Any] = {
         "dtype": "float32",
@@ -149,8 +149,8 @@ def two_engines(
     args = AsyncEngineArgs(model=str(large), **settings | options)
     try:
         with asyncio.Runner() as runner:
-            companions = Companions(helpers or {}, small=str(small), small_share=0.5)
-            engine = guided_engine(args, companions)
+            extras = Extras(amateurs or {}, small=str(small), small_share=0.5)
+            engine = guided_engine(args, extras)
             client = runner.run(engine.__aenter__())
             try:
                 yield Pair(runner, client)

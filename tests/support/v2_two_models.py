@@ -14,29 +14,29 @@ from tests.support.v2_child import offer_triton_on_cpu
 
 
 def main(served: Path, amateur: Path, tuned: Path) -> None:
-    """A mixed batch of all methods of helpers, then answers cut and continued."""
+    """A mixed batch of all methods of amateurs, then answers cut and continued."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.engine import test_continuation, test_helpers
+    from tests.engine import test_amateurs, test_continuation
     from tests.engine.cases import mismatches
     from tests.support.engine import Engine, stacked
     from tests.support.hf import Reference
     from tests.support.hf_models import Trio
 
-    test_helpers.TOKENS = 6
+    test_amateurs.TOKENS = 6
     load = AutoModelForCausalLM.from_pretrained
     trio = Trio(Reference(served), *(load(p, dtype=torch.float32) for p in (amateur, tuned)))
     engine = Engine(
-        served, helpers={"amateur": str(amateur), "tuned": str(tuned)}, max_model_len=640
+        served, amateurs={"amateur": str(amateur), "tuned": str(tuned)}, max_model_len=640
     )
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    prompts = [list(range(20 + i, 30 + 9 * i)) for i in range(len(test_helpers.BODIES))]
+    prompts = [list(range(20 + i, 30 + 9 * i)) for i in range(len(test_amateurs.BODIES))]
     cases = [
-        (test_helpers.aided(prompt, body, trio), stacked([body], [None]) if body else None)
-        for prompt, body in zip(prompts, test_helpers.BODIES, strict=True)
+        (test_amateurs.aided(prompt, body, trio), stacked([body], [None]) if body else None)
+        for prompt, body in zip(prompts, test_amateurs.BODIES, strict=True)
     ]
-    answers = [list(o.outputs[0].token_ids) for o in test_helpers.run(engine, cases)]
+    answers = [list(o.outputs[0].token_ids) for o in test_amateurs.run(engine, cases)]
     result: dict[str, Any] = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],
         "mismatches": mismatches([case for case, _ in cases], answers),

@@ -20,6 +20,6 @@ async def build_app(client: Any, args: Any) -> Any:
 
 
 if __name__ == "__main__":
-    from divserve.engine import launch
+    from divserve.startup import launch
 
     sys.exit(launch.serve(sys.argv[2:], build_app))

@@ -1,0 +1,128 @@
+"""Front end: the statistics of every guided token, kept until its request has picked them up.
+
+vLLM merges outputs of a consumer that is slower than the engine, and a merge keeps only the last
+``kv_transfer_params``. So the rows are taken out of the engine's outputs before vLLM processes
+them, and handed out again by token count: however outputs were merged, token i gets row i.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, TypeVar
+
+from divserve import metrics
+from divserve.decoding import ModelSize, Spec
+from divserve.engine.scheduler.group import WIRE_KEY
+
+__all__ = ["Account", "Ledger"]
+
+TICKET_KEY = "ticket"
+
+T = TypeVar("T")
+StatisticsRow = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class Account:
+    """What the engine has reported for one client request."""
+
+    ticket: int
+    rows: defaultdict[int, deque[StatisticsRow]] = field(default_factory=lambda: defaultdict(deque))
+    """Rows not yet handed out, by choice index."""
+    models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
+    """The model that made each of these tokens, likewise; empty for requests of one model."""
+    error: str | None = None
+    refused: bool = False
+    """Whether the error is the scheduler's refusal of a pair that can never run."""
+    request_ids: list[str] = field(default_factory=list)
+    """The engine's ids of the request: several for n > 1."""
+
+    def take(self, index: int, num_tokens: int) -> list[StatisticsRow]:
+        """Hands out the rows of the next tokens of a choice; fewer if the engine reported fewer."""
+        return _take_first(self.rows[index], num_tokens)
+
+    def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
+        """Hands out the models of the next tokens of a choice; none for requests of one model."""
+        return _take_first(self.models[index], num_tokens)
+
+
+def _count(report: Mapping[str, Any]) -> None:
+    """Counts what the engine's process cannot count: nobody scrapes its metrics."""
+    if (wait := report.get("wait")) is not None:
+        metrics.PAIR_WAIT.observe(wait)
+    if (seconds := report.get("seconds")) is not None:
+        metrics.KERNEL.observe(seconds)
+    if (reason := report.get("broken")) is not None:
+        metrics.broken_pair(reason, report.get("unguided", 0))
+
+
+def _take_first(queue: deque[T], count: int) -> list[T]:
+    return [queue.popleft() for _ in range(min(count, len(queue)))]
+
+
+class Ledger:
+    """All accounts of one front end, fed by vLLM's output processor."""
+
+    def __init__(self, output_processor: Any) -> None:
+        self._tickets = count()
+        self._accounts: dict[int, Account] = {}
+        self._by_request: dict[str, tuple[Account, int]] = {}
+        self._add_request = output_processor.add_request
+        self._process_outputs = output_processor.process_outputs
+        output_processor.add_request = self._register
+        output_processor.process_outputs = self._collect
+
+    def open(self, spec: Spec) -> tuple[Account, dict[str, Any]]:
+        """Opens an account; returns it and the order on the wire, marked with its ticket."""
+        account = Account(ticket=next(self._tickets))
+        self._accounts[account.ticket] = account
+        return account, {**spec.to_wire(), TICKET_KEY: account.ticket}
+
+    def close(self, account: Account) -> None:
+        """Forgets the account; what the engine still sends for it is dropped."""
+        self._accounts.pop(account.ticket, None)
+        for request_id in account.request_ids:
+            self._by_request.pop(request_id, None)
+
+    def _register(
+        self,
+        request: Any,
+        prompt: str | None,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: Any = None,
+    ) -> None:
+        self._add_request(request, prompt, parent_req, request_index, queue)
+        params = request.sampling_params
+        wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
+        if wire is not None and (account := self._accounts.get(wire.get(TICKET_KEY))) is not None:
+            self._by_request[request.request_id] = (account, request_index)
+            account.request_ids.append(request.request_id)
+
+    def _collect(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in engine_core_outputs:
+            if output.kv_transfer_params is not None:
+                self._take(output)
+        return self._process_outputs(engine_core_outputs, *args, **kwargs)
+
+    def _take(self, output: Any) -> None:
+        report = output.kv_transfer_params.pop(WIRE_KEY, None)
+        if not output.kv_transfer_params:
+            output.kv_transfer_params = None
+        if report is None:
+            return
+        _count(report)
+        entry = self._by_request.get(output.request_id)
+        if entry is None:
+            return
+        account, index = entry
+        if report.get("row") is not None:
+            account.rows[index].append(tuple(report["row"]))
+        if "model" in report:
+            account.models[index].append(report["model"])
+        if "error" in report:
+            account.error = report["error"]
+            account.refused = report.get("refused", False)

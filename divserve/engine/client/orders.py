@@ -1,0 +1,95 @@
+"""What a request orders from the engines, and what none of them could do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from divserve.decoding import Spec
+from divserve.engine.scheduler.group import GROUP_KEY, WIRE_KEY
+from divserve.errors import InvalidRequest
+
+__all__ = ["OnSmall", "check_adapters", "check_extras", "check_switch", "order_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnSmall:
+    """The order of a request to the small engine; ``spec`` as for the large one."""
+
+    spec: Spec | None
+
+
+def order_of(params: SamplingParams) -> Spec | OnSmall | None:
+    """The order of a guided request; None for a plain one.
+
+    Every route lets clients put JSON into ``extra_args``, and what the scheduler and the workers
+    find there under our keys they trust. JSON cannot make a `Spec`, so this check is enough.
+    """
+    extra = params.extra_args
+    if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
+        return None
+    spec = extra.get(WIRE_KEY)
+    if isinstance(spec, Spec | OnSmall) and GROUP_KEY not in extra:
+        return spec
+    raise VLLMValidationError(
+        f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "
+        "/v1/chat/completions or /v1/completions",
+        parameter="vllm_xargs",
+    )
+
+
+def check_extras(spec: Spec, extras: frozenset[str]) -> None:
+    """Raises `InvalidRequest` when the order needs models that are not among ``extras``."""
+    others = {"small": spec.switch is not None, "look-back": spec.look is not None}
+    needed = (*spec.amateurs, *(name for name, given in others.items() if given))
+    if lacking := [f"--{name}" for name in needed if name not in extras]:
+        raise InvalidRequest(
+            f"this server runs without {' and '.join(lacking)}",
+            param="decoding.method",
+            code="method_unavailable",
+        )
+
+
+def check_adapters(spec: Spec, adapters: bool) -> None:
+    """Raises `InvalidRequest` for a grounding text beside LoRA adapters.
+
+    vLLM applies those to logits by the rows that are sampled in the step; a text is read at all of
+    its positions.
+    """
+    if spec.grounding and adapters:
+        raise InvalidRequest(
+            "a grounding text cannot be read on a server with --enable-lora",
+            param="decoding.method",
+            code="method_unavailable",
+        )
+
+
+def check_switch(
+    prompt: Sequence[int], params: SamplingParams, options: dict[str, Any], vocab: int
+) -> None:
+    """Raises `InvalidRequest` for what only one of two engines could do.
+
+    Args:
+        prompt: token ids.
+        params: the request's, as they go to the engine.
+        options: other arguments of ``generate``.
+        vocab: token ids below it are known to both models.
+    """
+    if options.get("lora_request") is not None:
+        raise InvalidRequest("entropy_switch takes no LoRA adapter.", param="model")
+    if params.prompt_logprobs is not None:
+        raise InvalidRequest(
+            "entropy_switch takes no prompt_logprobs: two models read the prompt.",
+            param="prompt_logprobs",
+        )
+    named = {"logit_bias": params.logit_bias, "allowed_token_ids": params.allowed_token_ids}
+    for param, ids in {"prompt": prompt, **named}.items():
+        if any(int(i) >= vocab for i in ids or ()):
+            raise InvalidRequest(
+                f"{param} has token ids from {vocab} on, which one of the two models lacks.",
+                param=param,
+            )

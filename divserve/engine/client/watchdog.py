@@ -1,0 +1,135 @@
+"""Finds an engine that hangs: it lives, has requests, and does nothing any more.
+
+While requests are under way the engine is asked a question, again and again. It answers between two
+steps, paused or not, whatever it has to send to whom; so one that leaves a question open for longer
+than ``--engine-timeout`` hangs in a step. It is treated as dead, and made to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from divserve.errors import StartupError
+
+__all__ = ["Watch", "add_flags", "checked", "watching"]
+
+logger = logging.getLogger("vllm.divserve")
+
+DEFAULT_S = 300.0
+TICKS = 10
+"""Times that a silent engine is looked at before it is given up."""
+LONGEST_TICK_S = 5.0
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds ``--engine-timeout`` to the parser of ``divserve serve``."""
+    group: Any = parser.add_argument_group("divserve: engine")
+    group.add_argument(
+        "--engine-timeout",
+        type=float,
+        default=DEFAULT_S,
+        metavar="SECONDS",
+        help="An engine with requests that finishes no step for so long counts as dead; 0: never "
+        f"(default: {DEFAULT_S:.0f}).",
+    )
+
+
+def checked(timeout_s: float) -> float:
+    """The flag's value.
+
+    Raises:
+        StartupError: it makes no sense.
+    """
+    if not timeout_s >= 0:
+        raise StartupError(f"--engine-timeout is at least 0, not {timeout_s}")
+    return timeout_s
+
+
+@contextmanager
+def watching(client: Any, timeout_s: float) -> Iterator[None]:
+    """Watches the engines of a `divserve.engine.client.guided.GuidedClient`.
+
+    Args:
+        client: with its small engine, if it has one.
+        timeout_s: longest silence; 0 watches nothing.
+    """
+    engines = [(client.inner, client.large_works)] if timeout_s else []
+    if timeout_s and client.small is not None:
+        engines.append((client.small.inner, client.small_works))
+    watches = [Watch(engine, busy, timeout_s) for engine, busy in engines]
+    tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class Watch:
+    """Watches one engine.
+
+    Args:
+        engine: vLLM's ``AsyncLLM``.
+        busy: whether requests are under way in it.
+        timeout_s: longest silence.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        busy: Callable[[], bool],
+        timeout_s: float,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
+        self._engine = engine
+        self._busy = busy
+        self._timeout_s = timeout_s
+        self._sleep = sleep
+
+    async def run(self) -> None:
+        """Watches until the engine is dead."""
+        # Ticks are counted, not the clock: if this process stood still too, the clock went on.
+        tick_s = min(self._timeout_s / TICKS, LONGEST_TICK_S)
+        question: asyncio.Task[None] | None = None
+        silent_s = 0.0
+        try:
+            while not self._engine.errored:
+                await self._sleep(tick_s)
+                if question is not None and not question.done():
+                    silent_s += tick_s if self._busy() else 0.0
+                    if silent_s >= self._timeout_s:
+                        self._give_up()
+                elif self._busy():
+                    question, silent_s = asyncio.ensure_future(self._ask()), 0.0
+        finally:
+            if question is not None:
+                question.cancel()
+
+    async def _ask(self) -> None:
+        # An error is an answer too.
+        with suppress(Exception):
+            await self._engine.engine_core.is_scheduler_paused_async()
+
+    def _give_up(self) -> None:
+        """What vLLM does when an engine's process is gone, and the end of the process."""
+        from vllm.utils.system_utils import kill_process_tree
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        name = self._engine.model_config.served_model_name
+        logger.error(
+            "The engine of %s has finished no step for %g s: it is ended", name, self._timeout_s
+        )
+        core = self._engine.engine_core
+        core.resources.engine_dead = True
+        # Ends vLLM's output handler, which tells the requests.
+        core.outputs_queue.put_nowait(EngineDeadError())
+        # Of several API processes none owns the engine: their parent ends it when one leaves.
+        for process in getattr(core.resources.engine_manager, "processes", ()):
+            # One that hangs may not handle any other signal.
+            kill_process_tree(process.pid)

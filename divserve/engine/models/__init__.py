@@ -1,0 +1,1 @@
+"""What is loaded beside the served model into its forward."""

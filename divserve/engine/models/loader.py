@@ -1,0 +1,215 @@
+"""What is loaded beside the served model into the same forward: amateurs, a store of hidden states.
+
+A model loader builds the served model as always, then its amateurs, as vLLM builds a draft model:
+their attention layers land in the same forward context, so they get KV cache from the same block
+table, and prefix caching, chunked prefill, preemption and parallel ranks need nothing special. The
+served model's class is replaced by a subclass of itself: ``forward`` returns the hidden states of
+all models side by side (the runner only picks rows of them), ``compute_logits`` splits its own off.
+A amateur's logits are computed only for the rows that are compared with them. The store
+(`divserve.engine.models.hidden_store`) keeps the served model's states only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
+from vllm.config import ModelConfig
+from vllm.config.utils import replace
+from vllm.model_executor.model_loader import get_model_loader, register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+from divserve.engine.models import hidden_store
+from divserve.engine.models.drop import dropped_layers, kept_layers, shared_model
+from divserve.errors import StartupError, one_line
+
+__all__ = ["AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "load_options"]
+
+LOAD_FORMAT = "divserve_amateurs"
+AMATEUR_NAMES = ("amateur", "tuned")
+"""In the order in which they are compared with: the second stream, the third."""
+ATTRIBUTE = "divserve_amateurs"
+
+
+def load_options(
+    load_config: Any, amateurs: Mapping[str, str], hidden_states: bool = False
+) -> dict[str, Any]:
+    """``load_format`` and ``model_loader_extra_config`` that add to what was to be loaded.
+
+    Args:
+        load_config: vLLM's ``LoadConfig`` as the user has set it.
+        amateurs: model path, or ``drop:N`` for the served model without N of its layers, by name.
+        hidden_states: whether the served model's hidden states are stored.
+    """
+    extra = {
+        "amateurs": dict(amateurs),
+        "hidden_states": hidden_states,
+        "load_format": load_config.load_format,
+        "extra": load_config.model_loader_extra_config,
+    }
+    return {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
+
+
+def amateur_config(served: ModelConfig, model: str) -> ModelConfig:
+    """The configuration of a amateur: dtype, context length and tokenizer of the served model.
+
+    Raises:
+        StartupError: vLLM refuses it (no such model, a context too short …), or it would have too
+            few layers.
+    """
+    layers = dropped_layers(model)
+    overrides: dict[str, Any] = {}
+    if layers is not None:
+        model = served.model
+        kept = kept_layers(served.get_total_num_hidden_layers(), layers)
+        overrides["num_hidden_layers"] = len(kept)
+    try:
+        return ModelConfig(
+            model=model,
+            runner="draft",
+            tokenizer=served.tokenizer,
+            tokenizer_mode=served.tokenizer_mode,
+            trust_remote_code=served.trust_remote_code,
+            dtype=served.dtype,
+            seed=served.seed,
+            max_model_len=served.max_model_len,
+            spec_target_max_model_len=served.max_model_len,
+            enforce_eager=served.enforce_eager,
+            max_logprobs=served.max_logprobs,
+            config_format=served.config_format,
+            hf_overrides=overrides,
+        )
+    except (OSError, ValueError) as error:
+        raise StartupError(
+            f"vLLM refuses {model} beside {served.model}: {one_line(error)}"
+        ) from error
+
+
+def amateur_logits(model: nn.Module, hidden_states: Tensor, rows: Tensor) -> Tensor:
+    """Raw logits of all amateurs for some rows.
+
+    Args:
+        model: the served model, with its amateurs.
+        hidden_states: ``[R, sum of the hidden sizes]``, of the rows whose logits are sampled from.
+        rows: ``[N] int64``.
+
+    Returns:
+        ``[amateurs · N, V]`` in the models' dtype, one amateur after another; V is the shortest
+        vocabulary.
+    """
+    amateurs: Amateurs = getattr(model, ATTRIBUTE)
+    return amateurs.logits(hidden_states.index_select(0, rows))
+
+
+class Amateurs:
+    """The amateur models of a served one. No module, so that vLLM does not find them in it."""
+
+    def __init__(self, models: list[nn.Module], configs: list[ModelConfig], served: int) -> None:
+        self.models = models
+        self.widths = [served, *(config.get_hidden_size() for config in configs)]
+        """Hidden sizes: the served model's, then the amateurs'."""
+        self.sizes = [config.get_vocab_size() for config in configs]
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> list[Tensor]:
+        """Hidden states ``[T, H]`` of each; ``input_ids`` and ``positions`` are ``[T]``."""
+        return [
+            # Another padding of the vocabulary: an id that only the served model has a row for.
+            model(input_ids=input_ids.clamp_max(size - 1), positions=positions)
+            for model, size in zip(self.models, self.sizes, strict=True)
+        ]
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """See `amateur_logits`; ``hidden_states`` is ``[N, sum of the hidden sizes]``."""
+        shared = min(self.sizes)
+        own = hidden_states.split(self.widths, dim=-1)[1:]
+        found = [
+            model.compute_logits(states.contiguous())[:, :shared]  # type: ignore[operator]
+            for model, states in zip(self.models, own, strict=True)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _join(served: nn.Module, amateurs: Amateurs) -> None:
+    """Re-classes the served model so that the amateurs run in its forward."""
+    base: Any = type(served)
+    width = amateurs.widths[0]
+
+    class Joined(base):
+        def forward(
+            self, input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any
+        ) -> Tensor:
+            states = base.forward(self, input_ids, positions, *args, **kwargs)
+            others = amateurs.forward(input_ids, positions)
+            return torch.cat((states, *(other.to(states.dtype) for other in others)), dim=-1)
+
+        def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            own = hidden_states[..., :width].contiguous()
+            return base.compute_logits(self, own, *args, **kwargs)
+
+    # vLLM prints and compares class names.
+    Joined.__name__, Joined.__qualname__ = base.__name__, base.__qualname__
+    served.__class__ = Joined
+    object.__setattr__(served, ATTRIBUTE, amateurs)
+
+
+@register_model_loader(LOAD_FORMAT)
+class AmateurLoader(BaseModelLoader):
+    """Loads the served model by its own loader, then what goes beside it."""
+
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(load_config)
+        extra = load_config.model_loader_extra_config
+        self._helpers: dict[str, str] = extra["amateurs"]
+        self._hidden_states: bool = extra["hidden_states"]
+        self._base_config = replace(
+            load_config,
+            load_format=extra["load_format"],
+            model_loader_extra_config=extra["extra"],
+        )
+        self._base = get_model_loader(self._base_config)
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Fetches the served model."""
+        self._base.download_model(model_config)
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Loads the served model's weights into `model`."""
+        self._base.load_weights(model, model_config)
+
+    def load_model(
+        self, vllm_config: Any, model_config: ModelConfig, prefix: str = ""
+    ) -> nn.Module:
+        """The served model, joined with its amateurs and its store."""
+        own = copy.copy(vllm_config)
+        own.load_config = self._base_config
+        served: nn.Module = self._base.load_model(
+            vllm_config=own, model_config=model_config, prefix=prefix
+        )
+        width = model_config.get_hidden_size()
+        if self._hidden_states:
+            hidden_store.attach(served, vllm_config, width)
+        names = [name for name in AMATEUR_NAMES if name in self._helpers]
+        if not names:
+            return served
+        configs = [amateur_config(model_config, self._helpers[name]) for name in names]
+        models = [
+            self._load(served, own, name, config)
+            for name, config in zip(names, configs, strict=True)
+        ]
+        _join(served, Amateurs(models, configs, width))
+        return served
+
+    def _load(self, served: nn.Module, config: Any, name: str, amateur: ModelConfig) -> nn.Module:
+        # Shares the compilation config, and with it the forward context that holds all layers.
+        view = replace(config, quant_config=None, model_config=amateur)
+        with set_model_tag(name):
+            if dropped_layers(self._helpers[name]) is not None:
+                return shared_model(served, view, name)
+            loaded: nn.Module = self._base.load_model(
+                vllm_config=view, model_config=amateur, prefix=name
+            )
+            return loaded

@@ -1,0 +1,1 @@
+"""The scheduler's side: which rows run together in a step."""

@@ -1,0 +1,95 @@
+"""vLLM's workers with the guided runner installed; named in the engine's ``worker_cls``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from divserve.engine.models.hidden_store import LAYER, store_of
+from divserve.engine.models.loader import LOAD_FORMAT
+from divserve.engine.worker import runner_v1, runner_v2
+from divserve.errors import StartupError
+from divserve_kernels.selfcheck import check
+
+__all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
+
+logger = init_logger("vllm.divserve")
+
+assert LOAD_FORMAT  # importing it registers its loader in this process
+
+
+class GuidedCPUWorker(CPUWorker):
+    """CPU worker."""
+
+    def init_device(self) -> None:
+        """Checks the kernels, builds vLLM's runner, then hooks into it."""
+        # Before vLLM binds this thread to one core, for the kernels' threads inherit its cores.
+        _check_kernels(torch.device("cpu"), self.model_config.get_vocab_size())
+        super().init_device()
+        _install(self)
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        super().load_model(**kwargs)
+        _check_store(self)
+
+
+class GuidedGPUWorker(Worker):
+    """CUDA worker."""
+
+    def init_device(self) -> None:
+        """Builds vLLM's runner, then hooks into it."""
+        super().init_device()
+        _install(self)
+        _check_kernels(self.device, self.model_config.get_vocab_size())
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        super().load_model(**kwargs)
+        _check_store(self)
+
+
+def _install(worker: Any) -> None:
+    module = runner_v2 if worker.use_v2_model_runner else runner_v1
+    module.install(worker.model_runner)
+
+
+def _check_kernels(device: torch.device, vocab: int) -> None:
+    """Compiles the kernels before the first request needs them, and has them prove themselves."""
+    found = check(device, vocab)
+    if not found.passed:
+        raise StartupError(
+            f"the {found.back_end} kernels are wrong on {device} (error {found.error:.1e}): "
+            "please report the output of 'divserve doctor'; DIVSERVE_KERNELS=torch avoids them"
+        )
+    logger.info(
+        "Guidance kernels: %s, largest error against float64 %.0e, ready in %.1f s",
+        found.back_end,
+        found.error,
+        found.seconds,
+    )
+
+
+def _check_store(worker: Any) -> None:
+    """Says what the hidden states cost, once they are known to stand for distributions."""
+    model = worker.get_model()
+    store = store_of(model)
+    if store is None:
+        return
+    store.check(model.compute_logits)
+    store.warm()
+    sizes = {
+        name: spec.page_size_bytes / spec.block_size
+        for name, spec in worker.get_kv_cache_spec().items()
+    }
+    own, total = sizes[LAYER], sum(sizes.values())
+    logger.info(
+        "Look-back: hidden states take %d of %d bytes per token of KV cache (%.1f %%)",
+        own,
+        total,
+        100 * own / total,
+    )

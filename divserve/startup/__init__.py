@@ -1,0 +1,1 @@
+"""What starts and stops a server: flags, checks, processes, engines, signals."""

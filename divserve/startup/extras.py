@@ -1,0 +1,233 @@
+"""What goes beside the served model: flags, checks, and shares of memory.
+
+``--amateur`` and ``--tuned`` run in the served model's own engine
+(`divserve.engine.models.loader`), ``--small`` in an engine beside it
+(`divserve.engine.client.hand_off`); ``--look-back`` stores the served model's hidden states
+(`divserve.engine.models.hidden_store`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+from divserve.decoding import SMALL_SUFFIX
+from divserve.errors import StartupError, one_line
+from divserve.startup.checks import check_look_back
+
+__all__ = ["Extras", "add_flags"]
+
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+PROBES = (
+    "The quick brown fox jumps over 1,234 lazy dogs.",
+    "  def f(x):\n\treturn {'a': x ** 2}\n\n",
+    "Grüße, naïve façade — 東京 🦊",
+)
+"""Texts that tokenizers of one vocabulary but different merges cut differently."""
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of `Extras` to the parser of ``divserve serve``."""
+    group: Any = parser.add_argument_group("divserve: more models")
+    group.add_argument(
+        "--amateur",
+        metavar="MODEL|drop:N",
+        help="A weaker model of the same tokenizer, run beside the served one in the same forward "
+        "(contrastive, proxy_tuning, dexperts). drop:N makes it of the served model's own weights "
+        "without N layers of its middle.",
+    )
+    group.add_argument(
+        "--tuned",
+        metavar="MODEL",
+        help="A small tuned model, beside --amateur, its untuned self (proxy_tuning, dexperts).",
+    )
+    group.add_argument(
+        "--small",
+        metavar="MODEL",
+        help="A small model of the same tokenizer in an engine of its own (entropy_switch; plain "
+        f"requests to MODEL{SMALL_SUFFIX}).",
+    )
+    group.add_argument(
+        "--small-share",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="The small engine's share of the memory that both may use (default: 0.25): of the KV "
+        "cache on CPU, of --gpu-memory-utilization on GPU.",
+    )
+
+    group.add_argument(
+        "--look-back",
+        action="store_true",
+        help="Keep every token's hidden state in the KV cache (look_back); its share of the cache "
+        "is printed at start-up.",
+    )
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What was asked for."""
+
+    amateurs: dict[str, str] = field(default_factory=dict)
+    """``amateur`` and ``tuned``: a model, or ``drop:N``."""
+    small: str | None = None
+    small_share: float = 0.25
+    look_back: bool = False
+
+    @classmethod
+    def of(cls, args: Namespace) -> Extras:
+        """Reads the flags.
+
+        Raises:
+            StartupError: they contradict each other, or ``drop:`` names no number.
+        """
+        amateurs = {name: value for name in ("amateur", "tuned") if (value := getattr(args, name))}
+        if "tuned" in amateurs and "amateur" not in amateurs:
+            raise StartupError("--tuned needs --amateur, the same model before it was tuned")
+        if not 0 < args.small_share < 1:
+            raise StartupError(f"--small-share is between 0 and 1, not {args.small_share}")
+        if amateurs:
+            from divserve.engine.models.drop import dropped_layers
+
+            for model in amateurs.values():
+                dropped_layers(model)
+        return cls(amateurs, args.small, args.small_share, args.look_back)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What methods may need and find: ``amateur``, ``tuned``, ``small``, ``look-back``."""
+        there = {"small": self.small is not None, "look-back": self.look_back}
+        return frozenset({*self.amateurs, *(name for name, given in there.items() if given)})
+
+    def install(self, config: Any) -> None:
+        """Has a resolved ``VllmConfig`` load what goes into the served model's own engine.
+
+        Raises:
+            StartupError: a amateur does not fit the served model, or its states cannot be stored.
+        """
+        if self.look_back:
+            check_look_back(config)
+        if self.amateurs:
+            self._check_amateurs(config)
+        if self.look_back or self.amateurs:
+            from divserve.engine.models.loader import load_options
+
+            options = load_options(config.load_config, self.amateurs, self.look_back)
+            for name, value in options.items():
+                setattr(config.load_config, name, value)
+
+    def _check_amateurs(self, config: Any) -> None:
+        from divserve.engine.models.loader import amateur_config
+
+        # Where vLLM feeds embeddings instead of token ids, a amateur would have nothing to read.
+        refused = {
+            "multimodal models": config.model_config.is_multimodal_model,
+            "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
+            # Of the modules that it shares with the served model only some would get the adapter.
+            "--enable-lora (of its own layers)": config.lora_config is not None
+            and any(model.startswith("drop:") for model in self.amateurs.values()),
+        }
+        if names := [name for name, given in refused.items() if given]:
+            raise StartupError(f"not supported with --amateur: {', '.join(names)}")
+        for model in self.amateurs.values():
+            amateur = amateur_config(config.model_config, model)
+            if not model.startswith("drop:"):
+                check_tokenizer(config.model_config, model)
+            check_vocabulary(config.model_config, amateur, model)
+
+    def small_arguments(self, engine_args: Any, served_name: str) -> Any:
+        """The small engine's arguments: the served model's, but for what belongs to a model."""
+        args = copy.copy(engine_args)
+        own: dict[str, Any] = {
+            "model": self.small,
+            "served_model_name": [f"{served_name}{SMALL_SUFFIX}"],
+            "tokenizer": None,
+            "revision": None,
+            "code_revision": None,
+            "tokenizer_revision": None,
+            "hf_config_path": None,
+            "hf_overrides": {},
+            "quantization": None,
+            "enable_lora": False,
+            "lora_modules": None,
+            "load_format": "auto",
+            "model_loader_extra_config": {},
+            "override_generation_config": {},
+            # Shares of the cache are given by `split_memory`; events of two engines would share
+            # an address.
+            "num_gpu_blocks_override": None,
+            "kv_events_config": None,
+        }
+        for name, value in own.items():
+            if hasattr(args, name):
+                setattr(args, name, value)
+        return args
+
+    def check_small(self, large: Any, small: Any) -> None:
+        """Raises `StartupError` unless the small model reads what the large one writes.
+
+        Args:
+            large, small: vLLM's ``ModelConfig``.
+        """
+        assert self.small is not None
+        check_tokenizer(large, self.small)
+        check_vocabulary(large, small, self.small)
+
+    def split_memory(self, large: Any, small: Any) -> None:
+        """Divides what both engines may use.
+
+        Args:
+            large, small: resolved ``VllmConfig``; each as if it were alone.
+        """
+        # Else the engines' processes would read it again.
+        os.environ.pop(CACHE_VARIABLE, None)
+        for config, share in ((large, 1 - self.small_share), (small, self.small_share)):
+            cache = config.cache_config
+            if cache.kv_cache_memory_bytes is not None:
+                cache.kv_cache_memory_bytes = int(cache.kv_cache_memory_bytes * share)
+            else:
+                cache.gpu_memory_utilization *= share
+
+
+def check_tokenizer(served: Any, model: str) -> None:
+    """Raises `StartupError` unless ``model`` has the tokenizer of the served one.
+
+    Args:
+        served: vLLM's ``ModelConfig``; without a tokenizer nothing can be compared.
+        model: path or name.
+    """
+    if served.skip_tokenizer_init:
+        return
+    from vllm.tokenizers import get_tokenizer
+
+    options = {
+        "tokenizer_mode": served.tokenizer_mode,
+        "trust_remote_code": served.trust_remote_code,
+    }
+    try:
+        other: Any = get_tokenizer(model, **options)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{model} has no tokenizer to compare: {one_line(error)}") from error
+    own: Any = get_tokenizer(served.tokenizer, revision=served.tokenizer_revision, **options)
+    if own.get_vocab() != other.get_vocab() or any(
+        own.encode(text) != other.encode(text) for text in PROBES
+    ):
+        raise StartupError(
+            f"{served.model} and {model} have different tokenizers: their distributions cannot be "
+            "compared token by token"
+        )
+
+
+def check_vocabulary(served: Any, other: Any, model: str) -> None:
+    """Raises `StartupError` where a model has no row for a token of the served tokenizer."""
+    if served.skip_tokenizer_init:
+        return
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokens, rows = len(cached_tokenizer_from_config(served)), other.get_vocab_size()
+    if rows < tokens:
+        raise StartupError(f"{model} has {rows} rows for the {tokens} tokens of {served.model}")

@@ -1,0 +1,140 @@
+"""Several API processes before one engine: ``--api-server-count``.
+
+As in vLLM's own ``run_multi_api_server``: the parent starts the engine (ours, with the lock-step
+scheduler) and the API processes, which share the listening socket, and watches them all. Each has
+its own `GuidedClient` and ledger; tickets are its own too, for the engine sends the reports of a
+request to the process that it came from. Answers that move between two engines need both of them in
+one process, so ``--small`` is refused here (`divserve.startup.checks`).
+
+Metrics: each process writes to a folder that all of them share (prometheus-client's multiprocess
+mode), and whoever answers ``/metrics`` adds them up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from divserve.startup.engines import configured
+
+__all__ = ["Worker", "serve_many"]
+
+Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, int]]
+"""Serves in one process: address, socket, arguments, and how to reach the engine."""
+
+CLOSE_S = 10.0
+"""Longest wait, after the time to finish requests, for processes to end their streams and close."""
+
+
+def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None:
+    """Runs the engine and the API processes until a signal comes or one of them dies.
+
+    Args:
+        args: the parsed arguments.
+        address: what the socket listens on, for people.
+        sock: shared by all processes.
+        worker: run in each of them; a function of a module, for it is pickled.
+
+    Raises:
+        StartupError: vLLM or divserve refuses the configuration.
+        RuntimeError: a process has died.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.utils import bind_engine_zmq_listeners, launch_core_engines
+    from vllm.v1.executor import Executor
+    from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
+    from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
+
+    setup_multiprocess_prometheus()
+    stopping = _Stop(passes_on_reload=args.edges.api_key_file is not None)
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args._api_process_count = args.api_server_count
+    engine_args._api_process_rank = -1
+    config = configured(engine_args)
+    args.extras.install(config)
+    listeners = bind_engine_zmq_listeners(config, args.api_server_count)
+    log_stats = not engine_args.disable_log_stats
+    with launch_core_engines(
+        config, Executor.get_class(config), log_stats, listeners.addresses
+    ) as launched:
+        servers = APIServerProcessManager(
+            listen_address=address,
+            sock=sock,
+            args=args,
+            num_servers=args.api_server_count,
+            input_listeners=listeners.inputs,
+            output_listeners=listeners.outputs,
+            target_server_fn=partial(_run, worker),
+            tensor_queue=launched.tensor_queue,
+        )
+        stopping.watch(servers.processes)
+        # An API process that fails to start ends the start of the engine too.
+        launched.watched_frontend_processes = servers.processes
+    engine = launched.engine_manager
+    try:
+        wait_for_completion_or_failure(api_server_manager=servers, engine_manager=engine)
+    finally:
+        # Told to stop, they may finish what they have begun; else something has died.
+        deadline = stopping.deadline(args.edges.drain_timeout)
+        servers.shutdown(timeout=_left(deadline))
+        if engine:
+            engine.shutdown(timeout=_left(deadline))
+
+
+class _Stop:
+    """Takes the signals of the parent: the first one ends the wait, a second one hurries.
+
+    Args:
+        passes_on_reload: whether SIGHUP is for the API processes, which read their keys again.
+    """
+
+    def __init__(self, passes_on_reload: bool) -> None:
+        self._asked = False
+        self._processes: Sequence[Any] = ()
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+        if passes_on_reload:
+            signal.signal(signal.SIGHUP, self._pass_on)
+
+    def watch(self, processes: Sequence[Any]) -> None:
+        """Names the API processes once they have been started."""
+        self._processes = processes
+
+    def _ask(self, *_: object) -> None:
+        if self._asked:
+            self._pass_on(signal.SIGTERM)
+            return
+        self._asked = True
+        raise SystemExit
+
+    def _pass_on(self, number: int, *_: object) -> None:
+        for process in self._processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def deadline(self, timeout: float) -> float | None:
+        """When the processes must be gone; None if nobody has asked them to."""
+        return time.monotonic() + timeout + CLOSE_S if self._asked else None
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
+def _run(
+    worker: Worker, address: str, sock: Any, args: Namespace, client_config: dict[str, Any]
+) -> None:
+    """The main function of an API process."""
+    import uvloop
+    from vllm.logger import configure_logging
+    from vllm.utils.system_utils import decorate_logs, set_process_title
+
+    configure_logging(args.logging_config)
+    set_process_title("APIServer", str(client_config["client_index"]))
+    decorate_logs()
+    raise SystemExit(uvloop.run(worker(address, sock, args, client_config)))

@@ -1,0 +1,135 @@
+"""What is done in a step: the programs, kept by slot, and the rows that follow them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from divserve_kernels.layout import ABSENT, PARAMETERS, Form
+
+__all__ = ["Programs", "Streams"]
+
+_FORM, _THIRD_WEIGHT = PARAMETERS.index("form"), PARAMETERS.index("third_weight")
+_JSD_SCALE = PARAMETERS.index("jsd_scale")
+_LOG_PLAUSIBILITY, _TOP_P = PARAMETERS.index("log_plausibility"), PARAMETERS.index("top_p")
+
+
+class Programs:
+    """Programs by slot on the device, as a structure of arrays; sent only when they change."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
+        """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
+        self._host: dict[int, tuple[float, ...]] = {}
+
+    def write(self, programs: Mapping[int, Sequence[float]]) -> None:
+        """Stores programs by slot without waiting for the device.
+
+        Raises:
+            ValueError: a program has not one number for each of ``PARAMETERS``, or lets the weights
+                of `Form.PROBABILITY` depend on the JSD.
+        """
+        if not programs:
+            return
+        for slot, program in programs.items():
+            if len(program) != len(PARAMETERS):
+                raise ValueError(f"{len(program)} numbers, not {len(PARAMETERS)}")
+            if program[_FORM] == Form.PROBABILITY and program[_JSD_SCALE] != 0:
+                raise ValueError("Form.PROBABILITY has constant weights")
+            self._host[slot] = tuple(program)
+        while max(programs) >= self.table.shape[1]:
+            self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
+        slots = send(list(programs), torch.int64, self.table.device)
+        values = send(list(programs.values()), torch.float32, self.table.device)
+        self.table.index_copy_(1, slots, values.T)
+
+    def forms(self, slots: Iterable[int]) -> frozenset[Form]:
+        """The forms that occur in these slots."""
+        return frozenset(Form(int(self._host[slot][_FORM])) for slot in slots)
+
+    def any_third(self, slots: Iterable[int]) -> bool:
+        """Whether a third stream has a weight in these slots."""
+        return any(self._host[slot][_THIRD_WEIGHT] != 0 for slot in slots)
+
+    def any_plausibility(self, slots: Iterable[int]) -> bool:
+        """Whether one of these slots keeps plausible tokens only."""
+        return any(self._host[slot][_LOG_PLAUSIBILITY] > -math.inf for slot in slots)
+
+    def any_nucleus(self, slots: Iterable[int]) -> bool:
+        """Whether one of these slots keeps a nucleus only."""
+        return any(self._host[slot][_TOP_P] < 1 for slot in slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The rows of one step, as a structure of arrays on the logits' device.
+
+    A stream index is a row of the step's logits, `ABSENT`, or a row of the side tensor
+    (`side_row`). The last four fields are what the host knows, so that no device is asked.
+    """
+
+    primary: Tensor
+    """``[G] int64``: rows that are overwritten; `ABSENT` leaves a row out."""
+    guide: Tensor
+    """``[G] int64``: their guides; absent: the primary itself."""
+    third: Tensor
+    """``[G] int64``: third streams; absent: zeros."""
+    table: Tensor
+    """``[len(PARAMETERS), slots] float32``: `Programs.table`."""
+    slot: Tensor
+    """``[G] int64``: columns of ``table``."""
+    forms: frozenset[Form]
+    any_third: bool
+    any_nucleus: bool
+    any_plausibility: bool
+
+    def __len__(self) -> int:
+        return self.primary.shape[0]
+
+    def part(self, start: int, stop: int) -> Streams:
+        """The rows ``start:stop``, as views."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            primary=self.primary[part],
+            guide=self.guide[part],
+            third=self.third[part],
+            slot=self.slot[part],
+        )
+
+    @classmethod
+    def pack(
+        cls,
+        programs: Programs,
+        slots: Sequence[int],
+        primary: Sequence[int],
+        guide: Sequence[int] | None = None,
+        third: Sequence[int] | None = None,
+    ) -> Streams:
+        """Builds the arrays on the host and sends them without waiting for the device."""
+        none = [ABSENT] * len(slots)
+        streams = (primary, none if guide is None else guide, none if third is None else third)
+        assert all(len(stream) == len(slots) for stream in streams)
+        device = programs.table.device
+        sent = send([*streams, slots], torch.int64, device)
+        return cls(
+            primary=sent[0],
+            guide=sent[1],
+            third=sent[2],
+            table=programs.table,
+            slot=sent[3],
+            forms=programs.forms(slots),
+            any_third=programs.any_third(slots),
+            any_nucleus=programs.any_nucleus(slots),
+            any_plausibility=programs.any_plausibility(slots),
+        )
+
+
+def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of ``values`` on ``device``; pinned, so that the host does not wait."""
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
