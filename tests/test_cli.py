@@ -26,10 +26,10 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in for the module that starts vLLM."""
     module = ModuleType("divserve.startup.launch")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    # `from divserve.engine import launch` prefers the attribute where the real one was imported.
-    import divserve.engine
+    # `from divserve.startup import launch` prefers the attribute where the real one was imported.
+    import divserve.startup
 
-    monkeypatch.setattr(divserve.engine, "launch", module, raising=False)
+    monkeypatch.setattr(divserve.startup, "launch", module, raising=False)
     return module
 
 
