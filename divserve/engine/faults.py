@@ -41,4 +41,6 @@ def why_failed(report: tuple[float, ...] | None) -> str | None:
     """Why a token with this statistics row must not be sent; None: it may be."""
     if report is None:
         return LOST
-    return NOT_NUMBERS if any(map(math.isnan, report)) else None
+    # The sum tells most of the time: only +inf and −inf together make NaN of numbers.
+    is_number = not math.isnan(sum(report)) or not any(map(math.isnan, report))
+    return None if is_number else NOT_NUMBERS

@@ -222,9 +222,9 @@ class Report(msgspec.Struct, omit_defaults=True):
     """Tokens of it that were taken back."""
 
     def put_on(self, output: Any) -> None:
-        """Puts it on vLLM's ``EngineCoreOutput``, unless it says nothing."""
-        if packed := msgspec.to_builtins(self):
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), ORDER_KEY: packed}
+        """Puts it on vLLM's ``EngineCoreOutput``, whose encoder packs it, unless it says nothing."""
+        if self != NOTHING_TO_REPORT:
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), ORDER_KEY: self}
 
     @classmethod
     def take_from(cls, output: Any) -> Report | None:
@@ -233,4 +233,8 @@ class Report(msgspec.Struct, omit_defaults=True):
         if params is None or (packed := params.pop(ORDER_KEY, None)) is None:
             return None
         output.kv_transfer_params = params or None
-        return msgspec.convert(packed, cls)
+        # An engine in the same process has not packed it.
+        return packed if isinstance(packed, Report) else msgspec.convert(packed, cls)
+
+
+NOTHING_TO_REPORT = Report()

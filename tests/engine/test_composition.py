@@ -288,11 +288,10 @@ def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference)
     rows: list[Any] = []
     report = engine.scheduler.reports.put_on
 
-    def spy(output: Any) -> bool:
-        kept = report(output)
-        if (found := report_of(output)) is not None:
-            rows.append(found.statistics)
-        return bool(kept)
+    def spy(outputs: Any) -> Any:
+        kept = report(outputs)
+        rows.extend(found.statistics for o in kept if (found := report_of(o)) is not None)
+        return kept
 
     engine.scheduler.reports.put_on = spy
     try:

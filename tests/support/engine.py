@@ -135,7 +135,9 @@ class Engine:
 def report_of(output: Any) -> Report | None:
     """What the scheduler has reported with one of vLLM's outputs, which keeps it."""
     packed = (output.kv_transfer_params or {}).get(ORDER_KEY)
-    return None if packed is None else msgspec.convert(packed, Report)
+    return (
+        packed if packed is None or isinstance(packed, Report) else msgspec.convert(packed, Report)
+    )
 
 
 def counted(owner: Any, name: str) -> list[Any]:

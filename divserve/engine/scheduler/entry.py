@@ -48,7 +48,8 @@ class Entry:
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
-        self._entering: set[str] = set()
+        self.entering: set[str] = set()
+        """Requests for which a place has been set aside in this step; always the same set."""
         self._budget = 0
         self._released: list[Group] = []
         self.looking: list[Request] = []
@@ -91,7 +92,8 @@ class Entry:
     def end(self) -> None:
         """Puts the lines back after vLLM's loops, whatever has become of them."""
         host = self._host
-        host._pause_state, self._entering = self._pause, set()
+        host._pause_state = self._pause
+        self.entering.clear()
         for ours, theirs in zip((host.waiting, host.kv_holding_waiting), self._lines, strict=True):
             if ours is not theirs:
                 for request in ours:
@@ -102,15 +104,10 @@ class Entry:
                 # vLLM has not admitted it after all.
                 self._groups.withdraw(group)
 
-    def is_entering(self, request_id: str) -> bool:
-        """Whether a place has been set aside for a request in this step."""
-        return request_id in self._entering
-
-    def granted(self, request_id: str, tokens: int) -> int:
+    def granted(self, tokens: int) -> int:
         """How many of so many tokens a row may have beside those that are set aside."""
-        if self._entering and request_id not in self._entering:
-            tokens = min(tokens, self._budget)
-            self._budget -= tokens
+        tokens = min(tokens, self._budget)
+        self._budget -= tokens
         return tokens
 
     def _free_rows(self) -> int:
@@ -146,8 +143,8 @@ class Entry:
         """Puts those that enter at the heads of the lines, and sets tokens aside for them."""
         first = [m for g in joining for m in g.members if m.status in ADMISSIBLE]
         if first or looking:
-            self._entering = {m.request_id for m in (*first, *looking)}
-            self._budget = self._host.max_num_scheduled_tokens - len(self._entering)
+            self.entering.update(m.request_id for m in (*first, *looking))
+            self._budget = self._host.max_num_scheduled_tokens - len(self.entering)
         if looking:
             self._alarms.line_up(looking)
         self._put_first(first or self._overtaken())
@@ -181,7 +178,7 @@ class Entry:
         by_priority = host.policy == SchedulingPolicy.PRIORITY
         if self._admission.partial is not None or not host.waiting:
             return []
-        if self._free_rows() - len(self._entering) < 2 or (by_priority and self._entering):
+        if self._free_rows() - len(self.entering) < 2 or (by_priority and self.entering):
             return []
         found: list[Group] = []
         for exact in (False, True):
@@ -199,7 +196,7 @@ class Entry:
         """Those that wait behind the ones that enter; by priority only the group at the head."""
         host = self._host
         if host.policy != SchedulingPolicy.PRIORITY:
-            return (r for r in host.waiting if r.request_id not in self._entering)
+            return (r for r in host.waiting if r.request_id not in self.entering)
         head = self._groups.get(host.waiting.peek_request().request_id)
         return () if head is None else head.members
 
@@ -211,7 +208,7 @@ class Entry:
         """
         host = self._host
         budget, running = host.max_num_scheduled_tokens, len(host.running)
-        entering = len(self._entering)
+        entering = len(self.entering)
         prefills = sum(map(remaining_tokens, host._inflight_prefills))
         if exact:
             blocks = self._preflight.left()

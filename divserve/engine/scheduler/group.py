@@ -31,7 +31,8 @@ class Group:
     """The members of one guided request; the primary comes first."""
 
     __slots__ = (
-        "arrived", "grounding", "guides", "looks_back", "members", "primary", "several", "waited",
+        "arrived", "grounding", "guides", "looks_back", "members", "name", "primary", "several",
+        "waited",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,7 @@ class Group:
     ) -> None:
         self.looks_back = looks_back
         self.primary = primary
+        self.name: str = primary.request_id
         self.guides = guides
         self.grounding: Request | None = grounding
         """The request that reads the grounding text, until it has."""
@@ -64,11 +66,6 @@ class Group:
         """
         guides, grounding = made_for(request, order, max_tokens)
         return cls(request, guides, grounding, order.spec.look is not None)
-
-    @property
-    def name(self) -> str:
-        """The primary's request id."""
-        return str(self.primary.request_id)
 
     def drop_grounding(self) -> None:
         """The grounding text has been read."""

@@ -27,6 +27,8 @@ class Groups:
 
     def __init__(self) -> None:
         self._by_member: dict[str, Group] = {}
+        self.made: set[str] = set()
+        """Members that the scheduler itself has made: all but the primaries."""
         self.entering: dict[str, Group] = {}
         """Groups of which some members run, but which are not ready, by name."""
         self.ready: dict[str, Group] = {}
@@ -60,6 +62,7 @@ class Groups:
         """Takes in a group that waits as a whole."""
         for member in group.members:
             self._by_member[member.request_id] = group
+        self.made.update(m.request_id for m in group.members[1:])
         self._hold(group)
 
     def enter(self, group: Group) -> None:
@@ -119,11 +122,13 @@ class Groups:
         self.break_up(group)
         for member in group.members:
             self._by_member.pop(member.request_id, None)
+            self.made.discard(member.request_id)
             self.held.discard(member.request_id)
 
     def remove_grounding(self, request_id: str) -> None:
         """A grounding text has been read: a primary without guides waits for nobody any more."""
         group = self._by_member.pop(request_id)
+        self.made.discard(request_id)
         group.drop_grounding()
         if not group.guides:
             self.held.discard(group.name)

@@ -66,70 +66,82 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
-        groups = self._groups_of(scheduler_output)
-        if runner_output.sampled_token_ids:
-            self._take_back_unguided(groups, scheduler_output, runner_output)
-        return self._take_back_alarms(groups, runner_output)
+        alarmed = []
+        for group in self._groups_of(scheduler_output):
+            statistics = self.statistics.get(group.name)
+            why = why_failed(statistics)
+            if why is None and not group.looks_back:
+                continue
+            if self._groups.get(group.name) is not group:
+                # It has ended since.
+                continue
+            if why is not None:
+                self._take_back(group, why, scheduler_output, runner_output)
+            if statistics is not None and group.looks_back:
+                alarmed += self._look(group, statistics, runner_output)
+        return alarmed
 
     def _groups_of(self, scheduler_output: SchedulerOutput) -> list[Group]:
-        """The groups that ran in a step and still live."""
+        """The groups that ran in a step."""
         for place, (output, groups) in enumerate(self._steps):
             if output is scheduler_output:
                 for _ in range(place + 1):
                     self._steps.popleft()
-                return [group for group in groups if self._groups.get(group.name) is group]
+                return groups
         return []
 
-    def _take_back_unguided(
+    def _take_back(
         self,
-        groups: list[Group],
+        group: Group,
+        why: str,
         scheduler_output: SchedulerOutput,
         runner_output: ModelRunnerOutput,
     ) -> None:
-        """Takes back tokens of members without a report or with a broken one; they fail."""
+        """Takes back the tokens of a group without statistics, or with broken ones; it fails."""
         tokens = runner_output.sampled_token_ids
-        for group in groups:
-            why = why_failed(self.statistics.get(group.name))
-            if why is None:
+        for member in group.members if tokens else ():
+            request_id = member.request_id
+            if request_id not in scheduler_output.num_scheduled_tokens:
                 continue
-            for member in group.members:
-                request_id = member.request_id
-                if request_id not in scheduler_output.num_scheduled_tokens:
-                    continue
-                row = runner_output.req_id_to_index[request_id]
-                if tokens[row] and member is not group.grounding:
-                    self._figures.taken_back(group, request_id, len(tokens[row]), why)
-                    tokens[row] = []
-                    self._endings.failed[group.name] = why
+            row = runner_output.req_id_to_index[request_id]
+            if tokens[row] and member is not group.grounding:
+                self._figures.taken_back(group, request_id, len(tokens[row]), why)
+                tokens[row] = []
+                self._endings.failed[group.name] = why
 
-    def _take_back_alarms(
-        self, groups: list[Group], runner_output: ModelRunnerOutput
+    def _look(
+        self, group: Group, statistics: Statistics, runner_output: ModelRunnerOutput
     ) -> list[tuple[Request, tuple[int, ...]]]:
-        """Takes back the tokens of alarms; returns those whose candidates are to be read."""
-        alarmed = []
-        for group in groups:
-            if not group.looks_back or (found := self.statistics.get(group.name)) is None:
-                continue
-            look, request = LookRow.read(found[len(STATISTICS) :]), group.primary
-            broken = math.isnan(look.kl_min) or any(map(math.isnan, look.kls))
-            if broken:
-                self._endings.failed[group.name] = UNKNOWN
-            if broken or look.state == LookState.ALARM:
-                runner_output.sampled_token_ids[runner_output.req_id_to_index[group.name]] = []
-            if look.state == LookState.ALARM and not broken and _is_current(request):
-                alarmed.append((request, look.tokens))
-            elif look.state == LookState.CHOSEN:
-                self._alarms.call_off(group.name)
-        return alarmed
+        """Takes back the token of an alarm; returns it if its candidates are to be read."""
+        look, request = LookRow.read(statistics[len(STATISTICS) :]), group.primary
+        broken = math.isnan(look.kl_min) or any(map(math.isnan, look.kls))
+        if broken:
+            self._endings.failed[group.name] = UNKNOWN
+        if broken or look.state == LookState.ALARM:
+            runner_output.sampled_token_ids[runner_output.req_id_to_index[group.name]] = []
+        if look.state == LookState.ALARM and not broken and _is_current(request):
+            return [(request, look.tokens)]
+        if look.state == LookState.CHOSEN:
+            self._alarms.call_off(group.name)
+        return []
 
-    def put_on(self, output: EngineCoreOutput) -> bool:
-        """Adds statistics or the reason of a failure; False for the output of a row of ours."""
+    def put_on(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
+        """Adds to outputs what is to be reported, and drops those of rows that we have made."""
+        groups, failed, alarms = self._groups, self._endings.failed, self._alarms
+        kept = []
+        for output in outputs:
+            request_id = output.request_id
+            if request_id in groups.made or alarms.is_probe(request_id):
+                continue
+            if request_id in groups or request_id in failed:
+                self._report(output).put_on(output)
+            kept.append(output)
+        return kept
+
+    def _report(self, output: EngineCoreOutput) -> Report:
+        """What the front end is told of a guided or refused request."""
         request_id = output.request_id
         group = self._groups.get(request_id)
-        if group is None and request_id not in self._endings.failed:
-            return self._alarms.of_probe(request_id) is None
-        if group is not None and group.name != request_id:
-            return False
         report = Report()
         if group is not None and output.new_token_ids:
             # `read` leaves no token without them; the front end checks it once more.
@@ -141,8 +153,7 @@ class Reports:
         if (why := self._endings.failed.pop(request_id, None)) is not None:
             report.error, report.refused = why, group is None
         self._figures.add_to(report, group, request_id)
-        report.put_on(output)
-        return True
+        return report
 
 
 def _is_current(request: Request) -> bool:

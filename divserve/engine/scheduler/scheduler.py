@@ -83,6 +83,8 @@ class LockstepScheduler(Scheduler):
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
         )
+        # Looked up for every row in every step.
+        self._held, self._entering = self.groups.held, self.entry.entering
         self._updating = False
 
     # A request arrives.
@@ -137,14 +139,14 @@ class LockstepScheduler(Scheduler):
         if request_id in self.endings.failed:
             return False
         if self.alarms.waits(request_id) or self.alarms.of_probe(request_id) is not None:
-            return self.entry.is_entering(request_id)
+            return request_id in self.entry.entering
         if not super()._handle_blocked_waiting_request(request):
             return False
         if why := self.switch_rules.why_refused(request, self.structured_output_manager):
             self.endings.failed[request_id] = why
             return False
         group = self.groups.get(request_id)
-        if group is None or self.entry.is_entering(request_id):
+        if group is None or request_id in self.entry.entering:
             return True
         verdict = self.admission.verdict(request, group, len(self.running))
         if verdict is Verdict.STOP:
@@ -177,10 +179,12 @@ class LockstepScheduler(Scheduler):
         only rounds chunks for a kind of speculative decoding, which is refused at start-up.
         """
         tokens = max(num_new_tokens, 0)
-        if request.request_id in self.groups.held:
+        if request.request_id in self._held:
             known = request.num_tokens + request.num_output_placeholders
             tokens = max(0, min(tokens, known - num_computed_tokens - 1))
-        return self.entry.granted(request.request_id, tokens)
+        if self._entering and request.request_id not in self._entering:
+            tokens = self.entry.granted(tokens)
+        return tokens
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """vLLM preempts a request, which will begin again from its prompt."""
@@ -207,7 +211,7 @@ class LockstepScheduler(Scheduler):
             self._updating = False
         if len(self.groups) or self.endings.failed:
             for step in outputs.values():
-                step.outputs = [output for output in step.outputs if self.reports.put_on(output)]
+                step.outputs = self.reports.put_on(step.outputs)
         if alarmed:
             # A request that began again may have left probes of the names that come now.
             self.alarms.end_unwanted()
@@ -221,8 +225,8 @@ class LockstepScheduler(Scheduler):
     ) -> tuple[list[int], bool]:
         """vLLM gives a request its token and asks whether it ends."""
         taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        statistics = self.reports.statistics
-        if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
+        rules = self.switch_rules
+        if rules and taken and rules.ends(request.request_id, self.reports.statistics, stopped):
             request.status = RequestStatus.FINISHED_STOPPED
             stopped = True
         return taken, stopped

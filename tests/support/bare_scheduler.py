@@ -1,0 +1,165 @@
+"""A scheduler without an engine: the workers are played, so a step takes milliseconds at most."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from divserve.decoding import STATISTICS
+from divserve.engine.order import Guidance, Order, guidance_of, set_guidance
+from tests.support.engine import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
+
+BLOCK = 16
+TOKEN = 5
+"""What every row samples."""
+
+
+@functools.cache
+def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
+    """vLLM's configuration; making one takes seconds."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(
+        model=str(model),
+        dtype="float32",
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_model_len=1024,
+        block_size=BLOCK,
+        max_num_seqs=max_rows,
+        max_num_batched_tokens=max_tokens,
+        scheduling_policy=policy,
+        async_scheduling=False,
+    ).create_engine_config()
+
+
+class BareScheduler:
+    """A scheduler and the workers that it would have.
+
+    Args:
+        cls: the class of the scheduler.
+        model: a folder with a configuration; nothing is loaded.
+        max_rows: rows at a time.
+        max_tokens: tokens of a step.
+        blocks: of the KV cache.
+        policy: ``"fcfs"`` or ``"priority"``.
+        ahead: steps that are made before the first of them has run: 1 is synchronous.
+    """
+
+    def __init__(
+        self,
+        cls: type[Any],
+        model: Path,
+        *,
+        max_rows: int = 16,
+        max_tokens: int = 64,
+        blocks: int = 64,
+        policy: str = "fcfs",
+        ahead: int = 1,
+    ) -> None:
+        import torch
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        config = configured(model, max_rows, max_tokens, policy)
+        config.cache_config.num_gpu_blocks = blocks
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        self.scheduler = cls(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK,
+        )
+        self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
+        self.answers: dict[str, int] = {}
+        """Tokens that each request has got, by name."""
+        self.errors: dict[str, str] = {}
+        self.steps = 0
+
+    def add(
+        self, name: str, prompt: int, order: Order | None = None, tokens: int = 4, **fields: Any
+    ) -> None:
+        """Adds a request with a prompt of so many tokens, no two of them with a common prefix."""
+        from vllm import SamplingParams
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.request import Request
+
+        hashed = get_hash_fn_by_name("sha256")
+        init_none_hash(hashed)
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=None if order is None else order.pack(),
+        )
+        first = 7 + hash(name) % 400
+        self.scheduler.add_request(
+            Request(
+                request_id=name,
+                prompt_token_ids=[first + i for i in range(prompt)],
+                sampling_params=params,
+                pooling_params=None,
+                block_hasher=get_request_block_hasher(BLOCK, hashed),
+                **fields,
+            )
+        )
+
+    def step(self) -> None:
+        """Makes a step, and runs the oldest one on its way once there are enough."""
+        output = self.scheduler.schedule()
+        requests = self.scheduler.requests
+        sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
+        self._steps.append((output, sampling))
+        self.steps += 1
+        if len(self._steps) >= self._ahead:
+            self.update(*self._steps.popleft())
+
+    def update(self, output: Any, sampling: list[str]) -> None:
+        """Plays the workers of a step: every row whose tokens are all read samples."""
+        for client in self.scheduler.update_from_output(output, played(output, sampling)).values():
+            for one in client.outputs:
+                self.answers[one.request_id] = self.answers.get(one.request_id, 0) + len(
+                    one.new_token_ids
+                )
+                report = (one.kv_transfer_params or {}).get("divserve")
+                if report is not None and getattr(report, "error", None):
+                    self.errors[one.request_id] = report.error
+
+    def run(self, steps: int = 1000) -> None:
+        """Runs until nothing is left to do.
+
+        Raises:
+            RuntimeError: that takes more than so many steps.
+        """
+        for _ in range(steps):
+            if not self.scheduler.requests and not self._steps:
+                return
+            self.step()
+        raise RuntimeError(f"stuck: {[*self.scheduler.requests]}")
+
+
+def played(output: Any, sampling: list[str]) -> Any:
+    """A ``ModelRunnerOutput`` of a step in which these rows sample."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    names, sampled = list(output.num_scheduled_tokens), set(sampling)
+    made = ModelRunnerOutput(
+        req_ids=names,
+        req_id_to_index={name: i for i, name in enumerate(names)},
+        sampled_token_ids=[[TOKEN] if name in sampled else [] for name in names],
+    )
+    statistics = dict.fromkeys(sampling, (0.5,) * len(STATISTICS))
+    set_guidance(made, Guidance(statistics, 1e-4))
+    assert guidance_of(made).statistics is statistics
+    return made
