@@ -74,7 +74,7 @@ async def answer(pair: Pair, prompt: list[int], spec: Any, tokens: int, number: 
 
 def sides() -> dict[str, Any]:
     """What is asked of the client, by the name of the side; one model alone never moves."""
-    from divserve.engine.client.orders import OnSmall
+    from divserve.engine.order import OnSmall
 
     found: dict[str, Any] = {"large alone": None, "small alone": OnSmall(None)}
     return found | {f"threshold {t}": switching(threshold=t) for t in THRESHOLDS}

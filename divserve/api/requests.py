@@ -15,8 +15,7 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
-from divserve.engine.client.orders import OnSmall
-from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
 from divserve.http.openai import (
     ChatCompletionRequest,
@@ -53,9 +52,9 @@ class Guided(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Guided:
-        if any(key.startswith(WIRE_KEY) for key in getattr(self, "vllm_xargs", None) or ()):
+        if any(key.startswith(RESERVED_PREFIX) for key in getattr(self, "vllm_xargs", None) or ()):
             raise InvalidRequest(
-                f"'{WIRE_KEY}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
+                f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
         if self.decoding is None:
             return self
@@ -151,7 +150,7 @@ class Guided(BaseModel):
 
     def side_tokens(self, prompt: int) -> int:
         """Tokens of all that is read beside the prompt of this index."""
-        return sum(map(len, self._order(self._guides[prompt]).streams))
+        return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
@@ -168,14 +167,14 @@ class Guided(BaseModel):
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
         if self.decoding is None:
             if self._small:
-                params.extra_args = {**(params.extra_args or {}), WIRE_KEY: OnSmall(None)}
+                with_spec(params, OnSmall(None))
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
-        if spec.row.drops_tokens() and self.stack is not None:
+        if spec.program.drops_tokens() and self.stack is not None:
             refuse_masks(params, self.stack.name)
         order = OnSmall(spec) if self._small else spec
-        params.extra_args = {**(params.extra_args or {}), WIRE_KEY: order}
+        with_spec(params, order)
         return params
 
 

@@ -24,8 +24,9 @@ from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.program import STATISTICS, Form, Program, Spec
+from divserve.decoding.program import STATISTICS, Form, Program
 from divserve.decoding.proxy_tuning import ProxyTuning
+from divserve.decoding.spec import Spec
 from divserve.decoding.stack import Stack, share_guide
 from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = ["MAX_CANDIDATES", "Look", "LookRow", "LookState", "Reference"]
 
@@ -28,15 +28,6 @@ class Look:
     reference: Reference
     greedy: bool
     """Whether a step without alarm takes the likeliest token instead of sampling."""
-
-    def to_wire(self) -> dict[str, Any]:
-        """Returns a dict of plain types."""
-        return asdict(self)
-
-    @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> Look:
-        """Inverse of `to_wire`."""
-        return cls(**wire)
 
     def span(self, prompt: int, known: int) -> tuple[int, int]:
         """First and one past the last position whose distribution a step is compared with.

@@ -20,7 +20,8 @@ from pydantic_core import PydanticCustomError
 from divserve.decoding.base import Method
 from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.program import STATISTICS, Form, Program, Spec
+from divserve.decoding.program import STATISTICS, Form, Program
+from divserve.decoding.spec import Spec
 from divserve.decoding.vdgd import Vdgd
 
 __all__ = ["Stack", "share_guide"]
@@ -83,18 +84,18 @@ class Stack:
             guides: token ids of each method's guide; None for methods without one.
             grounding: token ids of the grounding text.
         """
-        rows = [method.program(temperature) for method in self.methods]
+        programs = [method.program(temperature) for method in self.methods]
         own = [guide for guide in guides if guide is not None]
-        cooling = None
+        of_second_guide = None
         if self.two_seconds(guides):
-            cooling = rows.pop()._replace(form=float(Form.OBSERVE))
-        distinct = own[:1] if cooling is None or self.amateurs else [own[0], own[-1]]
+            of_second_guide = programs.pop()._replace(form=float(Form.OBSERVE))
+        distinct = own[:1] if of_second_guide is None or self.amateurs else [own[0], own[-1]]
         grounded = self.grounded
         switching, looking = self.methods[0], self.look_back
         return Spec(
-            row=_merged(rows),
+            program=_merged(programs),
             guides=distinct,
-            cooling=cooling,
+            temperature_program=of_second_guide,
             grounding=list(grounding),
             average=grounded is not None and grounded.reduce == "avg",
             amateurs=self.amateurs,

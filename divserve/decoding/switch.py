@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 __all__ = ["SMALL_SUFFIX", "ModelSize", "Switch", "SwitchRule"]
 
@@ -35,22 +34,6 @@ class Switch:
     """Entropies (bits) of the last tokens, at most ``window``."""
     run: int = 0
     """Tokens since the last switch."""
-
-    def to_wire(self) -> dict[str, Any]:
-        """Returns a dict of plain types."""
-        return {
-            "threshold": self.threshold,
-            "window": self.window,
-            "min_run": self.min_run,
-            "active": self.active,
-            "recent": list(self.recent),
-            "run": self.run,
-        }
-
-    @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> Switch:
-        """Inverse of `to_wire`."""
-        return cls(**{**wire, "recent": tuple(wire["recent"])})
 
 
 class SwitchRule:

@@ -216,7 +216,7 @@ def test_contrastive_beside_a_temperature_with_a_guide(
     (order,) = engine.orders
     assert order["amateurs"] == ["amateur"]
     assert len(order["guides"]) == 1
-    assert order["cooling"] is not None
+    assert order["temperature_program"] is not None
 
 
 def test_health_tells_of_both_engines(http: TestClient, engine: FakeClient) -> None:

@@ -98,7 +98,7 @@ def test_the_requests_own_field_wins(http: TestClient, engine: FakeClient) -> No
     assert own["model"] == "smol@strong"
     plain = ask(http, model="smol@strong", decoding=None).json()
     assert "decoding" not in plain["choices"][0]
-    assert [order and order["row"][1] for order in engine.orders] == [2.0, None]
+    assert [order and order["program"][1] for order in engine.orders] == [2.0, None]
 
 
 def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:

@@ -61,7 +61,7 @@ def test_the_temperature_is_the_final_one() -> None:
     request.give_guides([[[1]]])
     spec = packed(request, temperature=0.5).extra_args["divserve"]
     assert isinstance(request.decoding, KlTemperature)
-    assert spec.row == request.decoding.program(0.5)
+    assert spec.program == request.decoding.program(0.5)
     assert request.sampled_at == 0.5
 
 

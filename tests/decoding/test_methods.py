@@ -16,8 +16,6 @@ from divserve.decoding import (
     Instructive,
     Method,
     Program,
-    Spec,
-    Switch,
 )  # fmt: skip
 
 GUIDE = {"guide": {"without": "the document"}}
@@ -131,20 +129,6 @@ def test_bad_bodies(fields: dict[str, Any], error: tuple[str, str]) -> None:
 def test_cfg_needs_no_guide() -> None:
     """Its natural guide is the last prompt token, as in the paper."""
     assert parse(method="cfg").guide is None
-
-
-def test_spec_survives_the_wire() -> None:
-    """What the front end packs is what the engine unpacks, −inf included."""
-    spec = Spec(
-        Program(alpha=0.5),
-        [[1, 2, 3], [4]],
-        Program(kl_rate=1.0),
-        grounding=[5],
-        average=True,
-        amateurs=("amateur", "tuned"),
-        switch=Switch(1.0, 5, 10, "large", (0.5, 2.0), 3),
-    )
-    assert Spec.from_wire(spec.to_wire()) == spec
 
 
 def test_methods_without_a_guide() -> None:

@@ -34,17 +34,17 @@ def test_order_of_the_list_does_not_matter() -> None:
 
 def test_one_program_of_all() -> None:
     spec = stack(KL, ADDED, CAD).spec(1.0, [[1], None, [1]], [7, 8])
-    assert spec.row == Program(
+    assert spec.program == Program(
         alpha=0.5, third_weight=1.0, top_p=0.5, top_p_temperature=0.5, kl_rate=1.0
     )
-    assert (spec.guides, spec.cooling, spec.grounding) == ([[1]], None, [7, 8])
-    assert spec.streams == [[1], [7, 8]]
+    assert (spec.guides, spec.temperature_program, spec.grounding) == ([[1]], None, [7, 8])
+    assert spec.texts == [[1], [7, 8]]
 
 
 def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
     spec = stack(CAD, {**KL, **OTHER, "sigma": 2}).spec(1.0, [[1], [2]])
-    assert spec.row == Program(alpha=0.5)
-    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=0.5)
+    assert spec.program == Program(alpha=0.5)
+    assert spec.temperature_program == Program(form=Form.OBSERVE, kl_rate=0.5)
     assert spec.guides == [[1], [2]]
 
 
@@ -53,10 +53,14 @@ def test_models_and_a_temperature_with_a_guide() -> None:
     spec = stack({"method": "contrastive"}, KL).spec(1.0, [None, [4, 5]])
     assert spec.amateurs == ("amateur",)
     assert spec.guides == [[4, 5]]
-    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=1.0)
-    assert spec.row.alpha == 0.5
+    assert spec.temperature_program == Program(form=Form.OBSERVE, kl_rate=1.0)
+    assert spec.program.alpha == 0.5
     plain = stack({"method": "dexperts"}, EDT).spec(1.0, [None, None])
-    assert (plain.amateurs, plain.guides, plain.cooling) == (("amateur", "tuned"), [], None)
+    assert (plain.amateurs, plain.guides, plain.temperature_program) == (
+        ("amateur", "tuned"),
+        [],
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_models_and_a_temperature_with_a_guide() -> None:
 def test_two_second_streams(bodies: Any, guides: list[Any], two: bool) -> None:
     made = stack(*bodies)
     assert made.two_seconds(guides) is two
-    assert (made.spec(1.0, guides).cooling is not None) is two
+    assert (made.spec(1.0, guides).temperature_program is not None) is two
     distinct = [guide for guide in guides if guide is not None]
     assert made.spec(1.0, guides).guides == (distinct if two else distinct[:1])
 
@@ -83,7 +87,7 @@ def test_two_second_streams(bodies: Any, guides: list[Any], two: bool) -> None:
 def test_the_first_and_the_last_guide_of_three() -> None:
     spec = stack(CAD, ADDED, {**KL, **OTHER}).spec(1.0, [[1], None, [2]], [7])
     assert (spec.guides, spec.grounding, spec.average) == ([[1], [2]], [7], False)
-    assert spec.cooling == Program(form=Form.OBSERVE, kl_rate=1.0)
+    assert spec.temperature_program == Program(form=Form.OBSERVE, kl_rate=1.0)
 
 
 @pytest.mark.parametrize(("reduce", "average"), [("min", False), ("avg", True)])
@@ -141,7 +145,7 @@ def test_what_may_be_combined() -> None:
     assert stack(ALIGN, KL).name == "linear_alignment+kl_temperature"
     assert stack({**ALIGN, "nucleus": 1}, ADDED).name == "linear_alignment+vdgd"
     assert stack(VDGD, EDT).name == "vdgd+entropy_temperature"
-    assert stack(USCD, EDT).spec(1.0, [[1], None]).row.entropy_rate > 0
+    assert stack(USCD, EDT).spec(1.0, [[1], None]).program.entropy_rate > 0
 
 
 def test_a_guide_is_shared_with_those_that_need_it() -> None:

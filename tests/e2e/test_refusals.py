@@ -191,7 +191,7 @@ def test_all_routes_are_behind_the_api_key(server: str, path: str) -> None:
         assert json.load(response)["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("key", ["divserve", "divserve_group"])
+@pytest.mark.parametrize("key", ["divserve", "divserve_row"])
 @pytest.mark.parametrize(
     ("path", "body"),
     [

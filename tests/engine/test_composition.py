@@ -289,7 +289,7 @@ def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference)
     def spy(output: Any, reports: Any) -> bool:
         kept = annotate(output, reports)
         if kept and output.kv_transfer_params:
-            rows.append(output.kv_transfer_params["divserve"]["row"])
+            rows.append(output.kv_transfer_params["divserve"]["statistics"])
         return bool(kept)
 
     engine.scheduler._annotate = spy
@@ -339,4 +339,4 @@ def test_aborts_at_any_step_leave_nothing(engine: Engine, streams: Any) -> None:
 
 def test_the_default_floor_is_minus_infinity() -> None:
     """On the wire too: a floor of 0 would forbid the negative weights of cfg below scale 1."""
-    assert Program(*order("cad", [5])["divserve"]["row"]).floor == -math.inf
+    assert Program(*order("cad", [5])["divserve"]["spec"]["program"]).floor == -math.inf

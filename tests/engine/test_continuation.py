@@ -13,6 +13,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from divserve.decoding import Program, Spec, Switch
+from divserve.engine.order import Order
 from tests.support.engine import Engine, counted, random_prompt
 from tests.support.models import TINY_VOCAB
 
@@ -30,8 +31,8 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def order(output: list[int], switch: Switch = NEVER, vocab: int | None = None) -> dict[str, Any]:
     """``extra_args`` of a segment that continues from ``output``."""
-    wire = Spec(Program(form=0.0), switch=switch).to_wire()
-    return {"divserve": {**wire, "output": output, "vocab": vocab}}
+    spec = Spec(Program(form=0.0), switch=switch)
+    return Order(spec, vocab=vocab, output=tuple(output)).pack()
 
 
 def params(extra: dict[str, Any], **fields: Any) -> SamplingParams:

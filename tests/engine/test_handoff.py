@@ -8,8 +8,9 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
 
-from divserve.decoding import Switch
+from divserve.decoding import Program, Spec, Switch
 from divserve.engine.client.hand_off import HandOff
+from divserve.engine.order import Order, Report
 
 ON_SMALL = Switch(1.0, 1, 1)
 ON_LARGE = Switch(1.0, 1, 1, "large")
@@ -66,25 +67,25 @@ class Scene:
         self.hand_off = HandOff(self.large, self.small)
 
     async def begin(self) -> None:
-        wire = {"switch": ON_SMALL.to_wire()}
-        params = SimpleNamespace(extra_args={"divserve": wire}, seed=None)
+        order = Order(Spec(Program(), switch=ON_SMALL))
+        params = SimpleNamespace(extra_args=order.pack(), seed=None)
         self.large.output_processor.request_states["r"] = "state"
         request = SimpleNamespace(request_id="r", sampling_params=params)
         await self.large.engine_core.add_request_async(request)
 
     def token(self, engine: Any, segment: str, switch: Switch | None = None, **fields: Any) -> Any:
         """A segment's next token comes out of an engine."""
-        report: dict[str, Any] = {"row": [0.0]}
+        report = Report(statistics=(0.0,), switch=switch)
         if switch is not None:
-            report["switch"] = switch.to_wire()
             fields |= {"finish_reason": "stop"}
         defaults: dict[str, Any] = {"finish_reason": None, "stop_reason": None, "events": None}
         output = SimpleNamespace(
             request_id=segment,
             new_token_ids=[5],
-            kv_transfer_params={"divserve": report},
+            kv_transfer_params=None,
             **(defaults | fields),
         )
+        report.put_on(output)
         return engine.output_processor.process_outputs([output], 0.0, None)
 
 
@@ -104,7 +105,9 @@ def test_a_switch_moves_the_answer_and_nobody_sees_its_end() -> None:
         assert one.large.engine_core.added == ["r~1"]
         (seen,) = one.large.output_processor.seen
         assert (seen.request_id, seen.finish_reason) == ("r", None)
-        assert seen.kv_transfer_params["divserve"]["model"] == "small"
+        report = Report.take_from(seen)
+        assert report is not None
+        assert report.model == "small"
         one.token(one.large, "r~1", finish_reason="length")
         await settle()
         assert len(one.hand_off) == len(one.hand_off._segments) == 0

@@ -17,7 +17,7 @@ from divserve.engine.scheduler.scheduler import LOST
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.groups import GroupTable, Plan
 from divserve.engine.worker.packing import Packer
-from tests.support.engine import Engine, stacked
+from tests.support.engine import Engine, report_of, stacked
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
 TEXT = list(range(70, 150))
@@ -62,10 +62,11 @@ def assert_only_victim_failed(
     answer = victim.outputs[0]
     assert answer.finish_reason == "error"
     assert list(answer.token_ids) == list(healthy[0].outputs[0].token_ids[:tokens])
-    report = victim.kv_transfer_params["divserve"]
-    assert (report["error"], report["refused"]) == (why, False)
+    report = report_of(victim)
+    assert report is not None
+    assert (report.error, report.refused) == (why, False)
     noticed = ("no_report", 1) if why == LOST else ("not_numbers", 0)
-    assert (report["broken"], report["unguided"]) == noticed
+    assert (report.broken, report.unguided) == noticed
     for mine, expected in zip(others, healthy[1:], strict=True):
         assert mine.outputs[0].token_ids == expected.outputs[0].token_ids
     assert set(engine.leftovers().values()) == {0}
@@ -240,8 +241,8 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
             (guide,) = next(iter(scheduler._groups.values())).guides
             scheduler.finish_requests(guide.request_id, guide.status.FINISHED_ABORTED)
     assert [o.outputs[0].finish_reason for o in outputs if o.finished] == ["error"]
-    reports = [o.kv_transfer_params["divserve"] for o in outputs if o.kv_transfer_params]
-    told = [(report["error"], report["broken"]) for report in reports if "error" in report]
+    reports = [report for o in outputs if (report := report_of(o)) is not None]
+    told = [(report.error, report.broken) for report in reports if report.error is not None]
     assert told == [(LOST, "member_ended")]
     assert set(engine.leftovers().values()) == {0}
 
@@ -279,7 +280,7 @@ def test_front_end_refuses_tokens_without_statistics() -> None:
     from divserve.errors import DecodingFailed
 
     account = Account(ticket=0)
-    account.rows[0].extend([(0.0,) * 5] * 2)
+    account.statistics[0].extend([(0.0,) * 5] * 2)
     choice = SimpleNamespace(index=0, token_ids=[1, 2, 3])
     with pytest.raises(DecodingFailed) as failed:
         _account_for(SimpleNamespace(outputs=[choice]), account)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from vllm.sampling_params import StructuredOutputsParams
 
 from divserve.decoding import METHODS, Stack
-from divserve.engine.client.orders import OnSmall
+from divserve.engine.order import OnSmall
 from divserve.errors import InvalidRequest, Unavailable
 from tests.engine.cases import NEAR_TIE
 from tests.support.engine import random_prompt

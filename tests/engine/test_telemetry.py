@@ -14,8 +14,9 @@ from vllm import SamplingParams
 
 from divserve.decoding import METHODS, Stack
 from divserve.engine.client.ledger import Ledger
+from divserve.engine.order import Report
 from divserve.engine.worker.report import Timer
-from tests.support.engine import Engine, order
+from tests.support.engine import Engine, order, report_of
 from tests.support.metrics import Changes
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
@@ -34,17 +35,15 @@ def params(method: str, guide: list[int] | None) -> SamplingParams:
     return SamplingParams(max_tokens=TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
 
 
-def reports(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[dict[str, Any]]:
+def reports(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[Report]:
     """All reports that the scheduler sends while it serves the requests."""
-    found: list[dict[str, Any]] = []
+    found: list[Report] = []
     update = engine.scheduler.update_from_output
 
     def watched(*args: Any) -> Any:
         outputs = update(*args)
         for step in outputs.values():
-            found.extend(
-                o.kv_transfer_params["divserve"] for o in step.outputs if o.kv_transfer_params
-            )
+            found.extend(r for o in step.outputs if (r := report_of(o)) is not None)
         return outputs
 
     engine.scheduler.update_from_output = watched
@@ -62,9 +61,9 @@ def reports(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[
 def test_every_group_waits_once_and_every_step_is_timed_once(engine: Engine) -> None:
     """Six pairs with room for two: those in the line wait while the first ones decode."""
     found = reports(engine, [(str(i), params("cad", GUIDE)) for i in range(6)])
-    waits = sorted(report["wait"] for report in found if "wait" in report)
-    times = [report["seconds"] for report in found if "seconds" in report]
-    assert len([report for report in found if "row" in report]) == 6 * TOKENS
+    waits = sorted(report.wait_s for report in found if report.wait_s is not None)
+    times = [report.kernel_s for report in found if report.kernel_s is not None]
+    assert len([report for report in found if report.statistics is not None]) == 6 * TOKENS
     assert len(waits) == 6
     assert 0 <= waits[0] < waits[-1]
     assert waits[-1] > sum(times[: 2 * TOKENS]), "the last pair waited for two others to end"
@@ -74,8 +73,8 @@ def test_every_group_waits_once_and_every_step_is_timed_once(engine: Engine) -> 
 
 def test_a_request_of_one_row_waits_for_nobody(engine: Engine) -> None:
     found = reports(engine, [("one", params("entropy_temperature", None))])
-    assert not [report for report in found if "wait" in report]
-    assert len([report for report in found if "seconds" in report]) == TOKENS
+    assert not [report for report in found if report.wait_s is not None]
+    assert len([report for report in found if report.kernel_s is not None]) == TOKENS
 
 
 def test_the_front_end_counts_what_comes() -> None:
@@ -85,12 +84,13 @@ def test_the_front_end_counts_what_comes() -> None:
     ledger.open(Stack(METHODS["entropy_temperature"](method="entropy_temperature")).spec(1.0, []))
     changes = Changes(lambda: generate_latest(REGISTRY).decode())
     for report in (
-        {"row": [0.0], "wait": 0.02, "seconds": 0.001},
-        {"row": [0.0]},
-        {"error": "lost", "broken": "no_report", "unguided": 1},
-        {"error": "lost", "broken": "member_ended"},
+        Report(statistics=(0.0,), wait_s=0.02, kernel_s=0.001),
+        Report(statistics=(0.0,)),
+        Report(error="lost", broken="no_report", unguided=1),
+        Report(error="lost", broken="member_ended"),
     ):
-        output = SimpleNamespace(request_id="gone", kv_transfer_params={"divserve": report})
+        output = SimpleNamespace(request_id="gone", kv_transfer_params=None)
+        report.put_on(output)
         processor.process_outputs([output])
         assert output.kv_transfer_params is None
     assert changes.of("pair_wait_seconds_count") == 1

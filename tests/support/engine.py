@@ -7,7 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from divserve.decoding import METHODS, Stack
+from divserve.engine.order import ORDER_KEY, Order, Report
 
 LOAD_FORMAT = "divserve_amateurs"
 """`divserve.engine.models.loader.LOAD_FORMAT`, without importing vLLM here."""
@@ -43,7 +46,7 @@ def stacked(
         parsed.append(METHODS[body["method"]].model_validate({**given, **body}))
     stack = Stack(parsed)
     in_order = [guides[parsed.index(method)] for method in stack.methods]
-    return {"divserve": stack.spec(temperature, in_order, grounding or ()).to_wire()}
+    return Order(stack.spec(temperature, in_order, grounding or ())).pack()
 
 
 class Engine:
@@ -133,6 +136,12 @@ class Engine:
     def close(self) -> None:
         """Releases the engine's memory."""
         self.core.engine_core.shutdown()
+
+
+def report_of(output: Any) -> Report | None:
+    """What the scheduler has reported with one of vLLM's outputs, which keeps it."""
+    packed = (output.kv_transfer_params or {}).get(ORDER_KEY)
+    return None if packed is None else msgspec.convert(packed, Report)
 
 
 def counted(owner: Any, name: str) -> list[Any]:

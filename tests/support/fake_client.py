@@ -10,9 +10,11 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
+
 from divserve.decoding import STATISTICS, presets
 from divserve.edges.flags import EdgeSettings
-from divserve.engine.client.orders import OnSmall
+from divserve.engine.order import OnSmall
 from divserve.errors import ApiError
 from divserve.startup.extras import Extras
 from tests.support.models import SMOLLM2
@@ -78,7 +80,7 @@ class FakeClient:
         order = (params.extra_args or {}).get("divserve")
         self.on_small = isinstance(order, OnSmall)
         order = order.spec if isinstance(order, OnSmall) else order
-        self.orders.append(order and order.to_wire())
+        self.orders.append(order and msgspec.to_builtins(order))
         stream = params.output_kind == RequestOutputKind.DELTA
         for done, token in enumerate(self.answer):
             if done == self.fail_at:

@@ -131,7 +131,7 @@ def recorded(engine: Any) -> dict[str, list[LookRow]]:
         outputs = update(*args)
         for step in outputs.values():
             for output in step.outputs:
-                values = (output.kv_transfer_params or {}).get("divserve", {}).get("row", ())
+                values = (output.kv_transfer_params or {}).get("divserve", {}).get("statistics", ())
                 if len(values) > len(STATISTICS):
                     name = output.request_id.rsplit("-", 1)[0]
                     rows.setdefault(name, []).append(LookRow.read(values[len(STATISTICS) :]))

@@ -95,7 +95,7 @@ class Pair:
 
         async def nudge() -> None:
             """An idle engine tells nothing: one more plain request each, then its last report."""
-            from divserve.engine.client.orders import OnSmall
+            from divserve.engine.order import OnSmall
 
             await asyncio.gather(self.ask([9, 8]), self.ask([9, 8], OnSmall(None)))
             await asyncio.sleep(0.3)

@@ -1,7 +1,7 @@
 """The engine client that the OpenAI layer talks to: vLLM's own, plus the account of every token.
 
 Plain requests get vLLM's generator itself and pay nothing per token. A guided request's outputs
-carry, in ``CompletionOutput.guidance``, one statistics row per token; a token without a row ends
+carry, in ``CompletionOutput.guidance``, the statistics of each token; a token without them ends
 the request with an error, so a token decoded plainly never reaches a client of a guided request.
 """
 
@@ -28,13 +28,12 @@ from divserve.engine.client.hand_off import HandOff
 from divserve.engine.client.ledger import Account, Ledger
 from divserve.engine.client.model_size import parameter_ratio
 from divserve.engine.client.orders import (
-    OnSmall,
     check_adapters,
     check_extras,
     check_switch,
     order_of,
 )
-from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.engine.order import OnSmall, with_spec, without_orders
 from divserve.errors import DecodingFailed, InvalidRequest, Unavailable
 
 __all__ = ["GuidedClient"]
@@ -101,7 +100,7 @@ class GuidedClient(Room, EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's ``generate``; outputs of guided requests carry ``guidance``.
 
-        A request is guided by a `Spec` under `WIRE_KEY` in ``extra_args``.
+        A request is guided where `divserve.engine.order.with_spec` has marked its parameters.
 
         Raises:
             VLLMValidationError: something else stands there; only a client can have put it there.
@@ -133,15 +132,14 @@ class GuidedClient(Room, EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
-        self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.streams])
+        self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.texts])
         check_extras(spec, self.extras)
         check_adapters(spec, self.inner.vllm_config.lora_config is not None)
         if spec.switch is not None:
             check_switch(prompt["prompt_token_ids"], params, options, self._shared_vocab())
-        account, wire = self.ledger.open(spec)
-        if spec.switch is not None:
-            wire["vocab"] = self._shared_vocab()
-        params.extra_args = {**params.extra_args, WIRE_KEY: wire}
+        vocab = None if spec.switch is None else self._shared_vocab()
+        account, order = self.ledger.open(spec, vocab)
+        order.put_on(params)
         inner = self.inner.generate(prompt, params, request_id, **options)
         try:
             async for output in inner:
@@ -173,9 +171,9 @@ class GuidedClient(Room, EngineClient):
         stopped = Unavailable("The engine of the small model has stopped.", param="model")
         if self.small is None or not self.health()["small"]:
             raise stopped
-        params.extra_args = {k: v for k, v in params.extra_args.items() if k != WIRE_KEY} or None
+        params.extra_args = without_orders(params.extra_args)
         if order.spec is not None:
-            params.extra_args = {**(params.extra_args or {}), WIRE_KEY: order.spec}
+            with_spec(params, order.spec)
         outputs = self.small.generate(prompt, params, request_id, **options)
         try:
             async with aclosing(outputs):
@@ -214,7 +212,7 @@ class GuidedClient(Room, EngineClient):
 
 
 def _account_for(output: RequestOutput, account: Account) -> None:
-    """Puts its statistics rows beside each choice's tokens, or raises what the engine said."""
+    """Puts its statistics beside each choice's tokens, or raises what the engine said."""
     if account.error is not None and account.refused:
         raise InvalidRequest(account.error, param="decoding.guide", code="context_length_exceeded")
     if account.error is not None:

@@ -22,7 +22,7 @@ from vllm.v1.metrics.stats import IterationStats
 
 from divserve import metrics
 from divserve.engine.client.segments import Run
-from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.engine.order import Order
 
 __all__ = ["HandOff"]
 
@@ -66,12 +66,11 @@ class HandOff:
         return any(run.on_small and run.segment for run in self._runs.values())
 
     async def _add(self, request: Any) -> None:
-        params = request.sampling_params
-        wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
-        if wire is None or wire.get("switch") is None:
+        order = Order.of(request.sampling_params)
+        if order is None or order.spec.switch is None:
             await self._add_large(request)
             return
-        run = self._runs[request.request_id] = Run(request, wire)
+        run = self._runs[request.request_id] = Run(request, order)
         await self._send(run)
 
     async def _send(self, run: Run) -> None:

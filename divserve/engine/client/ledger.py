@@ -8,21 +8,17 @@ them, and handed out again by token count: however outputs were merged, token i 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
 from divserve import metrics
 from divserve.decoding import ModelSize, Spec
-from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.engine.order import Order, Report, Statistics
 
 __all__ = ["Account", "Ledger"]
 
-TICKET_KEY = "ticket"
-
 T = TypeVar("T")
-StatisticsRow = tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -30,8 +26,10 @@ class Account:
     """What the engine has reported for one client request."""
 
     ticket: int
-    rows: defaultdict[int, deque[StatisticsRow]] = field(default_factory=lambda: defaultdict(deque))
-    """Rows not yet handed out, by choice index."""
+    statistics: defaultdict[int, deque[Statistics]] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    """Those not yet handed out, by choice index."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
     """The model that made each of these tokens, likewise; empty for requests of one model."""
     error: str | None = None
@@ -40,23 +38,23 @@ class Account:
     request_ids: list[str] = field(default_factory=list)
     """The engine's ids of the request: several for n > 1."""
 
-    def take(self, index: int, num_tokens: int) -> list[StatisticsRow]:
-        """Hands out the rows of the next tokens of a choice; fewer if the engine reported fewer."""
-        return _take_first(self.rows[index], num_tokens)
+    def take(self, index: int, num_tokens: int) -> list[Statistics]:
+        """Hands out those of the next tokens of a choice; fewer if the engine reported fewer."""
+        return _take_first(self.statistics[index], num_tokens)
 
     def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
         """Hands out the models of the next tokens of a choice; none for requests of one model."""
         return _take_first(self.models[index], num_tokens)
 
 
-def _count(report: Mapping[str, Any]) -> None:
+def _count(report: Report) -> None:
     """Counts what the engine's process cannot count: nobody scrapes its metrics."""
-    if (wait := report.get("wait")) is not None:
-        metrics.PAIR_WAIT.observe(wait)
-    if (seconds := report.get("seconds")) is not None:
-        metrics.KERNEL.observe(seconds)
-    if (reason := report.get("broken")) is not None:
-        metrics.broken_pair(reason, report.get("unguided", 0))
+    if report.wait_s is not None:
+        metrics.PAIR_WAIT.observe(report.wait_s)
+    if report.kernel_s is not None:
+        metrics.KERNEL.observe(report.kernel_s)
+    if report.broken is not None:
+        metrics.broken_pair(report.broken, report.unguided)
 
 
 def _take_first(queue: deque[T], count: int) -> list[T]:
@@ -75,11 +73,11 @@ class Ledger:
         output_processor.add_request = self._register
         output_processor.process_outputs = self._collect
 
-    def open(self, spec: Spec) -> tuple[Account, dict[str, Any]]:
-        """Opens an account; returns it and the order on the wire, marked with its ticket."""
+    def open(self, spec: Spec, vocab: int | None = None) -> tuple[Account, Order]:
+        """Opens an account; returns it and the order for the scheduler, marked with its ticket."""
         account = Account(ticket=next(self._tickets))
         self._accounts[account.ticket] = account
-        return account, {**spec.to_wire(), TICKET_KEY: account.ticket}
+        return account, Order(spec, account.ticket, vocab)
 
     def close(self, account: Account) -> None:
         """Forgets the account; what the engine still sends for it is dropped."""
@@ -96,33 +94,27 @@ class Ledger:
         queue: Any = None,
     ) -> None:
         self._add_request(request, prompt, parent_req, request_index, queue)
-        params = request.sampling_params
-        wire = (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
-        if wire is not None and (account := self._accounts.get(wire.get(TICKET_KEY))) is not None:
+        order = Order.of(request.sampling_params)
+        ticket = None if order is None else order.ticket
+        if ticket is not None and (account := self._accounts.get(ticket)) is not None:
             self._by_request[request.request_id] = (account, request_index)
             account.request_ids.append(request.request_id)
 
     def _collect(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         for output in engine_core_outputs:
-            if output.kv_transfer_params is not None:
-                self._take(output)
+            if (report := Report.take_from(output)) is not None:
+                self._take(output.request_id, report)
         return self._process_outputs(engine_core_outputs, *args, **kwargs)
 
-    def _take(self, output: Any) -> None:
-        report = output.kv_transfer_params.pop(WIRE_KEY, None)
-        if not output.kv_transfer_params:
-            output.kv_transfer_params = None
-        if report is None:
-            return
+    def _take(self, request_id: str, report: Report) -> None:
         _count(report)
-        entry = self._by_request.get(output.request_id)
+        entry = self._by_request.get(request_id)
         if entry is None:
             return
         account, index = entry
-        if report.get("row") is not None:
-            account.rows[index].append(tuple(report["row"]))
-        if "model" in report:
-            account.models[index].append(report["model"])
-        if "error" in report:
-            account.error = report["error"]
-            account.refused = report.get("refused", False)
+        if report.statistics is not None:
+            account.statistics[index].append(report.statistics)
+        if report.model is not None:
+            account.models[index].append(report.model)
+        if report.error is not None:
+            account.error, account.refused = report.error, report.refused

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from divserve.decoding import Spec
-from divserve.engine.scheduler.group import GROUP_KEY, WIRE_KEY
+from divserve.engine.order import OnSmall, spec_of
 from divserve.errors import InvalidRequest
 
-__all__ = ["OnSmall", "check_adapters", "check_extras", "check_switch", "order_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class OnSmall:
-    """The order of a request to the small engine; ``spec`` as for the large one."""
-
-    spec: Spec | None
+__all__ = ["check_adapters", "check_extras", "check_switch", "order_of"]
 
 
 def order_of(params: SamplingParams) -> Spec | OnSmall | None:
-    """The order of a guided request; None for a plain one.
+    """What a guided request asks for; None for a plain one.
 
-    Every route lets clients put JSON into ``extra_args``, and what the scheduler and the workers
-    find there under our keys they trust. JSON cannot make a `Spec`, so this check is enough.
+    Raises:
+        VLLMValidationError: a client has put something of ours into ``extra_args``.
     """
-    extra = params.extra_args
-    if not extra or not any(key.startswith(WIRE_KEY) for key in extra):
-        return None
-    spec = extra.get(WIRE_KEY)
-    if isinstance(spec, Spec | OnSmall) and GROUP_KEY not in extra:
-        return spec
-    raise VLLMValidationError(
-        f"extra arguments that begin with '{WIRE_KEY}' are reserved: use the field 'decoding' of "
-        "/v1/chat/completions or /v1/completions",
-        parameter="vllm_xargs",
-    )
+    try:
+        return spec_of(params)
+    except ValueError as error:
+        raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
 
 
 def check_extras(spec: Spec, extras: frozenset[str]) -> None:

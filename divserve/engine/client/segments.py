@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreEventType
 
-from divserve.decoding import ModelSize, Switch
-from divserve.engine.scheduler.group import WIRE_KEY
+from divserve.decoding import ModelSize
+from divserve.engine.order import Order, Report
 
 __all__ = ["Run"]
 
@@ -20,15 +20,15 @@ SEED_STEP = 0x9E3779B97F4A7C15
 class Run:
     """One answer: its request, what it has so far, and the segment that makes its next tokens."""
 
-    def __init__(self, request: Any, wire: dict[str, Any]) -> None:
+    def __init__(self, request: Any, order: Order) -> None:
         self.request_id: str = request.request_id
         self.segment = ""
         """Engine's id of the running segment; empty between two."""
         self.on_small = False
         self.handing_over = False
         self._request = request
-        self._wire = wire
-        self._switch: Switch | None = Switch.from_wire(wire["switch"])
+        self._order = order
+        self._switch = order.spec.switch
         self._segments = 0
         self._output: list[int] = []
 
@@ -45,9 +45,7 @@ class Run:
     def start(self, on_small: bool) -> Any:
         """The request of the next segment."""
         params = copy.copy(self._request.sampling_params)
-        switch = None if self._switch is None else self._switch.to_wire()
-        order = {**self._wire, "switch": switch, "output": list(self._output)}
-        params.extra_args = {**params.extra_args, WIRE_KEY: order}
+        self._order.switched(self._switch, tuple(self._output)).put_on(params)
         if params.seed is not None:
             params.seed = (params.seed + self._segments * SEED_STEP) % (1 << 63)
         segment = copy.copy(self._request)
@@ -64,11 +62,12 @@ class Run:
         if self._segments > 1:
             # The answer was queued and scheduled once.
             output.events = [e for e in output.events or () if e.type == PREEMPTED] or None
-        report = (output.kv_transfer_params or {}).get(WIRE_KEY)
+        report = Report.take_from(output)
         if report is None:
             return
-        report["model"] = "small" if self.on_small else "large"
-        if (state := report.get("switch")) is not None:
-            self._switch = Switch.from_wire(state)
+        report.model = "small" if self.on_small else "large"
+        if report.switch is not None:
+            self._switch = report.switch
             self.handing_over = True
             output.finish_reason = output.stop_reason = None
+        report.put_on(output)

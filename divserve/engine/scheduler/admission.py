@@ -13,7 +13,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from divserve.decoding import Spec
-from divserve.engine.scheduler.group import WIRE_KEY, Group
+from divserve.engine.order import Order
+from divserve.engine.scheduler.group import Group
 
 __all__ = ["AdmissionMixin"]
 
@@ -43,38 +44,33 @@ class AdmissionMixin(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
-        wire = self._order_of(request)
-        if wire is None or request.request_id in self.requests:
+        order = Order.of(request.sampling_params)
+        if order is None or request.request_id in self.requests:
             super().add_request(request)
             return
-        spec = Spec.from_wire(wire)
+        spec = order.spec
         max_tokens = min(request.max_tokens, self._longest_output(request, spec))
         if why := self._refusal(request, spec, max_tokens):
             super().add_request(request)
             self._failed[request.request_id] = why
             return
-        group = Group.create(request, spec, max_tokens, wire)
+        group = Group.create(request, order, max_tokens)
         for member in group.members:
             super().add_request(member)
             self._groups[member.request_id] = group
         if any(m.num_prompt_tokens == 1 for m in (group.primary, *group.guides)):
             self._one_token[request.request_id] = group
 
-    def _order_of(self, request: Request) -> dict[str, Any] | None:
-        """What the front end has ordered for the request; None for a plain one."""
-        params = request.sampling_params
-        return (params.extra_args or {}).get(WIRE_KEY) if params is not None else None
-
     def _refusal(self, request: Request, spec: Spec, max_tokens: int) -> str | None:
         """Why the group can never run; the front end checks the same before, with better words."""
-        if not all(spec.streams):
+        if not all(spec.texts):
             return "the guide prompt is empty"
         if max_tokens < 1 or not self._fits_empty(request, spec):
             return (
                 "the prompt and its guide leave no room for an answer in the context and KV cache"
             )
-        if self.max_num_active_reqs < 1 + len(spec.streams):
-            return f"this request needs --max-num-seqs of at least {1 + len(spec.streams)}"
+        if self.max_num_active_reqs < 1 + len(spec.texts):
+            return f"this request needs --max-num-seqs of at least {1 + len(spec.texts)}"
         if request.resumable or request.prompt_token_ids is None:
             return "guided decoding takes no streaming input and no prompt embeddings"
         return None
@@ -100,7 +96,7 @@ class AdmissionMixin(Scheduler):
 
     def _fits_empty(self, request: Request, spec: Spec) -> bool:
         """Whether an empty engine holds all prompts at once: the grounding text is read beside."""
-        lengths = (request.num_prompt_tokens, *map(len, spec.streams))
+        lengths = (request.num_prompt_tokens, *map(len, spec.texts))
         return (
             max(lengths) < self.max_model_len
             and sum(self._blocks_for(n + 1) for n in lengths) <= self._cache_blocks()

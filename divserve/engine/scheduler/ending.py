@@ -14,7 +14,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
-from divserve.engine.scheduler.group import WIRE_KEY, Group
+from divserve.engine.order import Report
+from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.look_back import LookBackMixin
 from divserve.engine.scheduler.preflight import PreflightMixin
 from divserve.engine.scheduler.switching import SwitchMixin
@@ -26,7 +27,7 @@ _READ = RequestStatus.FINISHED_LENGTH_CAPPED
 """How rows of ours end by themselves: a guide at the longest length, a grounding text when read."""
 
 MEMBER_ENDED = ("member_ended", 0)
-ENDED = {"error": LOST, "broken": MEMBER_ENDED[0]}
+ENDED = Report(error=LOST, broken=MEMBER_ENDED[0])
 """The report of a request whose guide has ended without it."""
 
 
@@ -113,7 +114,8 @@ class EndingMixin(LookBackMixin, SwitchMixin, TelemetryMixin, PreflightMixin):
             finish_reason=primary.get_finished_reason(),
             events=primary.take_events(),
             trace_headers=primary.trace_headers,
-            kv_transfer_params=None if capped else {WIRE_KEY: ENDED},
         )
+        if not capped:
+            ENDED.put_on(output)
         step = outputs.setdefault(primary.client_index, EngineCoreOutputs())
         step.outputs.append(output)

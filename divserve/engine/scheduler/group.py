@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import Spec
+from divserve.engine.order import (
+    GroupOrder,
+    Order,
+    ProbeOrder,
+    TextOrder,
+    row_order_params,
+    without_orders,
+)
 
 __all__ = [
-    "ADMISSIBLE", "GROUP_KEY", "GUIDE_SUFFIX", "WIRE_KEY", "Group", "probe", "remaining_tokens",
+    "ADMISSIBLE", "GUIDE_SUFFIX", "Group", "probe", "remaining_tokens",
 ]  # fmt: skip
 
-WIRE_KEY = "divserve"
-"""Key in ``SamplingParams.extra_args`` (order from the front end) and in ``kv_transfer_params``
-(report to the front end)."""
-GROUP_KEY = "divserve_group"
-"""Key in the ``extra_args`` of primaries and grounding texts: what the workers must know."""
 GUIDE_SUFFIX = "~guide"
 GROUNDING_SUFFIX = "~grounding"
 PROBE_SUFFIX = "~look"
@@ -108,9 +109,7 @@ class Group:
         return waiting if rest_armed else []
 
     @classmethod
-    def create(
-        cls, request: Request, spec: Spec, max_tokens: int, wire: Mapping[str, Any]
-    ) -> Group:
+    def create(cls, request: Request, order: Order, max_tokens: int) -> Group:
         """Makes the other rows of ``request`` and marks it as the primary.
 
         The guides never end by themselves: no EOS, no stop ids, no length below the primary's. The
@@ -118,11 +117,10 @@ class Group:
 
         Args:
             request: the client's request; its sampling parameters are replaced.
-            spec: its decoding order.
+            order: what the front end asks for.
             max_tokens: length cap of the primary and its guides.
-            wire: the order as it came, with what only the engine knows of.
         """
-        primary = request.request_id
+        primary, spec = request.request_id, order.spec
         params: SamplingParams = copy.copy(request.sampling_params)
         guide_params = SamplingParams(
             # Greedy beside greedy and random beside random keeps the sampler's fast paths.
@@ -137,23 +135,26 @@ class Group:
             for name, ids in zip(names, spec.guides, strict=True)
         )
         grounding = _grounding(request, spec) if spec.grounding else None
-        order = {
-            "row": list(spec.row),
-            "guides": names,
-            "cooling": None if spec.cooling is None else list(spec.cooling),
-            "grounded": grounding is not None,
-            "amateurs": list(spec.amateurs),
-            "output": wire.get("output") or [],
-            "vocab": wire.get("vocab"),
-            "look": None if spec.look is None else spec.look.to_wire(),
-        }
+        row_order = GroupOrder(
+            program=spec.program,
+            guides=tuple(names),
+            temperature_program=spec.temperature_program,
+            grounded=grounding is not None,
+            amateurs=len(spec.amateurs),
+            vocab=order.vocab,
+            output=order.output,
+            look=spec.look,
+        )
         if spec.look is not None and spec.look.greedy:
             # Clear steps are greedy whatever the request says; the candidates of an alarm are drawn
             # from all of their distribution, by a generator that greedy requests do not have.
             params = params.clone()
             params.temperature, params.top_p, params.top_k, params.min_p = 1.0, 1.0, 0, 0.0
         params.max_tokens = max_tokens
-        params.extra_args = {**_without_order(params.extra_args), GROUP_KEY: order}
+        params.extra_args = {
+            **(without_orders(params.extra_args) or {}),
+            **row_order_params(row_order),
+        }
         request.sampling_params = params
         request.max_tokens = max_tokens
         return cls(request, guides, grounding, spec.look is not None)
@@ -173,14 +174,7 @@ def probe(primary: Request, index: int, token: int, copied: int) -> Request:
         max_tokens=1,
         ignore_eos=True,
         detokenize=False,
-        extra_args={
-            GROUP_KEY: {
-                "looks_for": primary.request_id,
-                "index": index,
-                "token": token,
-                "copied": copied,
-            }
-        },
+        extra_args=row_order_params(ProbeOrder(primary.request_id, index, token, copied)),
     )
     name = f"{primary.request_id}{PROBE_SUFFIX}{index}"
     made = _twin(primary, name, [*primary.all_token_ids, token], params, hashed=False)
@@ -199,11 +193,7 @@ def remaining_tokens(request: Request) -> int:
 
 def _grounding(request: Request, spec: Spec) -> Request:
     """A request that reads the grounding text from its first token on, and ends."""
-    reads = {
-        "grounds": request.request_id,
-        "tokens": len(spec.grounding),
-        "average": spec.average,
-    }
+    order = TextOrder(request.request_id, len(spec.grounding), spec.average)
     params = SamplingParams(
         temperature=request.sampling_params.temperature,
         max_tokens=1,
@@ -211,7 +201,7 @@ def _grounding(request: Request, spec: Spec) -> Request:
         detokenize=False,
         # The distributions of cached tokens are gone.
         skip_reading_prefix_cache=True,
-        extra_args={GROUP_KEY: reads},
+        extra_args=row_order_params(order),
     )
     return _twin(request, request.request_id + GROUNDING_SUFFIX, spec.grounding, params)
 
@@ -236,7 +226,3 @@ def _twin(
         priority=request.priority,
         block_hasher=request._block_hasher if hashed else None,
     )
-
-
-def _without_order(extra_args: dict[str, Any] | None) -> dict[str, Any]:
-    return {k: v for k, v in (extra_args or {}).items() if k != WIRE_KEY}

@@ -23,6 +23,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import STATISTICS, LookRow, LookState
+from divserve.engine.order import set_chosen
 from divserve.engine.scheduler.admission import AdmissionMixin
 from divserve.engine.scheduler.group import ADMISSIBLE, probe
 
@@ -144,7 +145,7 @@ class LookBackMixin(AdmissionMixin):
         entering = {request.request_id for request in entered}
         chosen = output.num_scheduled_tokens.keys() & self._alarms.keys() & entering
         if chosen:
-            output.divserve_chosen = frozenset(chosen)
+            set_chosen(output, chosen)
 
     def _take_back(
         self, runner_output: ModelRunnerOutput, reports: Mapping[str, tuple[float, ...]]

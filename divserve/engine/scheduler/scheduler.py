@@ -23,9 +23,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import LookRow
 from divserve.engine.faults import LOST, why_failed
+from divserve.engine.order import Report, guidance_of
 from divserve.engine.scheduler.ending import EndingMixin
-from divserve.engine.scheduler.group import ADMISSIBLE, WIRE_KEY, Group
-from divserve.engine.worker.report import guidance_of, seconds_of
+from divserve.engine.scheduler.group import ADMISSIBLE, Group
 
 __all__ = ["LOST", "AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -167,8 +167,9 @@ class LockstepMixin(EndingMixin):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
-        self._reports = reports = guidance_of(model_runner_output)
-        self._seconds = seconds_of(model_runner_output)
+        guidance = guidance_of(model_runner_output)
+        self._reports = reports = guidance.statistics
+        self._seconds = guidance.seconds
         alarmed: list[tuple[Request, LookRow]] = []
         if self._groups:
             self._stop_unguided(scheduler_output, model_runner_output, reports)
@@ -222,19 +223,18 @@ class LockstepMixin(EndingMixin):
         is_guide = group is not None and group.primary.request_id != output.request_id
         if is_guide or output.request_id in self._probes:
             return False
-        report: dict[str, Any] = {}
+        report = Report()
         if group is not None and output.new_token_ids:
             # `_stop_unguided` leaves no token without a row; the front end checks it once more.
-            report["row"] = reports.get(output.request_id)
+            report.statistics = reports.get(output.request_id)
             state = self._switched.pop(output.request_id, None)
             # A grammar may have ended the request for another reason in the same update.
             if state is not None and output.finish_reason == FinishReason.STOP:
-                report["switch"] = state
+                report.switch = state
         if (why := self._failed.pop(output.request_id, None)) is not None:
-            report["error"], report["refused"] = why, group is None
-        report |= self._figures(group, output.request_id)
-        if report:
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: report}
+            report.error, report.refused = why, group is None
+        self._add_figures(report, group, output.request_id)
+        report.put_on(output)
         return True
 
 

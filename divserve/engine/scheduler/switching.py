@@ -13,6 +13,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import STATISTICS, Switch, SwitchRule
+from divserve.engine.order import Order
 from divserve.engine.scheduler.admission import AdmissionMixin
 
 __all__ = ["SwitchMixin"]
@@ -29,7 +30,7 @@ class SwitchMixin(AdmissionMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rules: dict[str, SwitchRule] = {}
-        self._switched: dict[str, dict[str, Any]] = {}
+        self._switched: dict[str, Switch] = {}
         """Segments that end in this update because of their rule: what it has seen."""
         self._reports: dict[str, tuple[float, ...]] = {}
         """The workers' reports of this update."""
@@ -38,8 +39,8 @@ class SwitchMixin(AdmissionMixin):
 
     def add_request(self, request: Request) -> None:
         """Adds the request; a continuation already has output."""
-        wire = self._order_of(request) or {}
-        output = wire.get("output")
+        order = Order.of(request.sampling_params)
+        output = [] if order is None else list(order.output)
         if output:
             request.append_output_token_ids(output)
             # vLLM asserts that no more than the prompt comes out of the cache.
@@ -51,8 +52,9 @@ class SwitchMixin(AdmissionMixin):
             # Its client is in the middle of reading; the priority policy goes by arrival anyway.
             self.waiting.remove_requests([request])
             self.waiting.prepend_request(request)
-        if wire.get("switch") and request.request_id in self._groups:
-            self._rules[request.request_id] = SwitchRule(Switch.from_wire(wire["switch"]))
+        switch = None if order is None else order.spec.switch
+        if switch is not None and request.request_id in self._groups:
+            self._rules[request.request_id] = SwitchRule(switch)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         ready = bool(super()._handle_blocked_waiting_request(request))
@@ -77,7 +79,7 @@ class SwitchMixin(AdmissionMixin):
             return new_token_ids, stopped
         if rule.observe(report[ENTROPY]) and not stopped:
             request.status = RequestStatus.FINISHED_STOPPED
-            self._switched[request_id] = rule.state.to_wire()
+            self._switched[request_id] = rule.state
             stopped = True
         return new_token_ids, stopped
 

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
+from divserve.engine.order import Report
 from divserve.engine.scheduler.admission import AdmissionMixin
 from divserve.engine.scheduler.group import Group
 
@@ -62,13 +63,11 @@ class TelemetryMixin(AdmissionMixin):
         self._unadmitted.pop(id(group), None)
         self._broken.pop(group.primary.request_id, None)
 
-    def _figures(self, group: Group | None, request_id: str) -> dict[str, Any]:
-        """What goes with the report of an output, if its group is known or was."""
-        found: dict[str, Any] = {}
+    def _add_figures(self, report: Report, group: Group | None, request_id: str) -> None:
+        """Adds what goes with the report of an output, if its group is known or was."""
         if group is not None and group.waited is not None:
-            found["wait"], group.waited = group.waited, None
+            report.wait_s, group.waited = group.waited, None
         if group is not None and self._seconds is not None:
-            found["seconds"], self._seconds = self._seconds, None
+            report.kernel_s, self._seconds = self._seconds, None
         if (broken := self._broken.pop(request_id, None)) is not None:
-            found["broken"], found["unguided"] = broken
-        return found
+            report.broken, report.unguided = broken

@@ -7,7 +7,7 @@ once, to max_j ln q_j(v) or mean_j ln q_j(v): V numbers are kept, whatever the l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from divserve.engine.faults import Contained
+from divserve.engine.order import TextOrder
 
 __all__ = ["Groundings"]
 
@@ -48,13 +49,12 @@ class Groundings:
         self._free: list[int] = []
         self._texts: dict[str, Text] = {}
 
-    def add(self, request_id: str, order: Mapping[str, object]) -> None:
+    def add(self, request_id: str, order: TextOrder) -> None:
         """Takes up a text, or starts it again after a preemption."""
-        primary = str(order["grounds"])
-        tokens, average = int(str(order["tokens"])), bool(order["average"])
+        primary = order.primary
         if primary not in self.rows:
             self.rows[primary] = self._free.pop() if self._free else len(self.rows)
-        self._texts[request_id] = Text(primary, self.rows[primary], tokens, average)
+        self._texts[request_id] = Text(primary, self.rows[primary], order.tokens, order.average)
 
     def restart(self, request_ids: set[str]) -> None:
         """Preempted texts are read again from their first token."""

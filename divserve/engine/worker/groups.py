@@ -12,9 +12,16 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from divserve.decoding import STATISTICS, Form, Program
 from divserve.engine.faults import Contained
-from divserve.engine.scheduler.group import GROUP_KEY
+from divserve.engine.order import (
+    GroupOrder,
+    ProbeOrder,
+    RowOrder,
+    TextOrder,
+    chosen_of,
+    row_order_of,
+)
 from divserve.engine.worker.grounding import Groundings
-from divserve.engine.worker.look_table import LookTable, chosen_of
+from divserve.engine.worker.look_table import LookTable
 from divserve.engine.worker.packing import Entry, Found, Packer
 from divserve.engine.worker.plan import AmateurLogits, Looks, Plan
 from divserve.engine.worker.report import Report
@@ -58,8 +65,7 @@ class GroupTable:
         self._handed = {}
         programs: dict[int, Sequence[float]] = {}
         for new in scheduler_output.scheduled_new_reqs:
-            params = new.sampling_params
-            order = (params.extra_args or {}).get(GROUP_KEY) if params is not None else None
+            order = row_order_of(new.sampling_params)
             if order is None:
                 continue
             with Contained(f"Taking up request {new.req_id}"):
@@ -68,20 +74,20 @@ class GroupTable:
             self._drop(new.req_id)
         self._programs.write(programs)
 
-    def _take_up(self, new: Any, order: dict[str, Any]) -> dict[int, Sequence[float]]:
+    def _take_up(self, new: Any, order: RowOrder) -> dict[int, Sequence[float]]:
         """Takes up what a new row is; returns its programs by slot, if it has any."""
-        if "grounds" in order:
+        if isinstance(order, TextOrder):
             self.groundings.add(new.req_id, order)
             return {}
-        if "looks_for" in order:
+        if isinstance(order, ProbeOrder):
             self.looks.add_probe(new.req_id, order)
             return {}
         programs = self._add(new.req_id, order)
-        if order["look"] is not None:
+        if order.look is not None:
             prompt = len(new.prompt_token_ids)
             known = len(new.prefill_token_ids or new.prompt_token_ids)
             slot = self._entries[new.req_id].slot
-            self.looks.add(new.req_id, slot, order["look"], prompt, known)
+            self.looks.add(new.req_id, slot, order.look, prompt, known)
         return programs
 
     def _drop(self, request_id: str) -> None:
@@ -96,7 +102,7 @@ class GroupTable:
         """Requests that come back: preempted ones, and lookers that waited for their probes."""
         cached = scheduler_output.scheduled_cached_reqs
         self.groundings.restart(cached.resumed_req_ids)
-        chosen = frozenset(chosen_of(scheduler_output))
+        chosen = chosen_of(scheduler_output)
         if chosen or self.looks.chosen:
             self._layout = []
         self.looks.chosen = chosen
@@ -106,18 +112,18 @@ class GroupTable:
                 if request_id in cached.resumed_req_ids:
                     self.looks.resume(request_id, output)
 
-    def _add(self, primary: str, order: dict[str, Any]) -> dict[int, Sequence[float]]:
+    def _add(self, primary: str, order: GroupOrder) -> dict[int, Sequence[float]]:
         """Takes up a group; returns its programs by slot."""
-        cooling, amateurs = order["cooling"], len(order["amateurs"])
-        rest = (tuple(order["guides"]), cooling is not None, order["grounded"], amateurs)
+        cooling = order.temperature_program
+        rest = (order.guides, cooling is not None, order.grounded, order.amateurs)
         # A preempted one comes back under its old id: it keeps its slot.
         known = self._entries.get(primary)
         slot = self._take_slot() if known is None else known.slot
-        self._entries[primary] = Entry(slot, *rest, order["vocab"])
+        self._entries[primary] = Entry(slot, *rest, order.vocab)
         self._layout = []
-        if order["output"]:
-            self._handed[primary] = order["output"]
-        programs = {2 * slot: order["row"]}
+        if order.output:
+            self._handed[primary] = list(order.output)
+        programs: dict[int, Sequence[float]] = {2 * slot: order.program}
         return programs if cooling is None else {**programs, 2 * slot + 1: cooling}
 
     def handed_over(self) -> dict[str, list[int]]:

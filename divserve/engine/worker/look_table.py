@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from divserve.decoding.look import MAX_CANDIDATES, Look, prefix_end
 from divserve.engine.models.hidden_store import Head, HiddenStore
+from divserve.engine.order import ProbeOrder
 from divserve.engine.worker.look_step import LookStep
 
-__all__ = ["LookTable", "Looker", "chosen_of"]
+__all__ = ["LookTable", "Looker"]
 
 
 @dataclass(slots=True)
@@ -61,25 +60,23 @@ class LookTable:
     def __post_init__(self) -> None:
         self.kls = torch.zeros(0, device=self.device)
 
-    def add(
-        self, request_id: str, slot: int, look: Mapping[str, Any], prompt: int, known: int
-    ) -> None:
+    def add(self, request_id: str, slot: int, look: Look, prompt: int, known: int) -> None:
         """Takes up a looker of so many prompt tokens and known ones; after a preemption, again."""
         if request_id in self.chosen:
             return
-        self.lookers[request_id] = Looker(slot, Look.from_wire(look), prompt, known)
+        self.lookers[request_id] = Looker(slot, look, prompt, known)
         if len(self.kls) < (need := (slot + 1) * MAX_CANDIDATES):
             more = torch.zeros(max(need, 2 * len(self.kls)) - len(self.kls), device=self.device)
             self.kls = torch.cat((self.kls, more))
 
-    def add_probe(self, request_id: str, order: Mapping[str, Any]) -> None:
+    def add_probe(self, request_id: str, order: ProbeOrder) -> None:
         """Takes up a probe of a looker that is there."""
-        primary, index = str(order["looks_for"]), int(order["index"])
-        self._probes[request_id] = (primary, index, int(order["copied"]))
+        primary, index = order.primary, order.index
+        self._probes[request_id] = (primary, index, order.copied)
         candidates = self.lookers[primary].probes
         if index == 0:
             candidates.clear()
-        candidates[index] = int(order["token"])
+        candidates[index] = order.token
 
     def resume(self, request_id: str, output: int) -> None:
         """A looker comes back with so many output tokens, in new blocks unless it only waited."""
@@ -153,8 +150,3 @@ class LookTable:
         if self._fills:
             store.fill(self._fills, head)
             self._fills = []
-
-
-def chosen_of(scheduler_output: Any) -> AbstractSet[str]:
-    """The lookers that take one of their candidates in this step."""
-    return getattr(scheduler_output, "divserve_chosen", frozenset())

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from divserve.engine.order import Guidance, set_guidance
 from divserve.engine.worker.look_step import readable
 
-__all__ = ["GuidedOutput", "Looked", "Report", "Timer", "attach", "guidance_of", "seconds_of"]
-
-ATTRIBUTE = "divserve_guidance"
-SECONDS = "divserve_seconds"
+__all__ = ["GuidedOutput", "Looked", "Report", "Timer", "attach"]
 
 
 class Timer:
@@ -108,10 +106,10 @@ class Report:
 
     def put_on(self, output: ModelRunnerOutput) -> None:
         """Waits for the copy and attaches what has been found."""
-        setattr(output, ATTRIBUTE, self.rows())
-        if self.timer is not None:
-            # The event behind the copy, which `rows` has waited for, is behind the timer's.
-            setattr(output, SECONDS, self.timer.seconds())
+        statistics = self.rows()
+        # The event behind the copy, which `rows` has waited for, is behind the timer's.
+        seconds = None if self.timer is None else self.timer.seconds()
+        set_guidance(output, Guidance(statistics, seconds))
 
 
 def _start_copy(values: Tensor) -> Tensor:
@@ -143,13 +141,3 @@ def attach(
         return GuidedOutput(output, report)
     report.put_on(output)
     return output
-
-
-def guidance_of(output: ModelRunnerOutput) -> dict[str, tuple[float, ...]]:
-    """The statistics rows of a step by primary request id; empty when nothing was guided."""
-    return getattr(output, ATTRIBUTE, None) or {}
-
-
-def seconds_of(output: ModelRunnerOutput) -> float | None:
-    """How long the guidance operation of a step took; None when nothing was guided."""
-    return getattr(output, SECONDS, None)

@@ -1,0 +1,39 @@
+"""What the methods of one request ask of the engine: programs, and the texts that are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from divserve.decoding.look import Look
+from divserve.decoding.program import Program
+from divserve.decoding.switch import Switch
+
+__all__ = ["Spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One request's decoding, in plain types only, so that any encoder can pack it."""
+
+    program: Program
+    guides: list[list[int]] = field(default_factory=list)
+    """Prompt token ids of the guides, none of them empty: first the guide of ``program``, then that
+    of ``temperature_program``."""
+    temperature_program: Program | None = None
+    """A program whose temperature factor comes from the second guide; None: there is none."""
+    grounding: list[int] = field(default_factory=list)
+    """Token ids of a text whose distributions, reduced, are the third stream; empty: none."""
+    average: bool = False
+    """Whether they are reduced to the mean of their log-probs instead of the maximum."""
+    amateurs: tuple[str, ...] = ()
+    """Models whose logits are the second stream of ``program``, and the third; the guides are then
+    for ``temperature_program`` alone."""
+    switch: Switch | None = None
+    """How the request moves between a small and a large engine; None: it stays where it is."""
+    look: Look | None = None
+    """How the request looks back at its own steps; None: it does not."""
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Everything that is read beside the prompt: the guides, then the grounding text."""
+        return [*self.guides, *([self.grounding] if self.grounding else [])]
