@@ -53,15 +53,6 @@ SEAMS = ("divserve.engine", "divserve.startup", "divserve.http.openai")
 """Where vLLM may be imported."""
 
 KNOWN: set[tuple[str, str]] = {
-    # The wire's keys are moving from the scheduler to divserve.engine.order.
-    ("divserve.engine.client.guided", "divserve.engine.scheduler.group"),
-    ("divserve.engine.client.hand_off", "divserve.engine.scheduler.group"),
-    ("divserve.engine.client.ledger", "divserve.engine.scheduler.group"),
-    ("divserve.engine.client.orders", "divserve.engine.scheduler.group"),
-    ("divserve.engine.client.segments", "divserve.engine.scheduler.group"),
-    ("divserve.engine.worker.groups", "divserve.engine.scheduler.group"),
-    # The scheduler reads what the worker has reported.
-    ("divserve.engine.scheduler.scheduler", "divserve.engine.worker.report"),
     # For a type alone.
     ("divserve.engine.worker.look_step", "divserve.engine.worker.look_table"),
 }
