@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from divserve.decoding import STATISTICS, Program
-from tests.support.engine import Engine, order
+from tests.support.engine import Engine, order, report_of
 from tests.support.hf import Reference, combine
 
 SCHEMA = {
@@ -133,7 +133,9 @@ def test_guide_without_room_for_a_token_is_an_error_not_a_plain_answer(
     output = ask(engine, streams, guide=guide, max_tokens=4)
     assert output.outputs[0].finish_reason == "error"
     assert list(output.outputs[0].token_ids) == []
-    assert "no room" in output.kv_transfer_params["divserve"]["error"]
+    report = report_of(output)
+    assert report is not None
+    assert "no room" in str(report.error)
 
 
 @pytest.mark.parametrize("method", ["cfg", "adacad", "kl_temperature"])
@@ -284,19 +286,19 @@ def test_identical_guide_equals_plain(engine: Engine, streams: Any) -> None:
 def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference) -> None:
     """The rows sent to the front end: entropy, KL, JSD, weight of every token."""
     rows: list[Any] = []
-    annotate = engine.scheduler._annotate
+    report = engine.scheduler.reports.put_on
 
-    def spy(output: Any, reports: Any) -> bool:
-        kept = annotate(output, reports)
-        if kept and output.kv_transfer_params:
-            rows.append(output.kv_transfer_params["divserve"]["statistics"])
+    def spy(output: Any) -> bool:
+        kept = report(output)
+        if (found := report_of(output)) is not None:
+            rows.append(found.statistics)
         return bool(kept)
 
-    engine.scheduler._annotate = spy
+    engine.scheduler.reports.put_on = spy
     try:
         tokens = ask(engine, streams, "adacad", max_tokens=10, ignore_eos=True).outputs[0].token_ids
     finally:
-        del engine.scheduler._annotate
+        del engine.scheduler.reports.put_on
     answer = reference.greedy(streams[0], streams[1], "adacad", 10)
     assert list(tokens) == answer.tokens
     z1 = teacher_forced(reference, streams[0], tokens).double()

@@ -209,11 +209,11 @@ def test_scheduler_splits_a_pair(
 
     def counted(*args: Any) -> Any:
         nonlocal steps
-        steps += bool(scheduler._groups)
+        steps += bool(len(scheduler.groups))
         return update(*args)
 
     def split(request: Any, computed: int, tokens: int) -> int:
-        first = next(iter(scheduler._groups.values()), None)
+        first = next(iter(scheduler.groups), None)
         if steps == 5 and first is not None and request is first.guides[0]:
             return 0
         return int(reserve(request, computed, tokens))
@@ -238,7 +238,7 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
     for step in range(40):
         outputs += engine.core.step()
         if step == 5:
-            (guide,) = next(iter(scheduler._groups.values())).guides
+            (guide,) = next(iter(scheduler.groups)).guides
             scheduler.finish_requests(guide.request_id, guide.status.FINISHED_ABORTED)
     assert [o.outputs[0].finish_reason for o in outputs if o.finished] == ["error"]
     reports = [report for o in outputs if (report := report_of(o)) is not None]

@@ -183,7 +183,7 @@ def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(
     (alone,) = engine.generate([(PROMPT[:length], looker)])
     add(engine, "looker", PROMPT[:length], looker)
     scheduler = engine.scheduler
-    while not scheduler._alarms:
+    while not scheduler.alarms:
         engine.core.step()
     assert scheduler.reset_prefix_cache(reset_running_requests=True)
     assert finish(engine)["looker"] == list(alone.outputs[0].token_ids)
@@ -195,7 +195,7 @@ def test_alarms_leave_the_line_open(tiny: Path) -> None:
     engine = Engine(tiny, look_back=True, max_model_len=256, scheduling_policy="priority")
     plain = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     add(engine, "looker", PROMPT[:40], params("look_back", None, threshold=1000, k=5))
-    while not engine.scheduler._alarms:
+    while not engine.scheduler.alarms:
         engine.core.step()
     engine.core.add_request("urgent", {"prompt_token_ids": PROMPT[:9]}, plain, priority=-1)
     engine.core.step()

@@ -59,13 +59,13 @@ def test_tight_cache_does_preempt_groups(tiny: Path, cases: list[Case]) -> None:
     """Guards the tests above: with this cache, whole groups really are preempted."""
     engine = Engine(tiny, **TIGHT)
     preempted: Counter[int] = Counter()
-    preempt_unit = engine.scheduler._preempt_unit
+    preempt = engine.scheduler.preempt
 
     def counting(unit: Any) -> None:
         preempted[len(unit)] += 1
-        preempt_unit(unit)
+        preempt(unit)
 
-    engine.scheduler._preempt_unit = counting
+    engine.scheduler.preempt = counting
     assert mismatches(cases, run(engine, cases)) == []
     assert preempted[2] > 0
     engine.close()

@@ -122,15 +122,9 @@ class Engine:
             "running": len(s.running),
             "waiting": len(s.waiting),
             "requests": len(s.requests),
-            "groups": len(getattr(s, "_groups", ())),
-            "one_token": len(getattr(s, "_one_token", ())),
-            "failed": len(getattr(s, "_failed", ())),
-            "alarms": len(getattr(s, "_alarms", ())),
-            "probes": len(getattr(s, "_probes", ())),
             "holding": len(s.kv_holding_waiting),
-            "unadmitted": len(getattr(s, "_unadmitted", ())),
-            "broken": len(getattr(s, "_broken", ())),
             "blocks": self.total_blocks - self.free_blocks(),
+            **(s.leftovers() if hasattr(s, "leftovers") else {}),
         }
 
     def close(self) -> None:

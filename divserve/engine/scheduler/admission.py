@@ -1,191 +1,198 @@
-"""Admission of groups: make their rows, admit all members or none, hold them one token back.
+"""Admission of groups: all members or none, in the order of the line.
 
-A member that is not released stops one token before the end of its known tokens, so nothing is
-sampled until the whole group can sample in one step (`divserve.engine.scheduler.scheduler`).
+A member that is admitted stops one token before the end of its known tokens, so nothing is sampled
+until the whole group can sample in one step. A group that fits what is left of a step *as a whole*
+is admitted and sampled at once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
-from vllm.utils.math_utils import cdiv
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from divserve.decoding import Spec
 from divserve.engine.order import Order
-from divserve.engine.scheduler.group import Group
+from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.group import BLOCKED, Group, is_admissible
+from divserve.engine.scheduler.groups import Groups
 
-__all__ = ["AdmissionMixin"]
+__all__ = ["Admission", "Left", "Verdict"]
 
 
-class AdmissionMixin(Scheduler):
-    """State of all groups, and the hooks vLLM calls while it admits requests and sizes chunks."""
+class Verdict(Enum):
+    """What becomes of a member at the head of the line."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._groups: dict[str, Group] = {}
-        """Group of each member, by request id."""
-        self._one_token: dict[str, Group] = {}
-        """Groups with a prompt of one token, by primary id: the candidates for a join."""
-        self._released: set[str] = set()
-        """Members that may take their sampling token in this step."""
-        self._joining: set[str] = set()
-        """Waiting one-token members that enter in this step."""
-        self._blocked: set[str] = set()
-        """Members that block the head of the waiting line in this step."""
-        self._partial: Group | None = None
+    ADMIT = "admit"
+    SKIP = "skip"
+    """Others may be admitted before it."""
+    STOP = "stop"
+    """Nobody behind it is admitted in this step: it waits for memory or rows."""
+
+
+@dataclass(slots=True)
+class Left:
+    """What running requests leave of a step to those that wait."""
+
+    rows: int
+    tokens: int
+    blocks: int
+    loras: set[int] = field(default_factory=set)
+    """Adapters of the step."""
+    max_loras: int = 0
+
+    def take(self, requests: Sequence[Request], blocks: int) -> bool:
+        """Takes what all of these need, prefix cache or not; False if it is not there."""
+        self.rows -= len(requests)
+        self.tokens -= sum(request.num_tokens for request in requests)
+        self.blocks -= blocks
+        self.loras |= {r.lora_request.lora_int_id for r in requests if r.lora_request is not None}
+        lacking = min(self.rows, self.tokens, self.blocks) < 0
+        return not lacking and (not self.loras or len(self.loras) <= self.max_loras)
+
+
+class Admission:
+    """Decides which members vLLM may admit.
+
+    Args:
+        groups: all groups.
+        blocks: the KV cache.
+        max_rows: that run at a time.
+        max_model_len: the longest context.
+    """
+
+    def __init__(self, groups: Groups, blocks: Blocks, max_rows: int, max_model_len: int) -> None:
+        self._groups, self._blocks = groups, blocks
+        self._max_rows, self._max_model_len = max_rows, max_model_len
+        self.partial: Group | None = None
         """The group of which only a part is admitted; there is never a second one. Groups that lack
-        only one-token members do not count: those join by force (see `LockstepMixin`)."""
-        self._failed: dict[str, str] = {}
-        """Why a request is about to end with an error, by request id."""
-        self._budget = 0
-        """Tokens left for members that are not joining, in a step with joins."""
+        only members of one token do not count: these join in the step of the first sample."""
 
-    def add_request(self, request: Request) -> None:
-        """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
-        order = Order.of(request.sampling_params)
-        if order is None or request.request_id in self.requests:
-            super().add_request(request)
-            return
-        spec = order.spec
-        max_tokens = min(request.max_tokens, self._longest_output(request, spec))
-        if why := self._refusal(request, spec, max_tokens):
-            super().add_request(request)
-            self._failed[request.request_id] = why
-            return
-        group = Group.create(request, order, max_tokens)
-        for member in group.members:
-            super().add_request(member)
-            self._groups[member.request_id] = group
-        if any(m.num_prompt_tokens == 1 for m in (group.primary, *group.guides)):
-            self._one_token[request.request_id] = group
-
-    def _refusal(self, request: Request, spec: Spec, max_tokens: int) -> str | None:
-        """Why the group can never run; the front end checks the same before, with better words."""
-        if not all(spec.texts):
+    def refusal(self, request: Request, order: Order, max_tokens: int) -> str | None:
+        """Why a group can never run; the front end checks the same before, with better words."""
+        texts = order.spec.texts
+        if not all(texts):
             return "the guide prompt is empty"
-        if max_tokens < 1 or not self._fits_empty(request, spec):
+        if max_tokens < 1 or not self._fits_empty(request, texts):
             return (
                 "the prompt and its guide leave no room for an answer in the context and KV cache"
             )
-        if self.max_num_active_reqs < 1 + len(spec.texts):
-            return f"this request needs --max-num-seqs of at least {1 + len(spec.texts)}"
+        if self._max_rows < 1 + len(texts):
+            return f"this request needs --max-num-seqs of at least {1 + len(texts)}"
         if request.resumable or request.prompt_token_ids is None:
             return "guided decoding takes no streaming input and no prompt embeddings"
         return None
 
-    def _longest_output(self, request: Request, spec: Spec) -> int:
+    def longest_output(self, request: Request, order: Order) -> int:
         """Most tokens that all rows can grow by in the context length and the whole KV cache."""
-        lengths = (request.num_prompt_tokens, *map(len, spec.guides))
-        room = self.max_model_len - max(lengths)
-        blocks = self._cache_blocks()
-        if spec.look is not None:
+        lengths = (request.num_prompt_tokens, *map(len, order.spec.guides))
+        longest, blocks = self._max_model_len - max(lengths), self._blocks.total()
+        if order.spec.look is not None:
             # The probe of a candidate for the last token reads it and samples one more.
-            room, blocks = room - 1, blocks - self._blocks_for(1)
-        if sum(self._blocks_for(n + room) for n in lengths) <= blocks:
-            return int(room)
-        low, high = 0, room
-        while low < high:
-            middle = (low + high + 1) // 2
-            if sum(self._blocks_for(n + middle) for n in lengths) <= blocks:
-                low = middle
+            longest, blocks = longest - 1, blocks - self._blocks.of_tokens(1)
+
+        def fits(more: int) -> bool:
+            return sum(self._blocks.of_tokens(n + more) for n in lengths) <= blocks
+
+        if longest <= 0 or fits(longest):
+            return int(longest)
+        shortest = 0
+        while shortest < longest:
+            middle = (shortest + longest + 1) // 2
+            if fits(middle):
+                shortest = middle
             else:
-                high = middle - 1
-        return int(low)
+                longest = middle - 1
+        return int(shortest)
 
-    def _fits_empty(self, request: Request, spec: Spec) -> bool:
+    def _fits_empty(self, request: Request, texts: Sequence[Sequence[int]]) -> bool:
         """Whether an empty engine holds all prompts at once: the grounding text is read beside."""
-        lengths = (request.num_prompt_tokens, *map(len, spec.texts))
+        lengths = (request.num_prompt_tokens, *map(len, texts))
         return (
-            max(lengths) < self.max_model_len
-            and sum(self._blocks_for(n + 1) for n in lengths) <= self._cache_blocks()
+            max(lengths) < self._max_model_len
+            and sum(self._blocks.of_tokens(n + 1) for n in lengths) <= self._blocks.total()
         )
 
-    def _cache_blocks(self) -> int:
-        manager = self.kv_cache_manager
-        return int(manager.block_pool.num_gpu_blocks - 1 - manager.watermark_blocks)
+    def verdict(self, member: Request, group: Group, running: int) -> Verdict:
+        """What becomes of a member that is at the head of the line.
 
-    def _blocks_for(self, num_tokens: int) -> int:
-        managers = self.kv_cache_manager.coordinator.single_type_managers
-        return sum(cdiv(num_tokens, manager.block_size) for manager in managers)
-
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        if request.request_id in self._failed:
-            return False
-        ready = bool(super()._handle_blocked_waiting_request(request))
-        group = self._groups.get(request.request_id)
-        if group is None or not ready or request.request_id in self._joining:
-            return ready
-        if len(group.members) == 1:
-            return True
-        return self._may_admit(request, group)
-
-    def _may_admit(self, request: Request, group: Group) -> bool:
-        """False skips the member in this step; True may still block the line (see `_blocked`)."""
-        others = [m for m in group.members if m is not request]
-        if any(
-            self._is_blocked_waiting_status(m.status) or m.num_stale_output_tokens for m in others
-        ):
-            # The other one cannot come in yet (its grammar compiles, say): hold no memory for it.
-            return False
-        if request.num_tokens == 1 and group.holds(request):
-            return False
-        if self._partial is not None and self._partial is not group:
-            if self._partial.running() and self._partial.lacks_prefill():
-                return False
-            self._partial = None
-        if group.running() == 0 and not self._fits(group):
-            self._blocked.add(request.request_id)
-        elif group.running() == 0 and group.lacks_prefill(besides=request):
-            self._partial = group
-        return True
-
-    def _fits(self, group: Group) -> bool:
-        """Slots and KV blocks for the prompts of all members, or an empty engine to try in."""
-        if not self.running:
-            return True
-        owed = sum(len(g.members) - n for g in self._one_token.values() if (n := g.running()))
-        slots = self.max_num_active_reqs - len(self.running) - owed
-        need = sum(self._blocks_for(m.num_tokens) for m in group.members)
-        manager = self.kv_cache_manager
-        free = manager.block_pool.get_num_free_blocks() - manager.watermark_blocks
-        return bool(len(group.members) <= slots and need <= free)
-
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
-        blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        held = self._is_held(request) and request.request_id not in self._joining
-        if held and cached and cached >= request.num_tokens - 1:
-            # The held token must not be the only one left to compute.
-            cached = (request.num_tokens - 2) // self.block_size * self.block_size
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, cached)
-        return blocks, cached, boundary, diverged
-
-    def _reserve_prefill_lookahead(
-        self, request: Request, num_computed_tokens: int, num_new_tokens: int
-    ) -> int:
-        """vLLM's last word on the size of a chunk; 0 skips a running request and ends admission.
-
-        Called for every row in every step, so the stock rule is repeated here instead of called: it
-        only rounds chunks for a kind of speculative decoding, which is refused at start-up.
+        Args:
+            member: that waits for nothing but its place.
+            group: its group.
+            running: how many requests run.
         """
-        tokens = max(num_new_tokens, 0)
-        if not self._groups:
-            return tokens
-        request_id = request.request_id
-        if request_id in self._blocked:
-            return 0
-        if self._is_held(request):
-            known = request.num_tokens + request.num_output_placeholders
-            tokens = max(0, min(tokens, known - num_computed_tokens - 1))
-        if self._joining and request_id not in self._joining:
-            tokens = min(tokens, self._budget)
-            self._budget -= tokens
-        return tokens
+        if group.name in self._groups.ready or len(group.members) == 1:
+            return Verdict.ADMIT
+        others = [m for m in group.members if m is not member]
+        if any(m.status in BLOCKED or m.num_stale_output_tokens for m in others):
+            # The other one cannot come in yet (its grammar compiles, say): hold no memory for it.
+            return Verdict.SKIP
+        if member.num_tokens == 1 and group.waits_for_others(member):
+            return Verdict.SKIP
+        if self.partial is not None and self.partial is not group:
+            if self.partial.running() and self.partial.lacks_prefill():
+                return Verdict.SKIP
+            self.partial = None
+        if group.running() == 0:
+            if not self._fits(group, running):
+                return Verdict.STOP
+            if group.lacks_prefill(besides=member):
+                self.partial = group
+            self._groups.enter(group)
+        return Verdict.ADMIT
 
-    def _is_held(self, request: Request) -> bool:
-        """Whether the request is a member that has to stop one token before its sample."""
-        group = self._groups.get(request.request_id)
-        return (
-            group is not None and group.holds(request) and request.request_id not in self._released
-        )
+    def _fits(self, group: Group, running: int) -> bool:
+        """Rows and KV blocks for the prompts of all members, or an empty engine to try in."""
+        if not running:
+            return True
+        entering = self._groups.entering.values()
+        owed = sum(len(g.members) - n for g in entering if (n := g.running()))
+        need = sum(self._blocks.of_tokens(m.num_tokens) for m in group.members)
+        left = self._blocks.free() - self._blocks.watermark
+        return len(group.members) <= self._max_rows - running - owed and need <= left
+
+    def joining(self, rows: int) -> list[Group]:
+        """Groups that lack only members of one token, which enter with the first sample.
+
+        Args:
+            rows: that are free.
+        """
+        found: list[Group] = []
+        for group in self._groups.entering.values():
+            members = group.joinable()
+            if members and len(members) <= rows:
+                rows -= len(members)
+                found.append(group)
+        return found
+
+    def whole(self, line: Iterable[Request], left: Left) -> list[Group]:
+        """Groups at the head of the line that can be admitted and sampled in this step.
+
+        Everything before them is counted as if nothing of it were cached, so that nothing can come
+        between their members.
+
+        Args:
+            line: those that wait, in order; read no further than there is room.
+            left: what they can have; it is used up.
+        """
+        found: list[Group] = []
+        waiting = iter(line)
+        for request in waiting:
+            group = self._groups.get(request.request_id)
+            members = (request,) if group is None else group.members
+            if request is not members[0] or not all(map(_is_simple, members)):
+                break
+            need = sum(self._blocks.of_tokens(m.num_tokens) for m in members)
+            if not left.take(members, need):
+                break
+            if any(next(waiting, None) is not other for other in members[1:]):
+                break
+            if group is not None and group.guides and group.grounding is None:
+                found.append(group)
+        return found
+
+
+def _is_simple(request: Request) -> bool:
+    """Whether nothing but rows, tokens and blocks keeps a request from being admitted."""
+    return is_admissible(request) and not request.has_encoder_inputs

@@ -1,181 +1,203 @@
 """The lock-step scheduler: a guided token is sampled only in a step that holds its whole group.
 
-Each step: groups whose members all have just their sampling token left are *released*; they move to
-the front of the running list, members side by side, so that neither the token budget nor a
-preemption can come between them. All other members are *held* one token back. One-token members
-*join* in the step of their group's first sample. What the workers report of each guided token
-travels to the front end with the token; a token without a report, or of logits that are not
-numbers, ends its request with an error.
+One subclass of vLLM's scheduler; its methods stand in the order in which vLLM calls them in the
+life of a request. Each asks one of the objects that own the state:
+
+=============  =====================================================
+`Groups`       which groups there are, and which of them sample
+`Admission`    which of those that wait may come in
+`Entry`        who enters, samples and is preempted in the step
+`Preflight`    KV blocks for the step; preemption in whole groups
+`Alarms`       look-back: requests that wait for their probes
+`SwitchRules`  when an answer moves to the other engine
+`Reports`      which tokens may be sent, and what is sent with them
+`Endings`      what becomes of a group of which a member has ended
+`Figures`      what only the scheduler can measure
+=============  =====================================================
+
+Members of ready groups take their sampling token in every step; all other members are held one
+token back. What the workers report of each guided token travels to the front end with the token; a
+token without a report, or of logits that are not numbers, ends its request with an error.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Any
 
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from divserve.decoding import LookRow
-from divserve.engine.faults import LOST, why_failed
-from divserve.engine.order import Report, guidance_of
-from divserve.engine.scheduler.ending import EndingMixin
-from divserve.engine.scheduler.group import ADMISSIBLE, Group
+from divserve.engine.faults import LOST
+from divserve.engine.order import Order, set_chosen
+from divserve.engine.scheduler.admission import Admission, Verdict
+from divserve.engine.scheduler.alarms import Alarms
+from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.endings import Endings
+from divserve.engine.scheduler.entry import Entry
+from divserve.engine.scheduler.figures import Figures
+from divserve.engine.scheduler.group import Group
+from divserve.engine.scheduler.groups import Groups
+from divserve.engine.scheduler.host import Unit
+from divserve.engine.scheduler.preflight import Preflight
+from divserve.engine.scheduler.reports import Reports
+from divserve.engine.scheduler.switch_rules import SwitchRules
 
 __all__ = ["LOST", "AsyncLockstepScheduler", "LockstepScheduler"]
 
 
-class LockstepMixin(EndingMixin):
-    """Release, join and report of groups."""
+class LockstepScheduler(Scheduler):
+    """For synchronous scheduling."""
 
-    waiting: Any
     running: list[Request]
+    waiting: Any
+    kv_holding_waiting: Any
     _pause_state: PauseState
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups, self.figures, self.switch_rules = Groups(), Figures(), SwitchRules()
+        self.blocks = Blocks(
+            self.kv_cache_manager,
+            self._holds_kv_blocks,
+            self.num_lookahead_tokens,
+            self.max_model_len,
+        )
+        self.admission = Admission(
+            self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
+        )
+        self.alarms = Alarms(self, self.blocks)
+        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms)
+        self.entry = Entry(
+            self, self.groups, self.blocks, self.admission, self.preflight, self.alarms
+        )
+        self.endings = Endings(self, self.groups, self.figures)
+        self.reports = Reports(
+            self.groups, self.alarms, self.endings, self.figures, self.switch_rules
+        )
+        self._updating = False
+
+    # A request arrives.
+
+    def add_request(self, request: Request) -> None:
+        """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
+        order = Order.of(request.sampling_params)
+        if order is None or request.request_id in self.requests:
+            super().add_request(request)
+            return
+        if order.output:
+            self.switch_rules.resume(request, order)
+        max_tokens = min(request.max_tokens, self.admission.longest_output(request, order))
+        if why := self.admission.refusal(request, order, max_tokens):
+            super().add_request(request)
+            self.endings.failed[request.request_id] = why
+            return
+        group = Group.create(request, order, max_tokens)
+        for member in group.members:
+            super().add_request(member)
+        self.groups.add(group)
+        self.figures.add(group)
+        if order.spec.switch is not None:
+            self.switch_rules.add(request.request_id, order.spec.switch)
+        if order.output and self.policy == SchedulingPolicy.FCFS:
+            # Its client is in the middle of reading; the priority policy goes by arrival anyway.
+            self.waiting.remove_requests([request])
+            self.waiting.prepend_request(request)
+
+    # A step is made.
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """One step. Without groups it is vLLM's own."""
-        if not self._groups:
+        if not len(self.groups):
             return super().schedule(throttle_prefills)
-        self._blocked.clear()
-        if self._pause_state == PauseState.PAUSED_NEW:
-            self._withdraw_partials()
-        self._evict_extra_partials()
-        joining = self._find_joins()
-        looking = self._look_ahead(self._free_rows() - len(joining))
-        self._release(joining)
-        preempted = self._preflight(joining, looking)
-        if preempted:
-            for member in joining:
-                self._hold(self._groups[member.request_id])
-            joining, looking = [], []
-        output = self._schedule_step(throttle_prefills, joining, looking, preempted)
-        self._mark_chosen(output, looking)
-        self._note_admissions()
+        self.entry.begin(throttle_prefills)
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self.entry.end()
+        admitted = [new.req_id for new in output.scheduled_new_reqs]
+        admitted += output.scheduled_cached_reqs.resumed_req_ids
+        self.figures.admitted(self.groups.admitted(admitted))
+        if chosen := self.alarms.chosen(self.entry.looking, output.num_scheduled_tokens):
+            set_chosen(output, chosen)
+        self.reports.expect(output)
         return output
 
-    def _free_rows(self) -> int:
-        """How many requests can be admitted beside those that run."""
-        rows = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
-        return int(rows)
-
-    def _schedule_step(
-        self,
-        throttle_prefills: bool,
-        joining: list[Request],
-        looking: list[Request],
-        preempted: bool,
-    ) -> SchedulerOutput:
-        pause, line, holding = self._pause_state, self.waiting, self.kv_holding_waiting
-        if preempted and pause == PauseState.UNPAUSED:
-            # As in vLLM: a step that preempted admits nobody.
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """vLLM asks whether the request at the head of a line may be admitted."""
+        request_id = request.request_id
+        if request_id in self.endings.failed:
+            return False
+        if self.alarms.waits(request_id) or self.alarms.of_probe(request_id) is not None:
+            return self.entry.is_entering(request_id)
+        if not super()._handle_blocked_waiting_request(request):
+            return False
+        if why := self.switch_rules.why_refused(request, self.structured_output_manager):
+            self.endings.failed[request_id] = why
+            return False
+        group = self.groups.get(request_id)
+        if group is None or self.entry.is_entering(request_id):
+            return True
+        verdict = self.admission.verdict(request, group, len(self.running))
+        if verdict is Verdict.STOP:
             self._pause_state = PauseState.PAUSED_NEW
-        if joining or looking:
-            self._line_up_ahead(looking)
-            self._joining = {m.request_id for m in (*joining, *looking)}
-            self._budget = self.max_num_scheduled_tokens - len(self._joining)
-        if first := joining or self._overtaken():
-            self._line_up(first)
-        try:
-            return super().schedule(throttle_prefills)
-        finally:
-            self._pause_state = pause
-            self._joining = set()
-            for ours, theirs in ((self.waiting, line), (self.kv_holding_waiting, holding)):
-                if ours is not theirs:
-                    for request in ours:
-                        theirs.add_request(request)
-            self.waiting, self.kv_holding_waiting = line, holding
+        return verdict is Verdict.ADMIT
 
-    def _line_up(self, members: list[Request]) -> None:
-        """Puts waiting members at the head of the line for this step."""
-        self.waiting.remove_requests(members)
-        if self.policy == SchedulingPolicy.PRIORITY:
-            # A priority queue has no head to put them at: for this step they are the whole line.
-            self.waiting = create_request_queue(SchedulingPolicy.FCFS)
-        for member in reversed(members):
-            self.waiting.prepend_request(member)
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *args: Any
+    ) -> tuple[Any, int, int, bool]:
+        """vLLM asks for the cached blocks of a request that it is about to admit."""
+        alarm = self.alarms.of_probe(request.request_id)
+        if alarm is not None:
+            held = self.kv_cache_manager.get_blocks(alarm.primary.request_id).blocks
+            blocks = KVCacheBlocks(self.alarms.blocks_of(request, held))
+            return blocks, request.num_tokens - 1, 0, False
+        blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(request, *args)
+        is_held = request.request_id in self.groups.held
+        if is_held and cached and cached >= request.num_tokens - 1:
+            # The held token must not be the only one left to compute.
+            cached = (request.num_tokens - 2) // self.block_size * self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, cached)
+        return blocks, cached, boundary, diverged
 
-    def _overtaken(self) -> list[Request]:
-        """Members that the half-admitted group still lacks, if more urgent requests may overtake.
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """vLLM's last word on the size of a chunk; 0 passes a running request over.
 
-        The admitted ones hold memory until the others are in; a request in front of them that needs
-        this memory would wait for ever.
+        Called for every row in every step, so the stock rule is repeated here instead of called: it
+        only rounds chunks for a kind of speculative decoding, which is refused at start-up.
         """
-        if self.policy != SchedulingPolicy.PRIORITY or self._partial is None:
-            return []
-        return [m for m in self._partial.members if m.status in ADMISSIBLE]
+        tokens = max(num_new_tokens, 0)
+        if request.request_id in self.groups.held:
+            known = request.num_tokens + request.num_output_placeholders
+            tokens = max(0, min(tokens, known - num_computed_tokens - 1))
+        return self.entry.granted(request.request_id, tokens)
 
-    def _evict_extra_partials(self) -> None:
-        """Keeps the oldest partly admitted group; two could wait for each other for ever."""
-        partial: dict[int, Group] = {}
-        for request in self.running:
-            group = self._groups.get(request.request_id)
-            if group is not None and group.lacks_prefill():
-                partial[id(group)] = group
-        oldest_first = sorted(partial.values(), key=lambda g: self._eviction_key(g.members))
-        for group in oldest_first[1:]:
-            self._preempt_unit(group.members)
-        self._partial = oldest_first[0] if oldest_first else None
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """vLLM preempts a request, which will begin again from its prompt."""
+        self.alarms.call_off(request.request_id)
+        super()._preempt_request(request, *args, **kwargs)
+        if (group := self.groups.get(request.request_id)) is not None:
+            self.groups.withdraw(group)
 
-    def _withdraw_partials(self) -> None:
-        """Sends groups back of which a part is not admitted: such a pause waits for what runs."""
-        groups = [self._groups.get(request.request_id) for request in self.running]
-        for group in {id(group): group for group in groups if group is not None}.values():
-            if any(m.status in ADMISSIBLE for m in group.members):
-                self._preempt_unit(group.members)
-
-    def _find_joins(self) -> list[Request]:
-        """One-token members whose groups can sample in this step, as far as slots reach."""
-        held_up = any(r.request_id not in self._alarms for r in self.kv_holding_waiting)
-        if self._pause_state != PauseState.UNPAUSED or held_up:
-            return []
-        slots = self._free_rows()
-        joining: list[Request] = []
-        for group in self._one_token.values():
-            members = group.joinable()
-            if members and len(joining) + len(members) <= slots:
-                joining.extend(members)
-        return joining
-
-    def _release(self, joining: list[Request]) -> None:
-        """Decides who samples in this step and puts them first, members side by side."""
-        entering = [self._groups[m.request_id] for m in joining]
-        groups = {id(group): group for group in entering}
-        for request in self.running:
-            group = self._groups.get(request.request_id)
-            if group is not None and group.primary is request and group.armed():
-                groups[id(group)] = group
-        self._released = {m.request_id for g in groups.values() for m in g.members}
-        first = [m for g in groups.values() for m in g.members if m.status == RequestStatus.RUNNING]
-        if self.running[: len(first)] != first:
-            rest = [r for r in self.running if r.request_id not in self._released]
-            self.running = first + rest
-
-    def _leave_out(self, group: Group, joining: list[Request]) -> None:
-        joining[:] = [m for m in joining if self._groups[m.request_id] is not group]
-        self._hold(group)
-
-    def _hold(self, group: Group) -> None:
-        self._released.difference_update(m.request_id for m in group.members)
+    # The step has run.
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
-        guidance = guidance_of(model_runner_output)
-        self._reports = reports = guidance.statistics
-        self._seconds = guidance.seconds
-        alarmed: list[tuple[Request, LookRow]] = []
-        if self._groups:
-            self._stop_unguided(scheduler_output, model_runner_output, reports)
-            alarmed = self._take_back(model_runner_output, reports)
-        if self._failed:
-            self.grammar_compile_error_reqs.update(self._failed)
+        alarmed = self.reports.read(scheduler_output, model_runner_output)
+        if self.endings.failed:
+            self.grammar_compile_error_reqs.update(self.endings.failed)
         self._updating = True
         try:
             outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
@@ -183,64 +205,116 @@ class LockstepMixin(EndingMixin):
             )
         finally:
             self._updating = False
-        if self._groups or self._failed:
+        if len(self.groups) or self.endings.failed:
             for step in outputs.values():
-                step.outputs = [o for o in step.outputs if self._annotate(o, reports)]
+                step.outputs = [output for output in step.outputs if self.reports.put_on(output)]
         if alarmed:
             # A request that began again may have left probes of the names that come now.
-            self._end_orphans()
-        for request, row in alarmed:
-            self._wait(request, row)
+            self.alarms.end_unwanted()
+        for request, candidates in alarmed:
+            self.alarms.wait(request, candidates)
         self._settle(outputs)
         return outputs
 
-    def _stop_unguided(
-        self,
-        scheduler_output: SchedulerOutput,
-        runner_output: ModelRunnerOutput,
-        reports: dict[str, tuple[float, ...]],
-    ) -> None:
-        """Takes back tokens of members without a report or with a broken one; they fail."""
-        tokens = runner_output.sampled_token_ids
-        if not tokens:
-            return
-        for request_id in scheduler_output.num_scheduled_tokens:
-            group = self._groups.get(request_id)
-            if group is None or group.reads(request_id):
-                continue
-            why = why_failed(reports.get(group.primary.request_id))
-            if why is None:
-                continue
-            row = runner_output.req_id_to_index[request_id]
-            if tokens[row]:
-                self._note_unguided(group, request_id, len(tokens[row]), why)
-                tokens[row] = []
-                self._failed[group.primary.request_id] = why
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """vLLM gives a request its token and asks whether it ends."""
+        taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        statistics = self.reports.statistics
+        if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
+            request.status = RequestStatus.FINISHED_STOPPED
+            stopped = True
+        return taken, stopped
 
-    def _annotate(self, output: EngineCoreOutput, reports: dict[str, tuple[float, ...]]) -> bool:
-        """Adds statistics or the reason of a failure; False for the output of a row of ours."""
-        group = self._groups.get(output.request_id)
-        is_guide = group is not None and group.primary.request_id != output.request_id
-        if is_guide or output.request_id in self._probes:
-            return False
-        report = Report()
-        if group is not None and output.new_token_ids:
-            # `_stop_unguided` leaves no token without a row; the front end checks it once more.
-            report.statistics = reports.get(output.request_id)
-            state = self._switched.pop(output.request_id, None)
-            # A grammar may have ended the request for another reason in the same update.
-            if state is not None and output.finish_reason == FinishReason.STOP:
-                report.switch = state
-        if (why := self._failed.pop(output.request_id, None)) is not None:
-            report.error, report.refused = why, group is None
-        self._add_figures(report, group, output.request_id)
-        report.put_on(output)
-        return True
+    # A request ends.
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """vLLM frees what a request held that has ended."""
+        request_id = request.request_id
+        self.alarms.call_off(request_id)
+        self.switch_rules.forget(request_id)
+        is_ours = self._is_ours(request)
+        if (group := self.groups.get(request_id)) is not None:
+            self.endings.note(request, group)
+        freed = super()._free_request(request, *args, **kwargs)
+        if is_ours and self.finished_req_ids_dict is not None:
+            # The front end has never heard of it.
+            self.finished_req_ids_dict[request.client_index].discard(request_id)
+        return freed
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Ends requests from outside; a group ends as a whole and only its primary is reported."""
+        if isinstance(request_ids, str):
+            request_ids = [request_ids]
+        wanted = list(self.requests if request_ids is None else request_ids)
+        finished: list[Request] = super().finish_requests(wanted, finished_status)
+        theirs = [request for request in finished if not self._is_ours(request)]
+        if not self._updating:
+            for request_id in wanted:
+                self.endings.failed.pop(request_id, None)
+            self._settle(None)
+        return theirs
+
+    def _is_ours(self, request: Request) -> bool:
+        """Whether the scheduler itself has made a request."""
+        group = self.groups.get(request.request_id)
+        if group is not None:
+            return group.primary is not request
+        return self.alarms.of_probe(request.request_id) is not None
+
+    def _settle(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
+        self.alarms.end_unwanted()
+        self.endings.settle(outputs)
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """vLLM's, which sends back only what runs and would find the blocks of the others held."""
+        if reset_running_requests:
+            self.alarms.give_up_waiting()
+        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+
+    # What the objects ask for (`Host`).
+
+    def add_row(self, request: Request) -> None:
+        """Adds a request of our own, as vLLM adds one."""
+        super().add_request(request)
+
+    def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
+        """Ends requests, as vLLM ends those that a client aborts."""
+        if names := list(request_ids):
+            super().finish_requests(names, status)
+
+    def preempt(self, unit: Unit) -> None:
+        """Preempts the running members of a unit together."""
+        now = time.monotonic()
+        for member in reversed(tuple(unit)):
+            if member.status == RequestStatus.RUNNING:
+                self.running.remove(member)
+                self._preempt_request(member, now, drop_stale_output=self.requires_kv_delivery)
+
+    def free_blocks(self, request: Request) -> None:
+        """Gives back the KV blocks of a request that waits with them."""
+        self._free_request_blocks(request)
+
+    def leftovers(self) -> dict[str, int]:
+        """What our objects still know, by name: all 0 when nothing runs."""
+        groups = self.groups
+        return {
+            "groups": len(groups),
+            "ready": len(groups.ready),
+            "entering": len(groups.entering),
+            "singles": len(groups.singles),
+            "held": len(groups.held),
+            "alarms": len(self.alarms),
+            "rules": len(self.switch_rules),
+            "failed": len(self.endings.failed),
+            "figures": len(self.figures),
+        }
 
 
-class LockstepScheduler(LockstepMixin, Scheduler):
-    """For synchronous scheduling."""
-
-
-class AsyncLockstepScheduler(LockstepMixin, AsyncScheduler):
+class AsyncLockstepScheduler(LockstepScheduler, AsyncScheduler):
     """For asynchronous scheduling (one step scheduled while the last still runs)."""

@@ -1,0 +1,107 @@
+"""KV blocks: what the cache holds, what is free, and what a step will ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.request import Request
+
+from divserve.engine.scheduler.group import remaining_tokens
+
+__all__ = ["Blocks"]
+
+
+class Blocks:
+    """The KV cache of one engine, counted in blocks.
+
+    Args:
+        manager: vLLM's ``KVCacheManager``.
+        holds_blocks: whether a waiting request has blocks.
+        lookahead: tokens beyond those of a step for which vLLM reserves slots.
+        max_model_len: the longest context.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        holds_blocks: Callable[[Request], bool],
+        lookahead: int,
+        max_model_len: int,
+    ) -> None:
+        self._manager = manager
+        self._holds_blocks = holds_blocks
+        self._lookahead, self._max_model_len = lookahead, max_model_len
+
+    @property
+    def watermark(self) -> int:
+        """Blocks that vLLM keeps free when it admits a request."""
+        return int(self._manager.watermark_blocks)
+
+    def total(self) -> int:
+        """Blocks that requests can ever have."""
+        return int(self._manager.block_pool.num_gpu_blocks - 1 - self.watermark)
+
+    def free(self) -> int:
+        """Blocks that nobody holds; cached ones are among them."""
+        return int(self._manager.block_pool.get_num_free_blocks())
+
+    def of_tokens(self, num_tokens: int) -> int:
+        """Blocks of so many tokens of one row."""
+        managers = self._manager.coordinator.single_type_managers
+        return sum(cdiv(num_tokens, manager.block_size) for manager in managers)
+
+    def of_entering(self, entering: Sequence[Request]) -> int:
+        """Free blocks without which vLLM would not admit all of these, of a token each."""
+        if not entering:
+            return 0
+        new = sum(not self._holds_blocks(request) for request in entering)
+        return self.of_tokens(1) * new + self.watermark
+
+    def most_of_step(self, num_rows: int, budget: int) -> int:
+        """An upper bound of `of_step` that costs no loop over the requests.
+
+        Args:
+            num_rows: that run.
+            budget: tokens of the step.
+        """
+        managers = self._manager.coordinator.single_type_managers
+        return sum(2 * num_rows + cdiv(budget, m.block_size) for m in managers)
+
+    def of_step(self, running: Iterable[Request], held: Iterable[str], budget: int) -> int:
+        """New blocks that vLLM's loop will ask for in this step (never too few).
+
+        Args:
+            running: in the order of the loop.
+            held: ids of those that stop one token short.
+            budget: tokens of the step.
+        """
+        manager, need = self._manager, 0
+        for request in running:
+            if _is_through(request):
+                continue
+            left = remaining_tokens(request) - (request.request_id in held)
+            tokens = min(left, budget)
+            if tokens <= 0:
+                continue
+            budget -= tokens
+            total = request.num_computed_tokens + tokens
+            need += manager.coordinator.get_num_blocks_to_allocate(
+                request_id=request.request_id,
+                num_tokens=min(total + self._lookahead, self._max_model_len),
+                new_computed_blocks=manager.empty_kv_cache_blocks.blocks,
+                num_encoder_tokens=0,
+                total_computed_tokens=request.num_computed_tokens,
+                num_local_computed_tokens=request.num_computed_tokens,
+                num_tokens_main_model=total,
+                prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+            )
+        return need
+
+
+def _is_through(request: Request) -> bool:
+    """Whether vLLM's loop passes it over: its last token is on its way."""
+    placeholders = request.num_output_placeholders
+    least = request.num_computed_tokens + 2 - placeholders
+    return bool(placeholders > 0 and least >= request.num_prompt_tokens + request.max_tokens)

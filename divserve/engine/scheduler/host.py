@@ -1,0 +1,48 @@
+"""What the objects of the scheduler need of vLLM's own: this much, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.request import Request, RequestStatus
+
+__all__ = ["Host", "Unit"]
+
+Unit = Sequence[Request]
+"""What is preempted together: one plain request, or all members of a group."""
+
+
+class Host(Protocol):
+    """vLLM's scheduler as `divserve.engine.scheduler.scheduler` makes it."""
+
+    running: list[Request]
+    waiting: Any
+    """vLLM's ``RequestQueue``."""
+    kv_holding_waiting: Any
+    """Those that wait with their KV blocks; vLLM admits them first."""
+    requests: dict[str, Request]
+    policy: SchedulingPolicy
+    block_size: int
+    max_num_scheduled_tokens: int
+    max_num_active_reqs: int
+    num_waiting_for_streaming_input: int
+    lora_config: Any
+    _pause_state: PauseState
+    _inflight_prefills: set[Request]
+    prev_step_scheduled_req_ids: set[str]
+    reset_preempted_req_ids: set[str]
+
+    def add_row(self, request: Request) -> None:
+        """Adds a request of our own, as vLLM adds one."""
+
+    def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
+        """Ends requests, as vLLM ends those that a client aborts; it may call us back."""
+
+    def preempt(self, unit: Unit) -> None:
+        """Preempts the running members of a unit together."""
+
+    def free_blocks(self, request: Request) -> None:
+        """Gives back the KV blocks of a request that waits with them."""

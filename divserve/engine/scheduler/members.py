@@ -1,0 +1,142 @@
+"""The requests that the scheduler makes: guides, grounding texts, probes."""
+
+from __future__ import annotations
+
+import copy
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+from divserve.decoding import Spec
+from divserve.engine.order import (
+    GroupOrder,
+    Order,
+    ProbeOrder,
+    TextOrder,
+    row_order_params,
+    without_orders,
+)
+
+__all__ = ["made_for", "probe"]
+
+GUIDE_SUFFIX = "~guide"
+GROUNDING_SUFFIX = "~grounding"
+PROBE_SUFFIX = "~look"
+
+
+def made_for(
+    request: Request, order: Order, max_tokens: int
+) -> tuple[tuple[Request, ...], Request | None]:
+    """Makes the other rows of ``request``, and marks it as the primary for the workers.
+
+    The guides never end by themselves: no EOS, no stop ids, no length below the primary's. The
+    primary's sampling parameters are copied first because the children of n > 1 share them.
+
+    Args:
+        request: the client's request; its sampling parameters are replaced.
+        order: what the front end asks for.
+        max_tokens: length cap of the primary and its guides.
+
+    Returns:
+        The guides, and the request that reads the grounding text.
+    """
+    primary, spec = request.request_id, order.spec
+    params: SamplingParams = copy.copy(request.sampling_params)
+    guide_params = SamplingParams(
+        # Greedy beside greedy and random beside random keeps the sampler's fast paths.
+        temperature=params.temperature,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        detokenize=False,
+    )
+    names = [f"{primary}{GUIDE_SUFFIX}{i or ''}" for i in range(len(spec.guides))]
+    guides = tuple(
+        _twin(request, name, ids, guide_params)
+        for name, ids in zip(names, spec.guides, strict=True)
+    )
+    grounding = _grounding(request, spec) if spec.grounding else None
+    row_order = GroupOrder(
+        program=spec.program,
+        guides=tuple(names),
+        temperature_program=spec.temperature_program,
+        grounded=grounding is not None,
+        amateurs=len(spec.amateurs),
+        vocab=order.vocab,
+        output=order.output,
+        look=spec.look,
+    )
+    if spec.look is not None and spec.look.greedy:
+        # Clear steps are greedy whatever the request says; the candidates of an alarm are drawn
+        # from all of their distribution, by a generator that greedy requests do not have.
+        params = params.clone()
+        params.temperature, params.top_p, params.top_k, params.min_p = 1.0, 1.0, 0, 0.0
+    params.max_tokens = max_tokens
+    params.extra_args = {
+        **(without_orders(params.extra_args) or {}),
+        **row_order_params(row_order),
+    }
+    request.sampling_params = params
+    request.max_tokens = max_tokens
+    return guides, grounding
+
+
+def probe(primary: Request, index: int, token: int, copied: int) -> Request:
+    """A request that reads a candidate for the primary's next token, and ends.
+
+    Args:
+        primary: whose text so far it starts from.
+        index: of the candidate.
+        token: its id.
+        copied: first position in the block that it gets a copy of.
+    """
+    params = SamplingParams(
+        temperature=primary.sampling_params.temperature,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=row_order_params(ProbeOrder(primary.request_id, index, token, copied)),
+    )
+    name = f"{primary.request_id}{PROBE_SUFFIX}{index}"
+    made = _twin(primary, name, [*primary.all_token_ids, token], params, hashed=False)
+    # Those of the primary, instead of hashing its whole text once more for every candidate.
+    made.block_hashes = list(primary.block_hashes)
+    made._block_hasher = primary._block_hasher
+    made.update_block_hashes()
+    return made
+
+
+def _grounding(request: Request, spec: Spec) -> Request:
+    """A request that reads the grounding text from its first token on, and ends."""
+    order = TextOrder(request.request_id, len(spec.grounding), spec.average)
+    params = SamplingParams(
+        temperature=request.sampling_params.temperature,
+        max_tokens=1,
+        ignore_eos=True,
+        detokenize=False,
+        # The distributions of cached tokens are gone.
+        skip_reading_prefix_cache=True,
+        extra_args=row_order_params(order),
+    )
+    return _twin(request, request.request_id + GROUNDING_SUFFIX, spec.grounding, params)
+
+
+def _twin(
+    request: Request,
+    request_id: str,
+    token_ids: list[int],
+    params: SamplingParams,
+    hashed: bool = True,
+) -> Request:
+    """A request of our own that goes where ``request`` goes."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=token_ids,
+        sampling_params=params,
+        pooling_params=None,
+        client_index=request.client_index,
+        arrival_time=request.arrival_time,
+        lora_request=request.lora_request,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+        block_hasher=request._block_hasher if hashed else None,
+    )

@@ -1,0 +1,83 @@
+"""Entropy-adaptive switching: end a segment when the other model is to go on.
+
+The rule needs the entropy of the token just decoded, which the workers report with it. So it is
+asked where vLLM asks whether a token ends its request, and a switch is such an end: no further step
+is spent, and nothing is put into the text. What the rule has seen travels back with the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.v1.request import Request
+
+from divserve.decoding import STATISTICS, Switch, SwitchRule
+from divserve.engine.order import Order, Statistics
+
+__all__ = ["SwitchRules"]
+
+REFUSED = "the grammar does not accept what the other model wrote; the request was stopped"
+ENTROPY = STATISTICS.index("entropy")
+
+
+class SwitchRules:
+    """Rules of the segments that run on this engine."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, SwitchRule] = {}
+        self._switched: dict[str, Switch] = {}
+        """Segments that end in this update because of their rule: what it has seen."""
+        self._unread: set[str] = set()
+        """Continuations whose grammar has yet to read the tokens so far."""
+
+    def __len__(self) -> int:
+        return len(self._rules) + len(self._switched) + len(self._unread)
+
+    def resume(self, request: Request, order: Order) -> None:
+        """Gives a continuation the output that another engine has decoded."""
+        request.append_output_token_ids(list(order.output))
+        # vLLM asserts that no more than the prompt comes out of the cache.
+        request.prefill_stats = None
+        if request.use_structured_output:
+            self._unread.add(request.request_id)
+
+    def add(self, request_id: str, switch: Switch) -> None:
+        """Takes in the rule of a segment."""
+        self._rules[request_id] = SwitchRule(switch)
+
+    def why_refused(self, request: Request, grammars: Any) -> str | None:
+        """Has the grammar of a continuation read the tokens so far, once; why it does not accept.
+
+        Args:
+            request: about to be admitted: its grammar is compiled.
+            grammars: vLLM's ``StructuredOutputManager``.
+        """
+        if request.request_id not in self._unread:
+            return None
+        self._unread.discard(request.request_id)
+        accepted = grammars.accept_tokens(request, list(request.output_token_ids))
+        return None if accepted else REFUSED
+
+    def ends(self, request_id: str, statistics: Mapping[str, Statistics], stopped: bool) -> bool:
+        """Whether a token ends its segment because the other model is to make the next one.
+
+        Args:
+            request_id: of the request that has taken a token.
+            statistics: of this step.
+            stopped: whether the token ends the request anyway.
+        """
+        rule, found = self._rules.get(request_id), statistics.get(request_id)
+        if rule is None or found is None or not rule.observe(found[ENTROPY]) or stopped:
+            return False
+        self._switched[request_id] = rule.state
+        return True
+
+    def take_switch(self, request_id: str) -> Switch | None:
+        """What the rule has seen of a segment that has ended because of it, once."""
+        return self._switched.pop(request_id, None)
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._rules.pop(request_id, None)
+        self._unread.discard(request_id)
