@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from divserve.api import extras, presets, responses, routes, watch
+from divserve.api import extras, instrumentation, presets, responses, routes
 from divserve.api.anthropic import Messages
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
@@ -38,7 +38,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
     aliases = {*presets.aliases_of(args), *extras.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
-    watch.install(app, _sinks(args))
+    instrumentation.install(app, _sinks(args))
     app.state.log_prompts = args.log_prompts
     # vLLM has built the stack already; without one, Starlette builds it at the first request.
     app.middleware_stack = None
@@ -50,9 +50,9 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     return app
 
 
-def _sinks(args: Namespace) -> list[watch.Sink]:
+def _sinks(args: Namespace) -> list[instrumentation.Sink]:
     """Who is told of every request; each is imported only where it is asked for."""
-    sinks: list[watch.Sink] = []
+    sinks: list[instrumentation.Sink] = []
     if args.log_format is not None:
         from divserve.api.request_log import request_log
 

@@ -9,7 +9,7 @@ from typing import Any
 from divserve.api.documents import check_documents_rendered
 from divserve.api.guide import chat_fields
 from divserve.api.requests import ChatRequest
-from divserve.api.serving import GuidedServing, answered_as, is_guided, watched
+from divserve.api.serving import GuidedServing, answered_as, is_guided, noted
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
 from divserve.http.openai import ErrorResponse, OpenAIServingChat
@@ -66,7 +66,7 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
     ) -> Any:
         """vLLM's answer, with the account in every choice."""
         generate = super().chat_completion_full_generator
-        results = watched(request, results, request_id)
+        results = noted(request, results, request_id)
         if not is_guided(request):
             name = answered_as(request, model)
             return await generate(request, results, request_id, name, *args, **kwargs)
@@ -97,7 +97,7 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
     ) -> AsyncGenerator[str, None]:
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().chat_completion_stream_generator
-        results = watched(request, results, request_id)
+        results = noted(request, results, request_id)
         if not is_guided(request):
             name = answered_as(request, model)
             return generate(request, results, request_id, name, *args, **kwargs)

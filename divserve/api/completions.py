@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from divserve.api.guide import checked, completion_prompt, not_rendered
-from divserve.api.serving import GuidedServing, answered_as, is_guided, record_of, watched
+from divserve.api.serving import GuidedServing, answered_as, is_guided, noted, record_of
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
 from divserve.http.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
@@ -69,7 +69,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
     ) -> AsyncGenerator[str, None]:
         """vLLM's events; those of a guided request carry the account."""
         generate: Stream = super().completion_stream_generator
-        results = watched(request, results, request_id, indexed=True)
+        results = noted(request, results, request_id, indexed=True)
         if not is_guided(request):
             name = answered_as(request, model)
             return generate(

@@ -34,7 +34,7 @@ def install(app: FastAPI, args: Namespace) -> None:
 
 
 def tell_health(client: Any) -> None:
-    """Puts on /metrics which engines live; asked for by every scrape (`divserve.api.watch`)."""
+    """Puts on /metrics which engines live. `divserve.api.instrumentation` calls it for a scrape."""
     for name, alive in client.health().items():
         metrics.ENGINE_UP.labels(name).set(alive)
 

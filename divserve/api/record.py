@@ -1,7 +1,7 @@
-"""What the server knows of one HTTP request when it has ended; metrics, logs and spans read it.
+"""The record of one HTTP request: what metrics, logs and spans are made from when it has ended.
 
-`divserve.api.watch` opens a record for every request and closes it; the routes and the serving
-classes fill in what only they know. A record is found in the ASGI scope, under `RECORD`.
+`divserve.api.instrumentation` opens a record for every request and closes it; the routes and the
+serving classes fill in what only they know. A record is found in the ASGI scope, under `RECORD`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from starlette.types import Scope
 
 from divserve.api.report import ChoiceReport
 from divserve.http.foreign import status_of
+from divserve.http.scope import KEY_NAME
 
-__all__ = ["KEY_NAME", "RECORD", "Outcome", "Record", "Watched"]
+__all__ = ["RECORD", "Noted", "Outcome", "Record"]
 
 RECORD = "divserve.record"
-KEY_NAME = "divserve.client"
-"""Where authentication puts the name (never the secret) of the key: in the state of the scope."""
 
 Outcome = Literal["ok", "client_error", "failed", "aborted"]
 
@@ -122,7 +121,7 @@ class Record:
         return sum(report.steps for report in self.reports)
 
 
-class Watched:
+class Noted:
     """The engine's results, noted in the record on their way to vLLM's answer.
 
     Not a generator: those of plain requests pass here too, and a token must cost next to nothing.
@@ -138,7 +137,7 @@ class Watched:
         self._record = record
         self._indexed = indexed
 
-    def __aiter__(self) -> Watched:
+    def __aiter__(self) -> Noted:
         return self
 
     async def __anext__(self) -> Any:

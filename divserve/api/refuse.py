@@ -16,11 +16,10 @@ from collections.abc import Container
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from divserve.api.routes import GUIDED_ROUTES
 from divserve.errors import InvalidRequest
 from divserve.http.asgi import is_json, read_body, replay
 from divserve.http.errors import error_response
-from divserve.http.paths import path_of
+from divserve.http.paths import GUIDED_ROUTES, path_of
 
 __all__ = ["RefuseDecoding"]
 

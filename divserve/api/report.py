@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from divserve import metrics
-from divserve.api.observe import Tally
+from divserve.api.tally import Tally
 from divserve.decoding import Stack
 from divserve.errors import DecodingFailed
 

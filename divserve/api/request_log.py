@@ -13,8 +13,8 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
+from divserve.api.instrumentation import Sink
 from divserve.api.record import Record
-from divserve.api.watch import Sink
 
 __all__ = ["LogFormat", "request_log"]
 

@@ -15,7 +15,6 @@ from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
-from divserve.edges.traffic import weigh
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
     answer_chat,
@@ -24,10 +23,12 @@ from divserve.http.openai import (
     validate_json_request,
     with_cancellation,
 )
+from divserve.http.paths import GUIDED_ROUTES
+from divserve.http.scope import weigh
 
-__all__ = ["GUIDED_ROUTES", "install"]
+__all__ = ["install"]
 
-GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
+CHAT, COMPLETIONS = GUIDED_ROUTES
 
 T = TypeVar("T", bound=Guided)
 
@@ -40,7 +41,7 @@ router = APIRouter()
 
 
 @router.post(
-    "/v1/chat/completions",
+    CHAT,
     dependencies=[Depends(validate_json_request)],
     responses=RESPONSES,
     response_model=None,
@@ -54,7 +55,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 
 
 @router.post(
-    "/v1/completions",
+    COMPLETIONS,
     dependencies=[Depends(validate_json_request)],
     responses=RESPONSES,
     response_model=None,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from divserve import metrics
 from divserve.api.guide import checked, not_rendered
-from divserve.api.record import Record, Watched
+from divserve.api.record import Noted, Record
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
@@ -25,7 +25,7 @@ from divserve.http.openai import (
     format_token_id_placeholder,
 )
 
-__all__ = ["GuidedServing", "OwnErrors", "answered_as", "is_guided", "record_of", "watched"]
+__all__ = ["GuidedServing", "OwnErrors", "answered_as", "is_guided", "noted", "record_of"]
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ def record_of(request: Any) -> Record | None:
     return request.record if isinstance(request, Guided) else None
 
 
-def watched(request: Any, results: Any, request_id: str, indexed: bool = False) -> Any:
+def noted(request: Any, results: Any, request_id: str, indexed: bool = False) -> Any:
     """The engine's results, noted in the account of the request if one is kept."""
     record = record_of(request)
     if record is None:
         return results
     record.answer_id = request_id
-    return Watched(results, record, indexed)
+    return Noted(results, record, indexed)
 
 
 class OwnErrors:

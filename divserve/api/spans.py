@@ -13,8 +13,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from divserve.api.instrumentation import Sink
 from divserve.api.record import Record
-from divserve.api.watch import Sink
 
 __all__ = ["span_sink"]
 

@@ -6,15 +6,18 @@ body then asks for many rows while the queue is full is refused by `Traffic.weig
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.edges.auth import client_of
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.rates import Allowance, Rates
-from divserve.edges.traffic import RETRY_AFTER_S, TICKET, Traffic, queue_full
+from divserve.edges.traffic import RETRY_AFTER_S, Traffic, queue_full
 from divserve.errors import ApiError, TooManyRequests, Unavailable
 from divserve.http.errors import error_response
 from divserve.http.paths import PROBES, is_free
+from divserve.http.scope import WEIGH
 
 __all__ = ["Admission"]
 
@@ -61,7 +64,7 @@ class Admission:
             await error_response(refusal)(scope, receive, send)
             return
         ticket = self.traffic.enter(client if works else None, rows=int(works))
-        scope.setdefault("state", {})[TICKET] = (self.traffic, ticket)
+        scope.setdefault("state", {})[WEIGH] = partial(self.traffic.weigh, ticket)
         try:
             await self.app(scope, receive, send)
         finally:

@@ -9,15 +9,14 @@ from divserve.edges.keys import KeyRing
 from divserve.errors import Unauthorized
 from divserve.http.errors import error_response
 from divserve.http.paths import PROBES, is_free
+from divserve.http.scope import KEY_NAME
 
 __all__ = ["RequireKey", "client_of"]
-
-CLIENT = "divserve.client"
 
 
 def client_of(scope: Scope) -> str:
     """Who asks, to count by: the name of the key, or the address."""
-    if (name := scope.get("state", {}).get(CLIENT)) is not None:
+    if (name := scope.get("state", {}).get(KEY_NAME)) is not None:
         return f"key {name}"
     return f"address {(scope.get('client') or ('unknown',))[0]}"
 
@@ -46,7 +45,7 @@ class RequireKey:
         token = _bearer(scope)
         name = self.keys.name_of(token) if token else None
         if name is not None:
-            scope.setdefault("state", {})[CLIENT] = name
+            scope.setdefault("state", {})[KEY_NAME] = name
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             # Before it is accepted, the server turns this into a 403.

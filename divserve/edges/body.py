@@ -9,14 +9,13 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from divserve.api.limits import check_fields, rows_of_fields
-from divserve.api.routes import GUIDED_ROUTES
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.traffic import weigh
 from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
 from divserve.http.asgi import is_json, read_body, replay
 from divserve.http.errors import error_response
-from divserve.http.paths import BODILESS, path_of
+from divserve.http.fields import check_fields, rows_of_fields
+from divserve.http.paths import BODILESS, GUIDED_ROUTES, path_of
+from divserve.http.scope import weigh
 
 __all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from divserve.edges.keys import KeyRing
 from divserve.edges.rates import parse
 from divserve.errors import StartupError
+from divserve.http.fields import FieldLimits
 
 __all__ = ["EdgeSettings", "add_flags"]
 
@@ -17,7 +18,7 @@ DRAIN_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
-class EdgeSettings:
+class EdgeSettings(FieldLimits):
     """What the server was told, or its defaults."""
 
     api_key_file: Path | None = None
@@ -29,11 +30,6 @@ class EdgeSettings:
     body_timeout: float = 60.0
     max_body_bytes: int = 16 * 1024 * 1024
     max_json_depth: int = 64
-    max_n: int = 128
-    max_stop_strings: int = 16
-    max_stop_length: int = 1024
-    max_batch_prompts: int = 512
-    max_trace_tokens: int = 16_384
 
     @classmethod
     def of(cls, args: Namespace) -> EdgeSettings:

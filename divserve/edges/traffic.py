@@ -7,13 +7,11 @@ import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from divserve.errors import TooManyRequests
 
-__all__ = ["Ticket", "Traffic", "queue_full", "weigh"]
+__all__ = ["Ticket", "Traffic", "queue_full"]
 
-TICKET = "divserve.ticket"
 RETRY_AFTER_S = 1.0
 
 
@@ -96,17 +94,6 @@ class Traffic:
                     self._changed.clear()
                     await self._changed.wait()
         return not self._requests
-
-
-def weigh(scope: Any, rows: int) -> None:
-    """Tells the traffic, if it counts the request of an ASGI scope, how many rows that takes.
-
-    Raises:
-        TooManyRequests: see `Traffic.weigh`.
-    """
-    traffic, ticket = scope.get("state", {}).get(TICKET, (None, None))
-    if traffic is not None:
-        traffic.weigh(ticket, rows)
 
 
 def queue_full() -> TooManyRequests:

@@ -1,4 +1,4 @@
-"""Which routes are open, and what of a request tells them."""
+"""The routes that are treated in a way of their own, and the path of a request."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Container
 
 from starlette.types import Scope
 
-__all__ = ["BODILESS", "PROBES", "is_free", "path_of"]
+__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "is_free", "path_of"]
 
 PROBES = ("/health", "/live", "/ready")
 """Answered without a key, under any load, and while the server drains."""
+
+GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
+"""The routes that take ``decoding``."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies nobody reads."""

@@ -12,11 +12,12 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divserve.api.limits import check_fields, rows_of
+from divserve.api.limits import rows_of
 from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.edges.body import check_depth, check_text, in_utf8
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
+from divserve.http.fields import check_fields
 from tests.support.chat import MESSAGES, guided
 from tests.support.edges import LIMITS, Call, small_app
 

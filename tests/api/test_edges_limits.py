@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from fastapi.testclient import TestClient
 
 from divserve.edges.body import GuardBody
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.traffic import TICKET, Traffic
+from divserve.edges.traffic import Traffic
+from divserve.http.scope import WEIGH
 from tests.support.chat import MESSAGES, PROMPT, guided
 from tests.support.edges import LIMITS
 from tests.support.fake_client import FakeClient, arguments
@@ -139,7 +141,8 @@ def test_rows_of_other_routes(body: dict[str, Any], rows: int) -> None:
     ticket = traffic.enter("me", 1)
     scope = {
         "type": "http", "method": "POST", "path": "/invocations", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")], "state": {TICKET: (traffic, ticket)},
+        "headers": [(b"content-type", b"application/json")],
+        "state": {WEIGH: partial(traffic.weigh, ticket)},
     }  # fmt: skip
 
     async def receive() -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divserve.edges.traffic import TICKET, Ticket, Traffic, weigh
+from divserve.edges.traffic import Ticket, Traffic
 from divserve.errors import TooManyRequests
+from divserve.http.scope import WEIGH, weigh
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["enter", "leave", "weigh"]), st.integers(0, 9), st.integers(0, 5))
@@ -27,7 +29,7 @@ def test_counts(events: list[tuple[str, int, int]]) -> None:
         elif under_way:
             ticket = under_way[number % len(under_way)]
             if what == "weigh":
-                weigh({"state": {TICKET: (traffic, ticket)}}, rows)
+                weigh({"state": {WEIGH: partial(traffic.weigh, ticket)}}, rows)
                 assert ticket.rows == rows
             else:
                 under_way.remove(ticket)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from divserve.api.limits import check_fields, check_request
+from divserve.api.limits import check_request
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
+from divserve.http.fields import check_fields
 from tests.support.chat import MESSAGES, PROMPT, guided
 
 SETTINGS = EdgeSettings(

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from divserve.api import watch
-from divserve.api.record import KEY_NAME, Record
+from divserve.api import instrumentation
+from divserve.api.record import Record
 from divserve.api.report import ChoiceReport
 from divserve.api.request_log import fields, request_log
 from divserve.decoding import METHODS, Stack
 from divserve.errors import DecodingFailed
+from divserve.http.scope import KEY_NAME
 from divserve.startup import log_format
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, guided
 from tests.support.edges import small_app
@@ -198,7 +199,7 @@ def test_refused_requests_name_their_key_too(tmp_path: Path) -> None:
     file.write_text("team-a:sk-1\n")
     app = small_app(rate_limit="1/minute", api_key_file=file)
     written = io.StringIO()
-    watch.install(app, [request_log("json", written)])
+    instrumentation.install(app, [request_log("json", written)])
     with TestClient(app) as http:
         for key in ("sk-1", "sk-1", "sk-2"):
             http.post("/echo", headers={"Authorization": f"Bearer {key}", "x-request-id": "r-1"})
@@ -226,10 +227,10 @@ def test_for_people() -> None:
     assert written.getvalue().count("\n") == 1
 
 
-def test_the_watch_is_outermost_and_sees_through_copies(server: Server) -> None:
+def test_instrumentation_is_outermost_and_sees_through_copies(server: Server) -> None:
     classes: list[Any] = [middleware.cls for middleware in server.app.user_middleware]
-    assert classes[0] is watch.Watch
-    assert classes[-1] is watch.Inside
+    assert classes[0] is instrumentation.Instrumentation
+    assert classes[-1] is instrumentation.Inside
 
 
 def test_vllm_writes_json_too() -> None:

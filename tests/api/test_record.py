@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from divserve.api.record import KEY_NAME, Record, Watched
+from divserve.api.record import Noted, Record
+from divserve.http.scope import KEY_NAME
 
 
 def result(*outputs: tuple[int, str | None], prompt: int = 3, **more: Any) -> Any:
@@ -124,7 +125,7 @@ def test_results_are_noted_on_their_way(indexed: bool) -> None:
             yield item
 
     async def collect() -> list[Any]:
-        return [item async for item in Watched(results(), record, indexed)]
+        return [item async for item in Noted(results(), record, indexed)]
 
     record = Record()
     assert asyncio.run(collect()) == items

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
-from divserve.api.observe import MOST_PENDING, Tally
+from divserve.api.tally import MOST_PENDING, Tally
 from divserve.decoding import METHODS, STATISTICS, LookRow, LookState, Stack
 from tests.support.metrics import Changes
 from tests.support.models import ROOT
@@ -66,7 +66,7 @@ def test_bits_are_counted_in_nats(changes: Changes) -> None:
 
 CHILD = """
 from divserve import metrics
-from divserve.api.observe import Tally
+from divserve.api.tally import Tally
 tally = Tally("cad")
 tally.add([{"kl": 0.5, "jsd": 0.1, "entropy": 1.0}] * 3, ["small"])
 tally.flush()

@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 
 from divserve.edges import stack
 from divserve.edges.flags import EdgeSettings
-from divserve.edges.traffic import weigh
 from divserve.http import errors
+from divserve.http.scope import weigh
 
 DISCONNECT = {"type": "http.disconnect"}
 

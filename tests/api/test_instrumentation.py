@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
+from divserve.api.instrumentation import Instrumentation
 from divserve.api.record import RECORD, Record
-from divserve.api.watch import Watch
 from tests.support.metrics import Changes
 
 
@@ -37,7 +37,7 @@ def test_messages_that_are_no_answer_yet_pass(changes: Changes) -> None:
 
     owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
     scope = {"type": "http", "method": "GET", "path": "/hint", "headers": []}
-    asyncio.run(Watch(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    asyncio.run(Instrumentation(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
     assert sent == messages
     assert changes.of("requests_total", method="cad", outcome="ok") == 1
 
@@ -60,7 +60,7 @@ def test_a_sink_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
     sinks = [fails, lambda record, route: told.append(route)]
     with caplog.at_level("ERROR", logger="vllm.divserve.api"):
-        asyncio.run(Watch(app, owner, sinks)(scope, receive=None, send=send))  # type: ignore[arg-type]
+        asyncio.run(Instrumentation(app, owner, sinks)(scope, receive=None, send=send))  # type: ignore[arg-type]
     assert told == ["http.response.start", "http.response.body", "other"]
     assert "cannot be written" in caplog.text
 
@@ -98,7 +98,7 @@ def test_whatever_cuts_a_response_off(
 
     async def ask() -> None:
         with pytest.raises(type(fault)):
-            await Watch(app, owner)(scope, receive=None, send=send)  # type: ignore[arg-type]
+            await Instrumentation(app, owner)(scope, receive=None, send=send)  # type: ignore[arg-type]
 
     asyncio.run(ask())
     outcome = "aborted" if status == "499" else "failed"
@@ -131,5 +131,5 @@ def test_errors_in_a_stream(changes: Changes, event: bytes, outcome: str) -> Non
 
     owner: Any = SimpleNamespace(router=SimpleNamespace(routes=[]))
     scope = {"type": "http", "method": "POST", "path": "/stream", "headers": []}
-    asyncio.run(Watch(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
+    asyncio.run(Instrumentation(app, owner)(scope, receive=None, send=send))  # type: ignore[arg-type]
     assert changes.of("requests_total", method="cad", outcome=outcome) == 1

@@ -1,6 +1,7 @@
-"""Counts what was decoded in divserve's Prometheus metrics, as it is handed to clients.
+"""The metrics of guided tokens: the figures of a choice, counted as they are handed to a client.
 
-A token has up to half a dozen figures, so they are collected and counted some dozens at a time.
+What is counted per HTTP request is in `divserve.api.instrumentation`. A token has up to half a
+dozen figures, so they are collected and counted some dozens at a time.
 """
 
 from __future__ import annotations

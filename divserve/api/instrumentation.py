@@ -1,5 +1,6 @@
-"""Watches every HTTP request from its first byte to its last; counts it, logs it, traces it.
+"""The outermost middleware: keeps a record of every HTTP request and reports it at its end.
 
+It counts the request in the HTTP metrics and hands the record to the sinks (the log, the spans).
 Pure ASGI and outermost, so that it sees what all other layers answer. The response passes through
 untouched; per message it costs one coroutine.
 """
@@ -22,7 +23,7 @@ from divserve.api.extras import tell_health
 from divserve.api.record import RECORD, Record
 from divserve.http.paths import path_of
 
-__all__ = ["Sink", "Watch", "install"]
+__all__ = ["Instrumentation", "Sink", "install"]
 
 logger = logging.getLogger("vllm.divserve.api")
 
@@ -38,15 +39,15 @@ ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
 
 
 def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
-    """Puts the watch around and `Inside` within all middleware that `app` has so far."""
-    watch = Middleware(Watch, owner=app, sinks=sinks)
-    app.user_middleware[:] = [watch, *app.user_middleware, Middleware(Inside)]
+    """Puts `Instrumentation` around and `Inside` within all middleware that `app` has so far."""
+    outermost = Middleware(Instrumentation, owner=app, sinks=sinks)
+    app.user_middleware[:] = [outermost, *app.user_middleware, Middleware(Inside)]
 
 
 class Inside:
     """Innermost middleware: keeps the scope that the router writes into.
 
-    Middleware in between may hand on a copy of the scope that the watch knows.
+    Middleware in between may hand on a copy of the scope that `Instrumentation` knows.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -58,7 +59,7 @@ class Inside:
         await self.app(scope, receive, send)
 
 
-class Watch:
+class Instrumentation:
     """The middleware.
 
     Args:
@@ -85,13 +86,13 @@ class Watch:
         record = scope[RECORD] = Record()
         record.scope = scope
 
-        async def watched_receive() -> Message:
+        async def observed_receive() -> Message:
             message = await receive()
             if message["type"] == "http.disconnect" and not record.complete:
                 record.gone = True
             return message
 
-        async def watched_send(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 _note_start(record, message)
             elif message["type"] == "http.response.body":
@@ -109,7 +110,7 @@ class Watch:
                 raise
 
         try:
-            await self.app(scope, watched_receive, watched_send)
+            await self.app(scope, observed_receive, observed_send)
         finally:
             self._end(record, path)
 

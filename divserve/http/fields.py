@@ -1,0 +1,111 @@
+"""The fields of a body that ask for much: how much they may ask, and how many rows they take.
+
+Any route's body can be checked so, before it is validated and without knowing the route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from divserve.errors import InvalidRequest
+
+__all__ = ["TEXTS", "FieldLimits", "check_fields", "prompts_in", "rows_of_fields"]
+
+CHOICES = ("n", "best_of")
+STOPS = ("stop", "stop_sequences")
+TEXTS = ("prompt", "prompt_embeds")
+PROMPTS = (*TEXTS, "messages", "items")
+"""Fields that may hold many prompts on one of vLLM's routes."""
+INTEGER = TypeAdapter(int)
+
+
+@dataclass(frozen=True)
+class FieldLimits:
+    """The most that one request may ask, as the flags of the same names say."""
+
+    max_n: int = 128
+    max_stop_strings: int = 16
+    max_stop_length: int = 1024
+    """In characters."""
+    max_batch_prompts: int = 512
+    max_trace_tokens: int = 16_384
+    """Tokens of an answer with a trace."""
+
+
+def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
+    """Raises `InvalidRequest` for fields beyond their limits, on whatever route.
+
+    Args:
+        get: the value of a field, or None; of any type, for nobody has validated it.
+        limits: the most of each.
+    """
+    for field in CHOICES:
+        number = _integer(get(field))
+        if number is None:
+            continue
+        if number > limits.max_n:
+            raise _too_much(field, f"is {_short(number)}", limits.max_n, "--max-n")
+        if number < 1:
+            raise InvalidRequest(
+                f"{field} is {_short(number)}; it must be at least 1.", param=field
+            )
+    for field in STOPS:
+        stops = get(field)
+        stops = [stops] if isinstance(stops, str) else stops
+        if not isinstance(stops, list):
+            continue
+        if len(stops) > limits.max_stop_strings:
+            told = f"has {len(stops)} strings"
+            raise _too_much(field, told, limits.max_stop_strings, "--max-stop-strings")
+        longest = max((len(stop) for stop in stops if isinstance(stop, str)), default=0)
+        if longest > limits.max_stop_length:
+            told = f"has a string of {longest} characters"
+            raise _too_much(field, told, limits.max_stop_length, "--max-stop-length")
+    for field in PROMPTS:
+        if (prompts := prompts_in(get(field))) > limits.max_batch_prompts:
+            told = f"has {prompts} prompts"
+            raise _too_much(field, told, limits.max_batch_prompts, "--max-batch-prompts")
+
+
+def rows_of_fields(body: Mapping[str, Any]) -> int:
+    """Rows that a body of one of vLLM's own routes takes, as far as its fields tell.
+
+    Args:
+        body: what `check_fields` has let pass, with ``sampling_params`` of its own or without.
+    """
+    nested = body.get("sampling_params")
+    choices = [body.get("n"), nested.get("n") if isinstance(nested, dict) else None]
+    numbers = [number for n in choices if (number := _integer(n)) is not None]
+    return max(numbers, default=1) * max(1, sum(prompts_in(body.get(field)) for field in PROMPTS))
+
+
+def prompts_in(value: Any) -> int:
+    """How many prompts a value holds: a list of numbers or of messages is one."""
+    many = isinstance(value, list) and bool(value) and isinstance(value[0], str | bytes | list)
+    return len(value) if many else int(value is not None)
+
+
+def _integer(value: Any) -> int | None:
+    """The number that vLLM's fields will make of a value, be it ``"4"`` or ``4.0``, if any."""
+    if value is None:
+        return None
+    try:
+        return INTEGER.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _too_much(field: str, told: str, most: int, flag: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} {told}; the most is {most}. Send less, or start the server with a larger {flag}.",
+        param=field,
+    )
+
+
+def _short(number: int) -> str:
+    """A number that a client chose, of any size (Python refuses to print the largest)."""
+    return str(number) if number.bit_length() < 64 else "a huge number"
