@@ -46,7 +46,7 @@ FLOOD = 10
 LONG = 3
 """The two runs whose goodput is compared are as many times as long as the others."""
 NICE = 5
-WATCH_EVERY_S = 2.0
+READ_EVERY_S = 2.0
 USERS = 8
 """Processes of arrivals; each is random, and so is their sum."""
 
@@ -115,7 +115,7 @@ class Server:
         given = self._arguments(name, rate, rounds=rounds)
         given.out.mkdir(parents=True)
         with self._knocking(given.out / "knocks") as knocks:
-            swarm(self.url, given, console, nice=NICE, watch_every_s=WATCH_EVERY_S)
+            swarm(self.url, given, console, nice=NICE, read_every_s=READ_EVERY_S)
         return Point(name, rate, report.read(given.out), knock.read(knocks))
 
     @contextmanager

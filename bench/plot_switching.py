@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import csv
 import math
+from itertools import cycle
 from pathlib import Path
 
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
 from bench.record import RESULTS
+from divserve import plots
 
 TARGET = Path(__file__).parents[1] / "docs" / "switching.svg"
-COLOURS = ("#2563a8", "#d08a2e", "#5a9e6f", "#8a4f9e")
-LEFT, TOP, WIDTH, HEIGHT = 70, 40, 520, 300
+ENDS = {"small": -math.inf, "large": math.inf}
+"""Labels that are no thresholds, and where they come among these."""
+MARKERS = "os^D"
+"""Of the pairs, in turn."""
 
 Point = tuple[str, float, float]
 """Label, seconds an answer ÷ the large model's, share of right answers."""
@@ -35,62 +44,49 @@ def series() -> dict[str, list[Point]]:
             accuracy = newest[case, side, "accuracy"]
             label = side.removeprefix("threshold ").removesuffix(" alone")
             found.setdefault(case.split(",")[0], []).append((label, seconds / whole, accuracy))
-    return {case: sorted(points, key=_from_small_to_large) for case, points in found.items()}
+    return {case: sorted(points, key=lambda one: _order(one[0])) for case, points in found.items()}
 
 
-def _from_small_to_large(point: Point) -> float:
+def _order(label: str) -> float:
     """The small model alone, then falling thresholds, then the large model alone."""
-    ends = {"small": -math.inf, "large": math.inf}
-    label = point[0]
-    return ends[label] if label in ends else -float(label)
+    return ENDS[label] if label in ENDS else -float(label)
 
 
-def drawing(pairs: dict[str, list[Point]]) -> str:
-    """The picture as SVG."""
-    widest = max(1.2, *(x for points in pairs.values() for _, x, _ in points))
-    parts = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 60} '
-            f'{TOP + HEIGHT + 60}" font-family="sans-serif" font-size="12">'
-        ),
-        '<rect width="100%" height="100%" fill="white"/>',
-        (
-            f'<text x="{LEFT}" y="20" font-size="14">Switching: right answers against time, by '
-            "threshold in bits</text>"
-        ),
-    ]
-    for tick in range(0, 11, 2):
-        y = TOP + HEIGHT * (1 - tick / 10)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10 * tick} %</text>'
-        )
-    for tick in range(int(widest / 0.2) + 1):
-        x = LEFT + WIDTH * tick * 0.2 / widest
-        y = TOP + HEIGHT + 20
-        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{0.2 * tick:.1f}</text>')
-    parts.append(
-        f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 42}" text-anchor="middle">seconds an '
-        "answer ÷ the large model's</text>"
+@plots.styled()
+def drawing(pairs: dict[str, list[Point]]) -> Figure:
+    """Right answers over time: a line for each pair of models, a colour for each threshold."""
+    figure = plots.figure(720, 420)
+    axes = figure.add_subplot(
+        title="Switching: right answers against time",
+        xlabel="seconds an answer ÷ the large model's",
+        ylabel="right answers",
     )
-    for i, (case, points) in enumerate(pairs.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        spots = [(LEFT + WIDTH * x / widest, TOP + HEIGHT * (1 - y)) for _, x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1"/>')
-        for (label, *_), (x, y) in zip(points, spots, strict=True):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-            parts.append(f'<text x="{x + 6:.1f}" y="{y - 6:.1f}" fill="{colour}">{label}</text>')
-        y = TOP + HEIGHT - 12 - 16 * i
-        parts.append(
-            f'<text x="{LEFT + WIDTH - 8}" y="{y}" text-anchor="end" fill="{colour}">{case}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    every = sorted({point[0] for points in pairs.values() for point in points}, key=_order)
+    shades = matplotlib.colormaps["viridis_r"].resampled(len(every))
+    colours = {label: shades(i) for i, label in enumerate(every)}
+    lines = []
+    for (case, points), marker in zip(pairs.items(), cycle(MARKERS), strict=False):
+        labels, times, shares = zip(*points, strict=True)
+        lines += axes.plot(times, shares, marker, color=plots.GREY, ls="-", lw=0.75, label=case)
+        axes.scatter(times, shares, c=[colours[one] for one in labels], marker=marker, zorder=3)
+    axes.set(xlim=(0, None), ylim=(-0.02, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    dots = [
+        Line2D([], [], color=colour, marker="o", ls="none", label=_caption(label))
+        for label, colour in colours.items()
+    ]
+    axes.legend(handles=lines, loc="upper left")
+    figure.legend(handles=dots, loc="outside right center", title="threshold")
+    return figure
+
+
+def _caption(label: str) -> str:
+    return f"{label} model alone" if label in ENDS else f"{label} bits"
 
 
 def main() -> None:
     """Writes the picture."""
-    TARGET.write_text(drawing(series()), encoding="utf-8")
+    TARGET.write_text(plots.svg(drawing(series())), encoding="utf-8")
     print(f"wrote {TARGET.name}")
 
 

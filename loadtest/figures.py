@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from loadtest.mix import PLAIN
+from loadtest.monitor import Reading
 from loadtest.sample import Sample
-from loadtest.watch import Reading
 
 __all__ = ["LATENCIES", "Run", "Summary", "percentile"]
 
@@ -17,14 +19,8 @@ LATENCIES = ("ttft", "itl", "tpot", "e2e", "rejected")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Value below which a share of the values lies, interpolated as numpy does; NaN for none."""
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    """Value below which a share of the values lies, interpolated; NaN for none."""
+    return float(np.quantile(values, share)) if values else math.nan
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from divserve.plots import svg
 from loadtest.draw import drawing
 from loadtest.figures import LATENCIES, Run, Summary
+from loadtest.monitor import read_readings
 from loadtest.sample import read_samples
 from loadtest.steady import Change, changes, slope
-from loadtest.watch import read_readings
 
 __all__ = ["lines", "read", "show", "steadiness", "table", "write"]
 
@@ -137,7 +138,7 @@ def lines(run: Run) -> list[dict[str, str]]:
 
 def write(run: Run, folder: Path) -> None:
     """Writes report.svg, report.html, figures.csv and steady.csv."""
-    picture = drawing(run)
+    picture = svg(drawing(run))
     (folder / "report.svg").write_text(picture, encoding="utf-8")
     rows = [["", *COLUMNS]] + [[one.name, *_cells(one)] for one in run.summaries()]
     steady = [[*STEADY_COLUMNS], *steadiness(run)]

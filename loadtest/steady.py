@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from loadtest.figures import Run
-from loadtest.watch import Reading
+from loadtest.monitor import Reading
 
 __all__ = ["Change", "Slope", "changes", "slope"]
 

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest import settings
 from loadtest.figures import Run
+from loadtest.monitor import EVERY_S, Monitor
 from loadtest.sample import Tail
-from loadtest.watch import EVERY_S, Watch
 
 __all__ = ["capacity", "swarm"]
 
@@ -35,7 +35,7 @@ def swarm(
     *,
     pid: int | None = None,
     nice: int = 0,
-    watch_every_s: float = EVERY_S,
+    read_every_s: float = EVERY_S,
 ) -> int:
     """Lets users ask as the arguments say, and leaves their samples in ``given.out``.
 
@@ -45,7 +45,7 @@ def swarm(
         console: where the progress goes.
         pid: the server's process, if it runs on this machine.
         nice: how much the users step back behind the server, if they share its machine.
-        watch_every_s: pause between two looks at the server.
+        read_every_s: pause between two looks at the server.
 
     Returns:
         locust's exit code: 1 if anything failed.
@@ -56,7 +56,7 @@ def swarm(
         old.unlink(missing_ok=True)
     seconds = round(60 * given.minutes)
     columns = (BarColumn(30), TextColumn("{task.description}"), TimeRemainingColumn())
-    watch = Watch(url, pid, given.out, watch_every_s)
+    monitor = Monitor(url, pid, given.out, read_every_s)
     log = given.out / "locust.log"
     with log.open("w") as output, Progress(*columns, console=console) as progress:
         process = subprocess.Popen(
@@ -71,7 +71,7 @@ def swarm(
         try:
             while process.poll() is None:
                 time.sleep(1)
-                watch.look()
+                monitor.look()
                 passed = time.monotonic() - begin
                 for sample in tail.new():
                     counts[sample.outcome] += 1

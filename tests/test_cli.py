@@ -13,7 +13,7 @@ from divserve import __version__, cli
 from divserve.decoding import METHODS
 from divserve.errors import StartupError
 
-HEAVY = ("torch", "vllm", "transformers", "fastapi")
+HEAVY = ("torch", "vllm", "transformers", "fastapi", "matplotlib")
 
 
 def divserve(*args: str) -> subprocess.CompletedProcess[str]:

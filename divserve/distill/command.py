@@ -17,38 +17,55 @@ __all__ = ["distill"]
 
 _MINUTES = 15.0
 """The budget where none is given."""
+_YEAR = 525_600
+"""In minutes. Every float has a largest value, so that infinity and NaN are refused."""
 _INTERRUPTED = 130
 
 
 def distill(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Folder of a model.")],
-    layers: Annotated[int, typer.Option(help="Layers of the student.")],
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")],
     out: Annotated[Path, typer.Option(help="Folder to write: the student, its report.")],
     loss: Annotated[Loss, typer.Option(help="Divergence to minimise.")] = "forward_kl",
-    beta: Annotated[float, typer.Option(help="Weight of the teacher in the JSD.")] = 0.5,
+    beta: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Weight of the teacher in the JSD.")
+    ] = 0.5,
     hidden_weight: Annotated[
-        float, typer.Option(help="Weight of the error of the last hidden states; 0 is off.")
+        float,
+        typer.Option(
+            min=0, max=1000, help="Weight of the error of the last hidden states; 0 is off."
+        ),
     ] = 0.5,
     keep: Annotated[Keep, typer.Option(help="Which layers the student begins with.")] = "even",
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts, text or .jsonl; else the teacher writes some.")
     ] = None,
-    self_prompts: Annotated[int, typer.Option(help="Prompts that the teacher writes.")] = 256,
+    self_prompts: Annotated[
+        int, typer.Option(min=2, help="Prompts that the teacher writes.")
+    ] = 256,
     on_policy: Annotated[
-        float, typer.Option(help="Share of the text that the student samples, 0 to 1.")
+        float, typer.Option(min=0, max=1, help="Share of the text that the student samples.")
     ] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Of all sampling.")] = 1.0,
-    tokens: Annotated[int | None, typer.Option(help="Stop after training on so many.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many; 15 without --tokens.")
+    temperature: Annotated[float, typer.Option(min=0.01, max=100, help="Of all sampling.")] = 1.0,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after training on so many.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens sampled after a prompt, at most.")] = 96,
-    passes: Annotated[int, typer.Option(help="Times that a sampled text is trained on.")] = 2,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=_YEAR, help="Stop after so many; 15 without --tokens."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 8,
+    length: Annotated[
+        int, typer.Option(min=1, help="Tokens sampled after a prompt, at most.")
+    ] = 96,
+    passes: Annotated[
+        int, typer.Option(min=1, help="Times that a sampled text is trained on.")
+    ] = 2,
     positions: Annotated[
-        float, typer.Option(help="Share of a step's positions that are trained on, up to 1.")
+        float,
+        typer.Option(min=0.01, max=1, help="Share of a step's positions that are trained on."),
     ] = 1.0,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 6e-4,
+    lr: Annotated[float, typer.Option(min=1e-9, max=1, help="Highest learning rate.")] = 6e-4,
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
     device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
     resume: Annotated[

@@ -1,4 +1,7 @@
-"""The report of a run: report.json for programs, REPORT.md and curve.svg for people."""
+"""The report of a run: report.json for programs, REPORT.md and curve.svg for people.
+
+Without matplotlib there is no curve.svg; its figures are in the other two.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from divserve import __version__
+from divserve import __version__, plots
 from divserve.distill.curve import drawing
 from divserve.distill.state import Point
 
@@ -54,10 +57,13 @@ def speculative_tokens(acceptance: float, drafts: int = DRAFTS) -> float:
 
 
 def write(out: Path, account: Account) -> None:
-    """Writes the three files into `out`, report.json last: it says that the run is over."""
+    """Writes the files into `out`, report.json last: it says that the run is over."""
     title = f"{len(account.kept)} of {account.teacher_layers} layers of {account.teacher}"
-    _put(out / "curve.svg", drawing(title, account.curve))
-    _put(out / "REPORT.md", _markdown(title, account))
+    picture = "No curve was drawn: matplotlib was not installed."
+    if plots.is_installed():
+        _put(out / "curve.svg", plots.svg(drawing(title, account.curve)))
+        picture = "![held-out KL, acceptance and agreement over the tokens trained on](curve.svg)"
+    _put(out / "REPORT.md", _markdown(title, picture, account))
     whole = {"made_by": MADE_BY, "version": __version__, **asdict(account)}
     _put(out / "report.json", json.dumps(whole, indent=2, default=str) + "\n")
 
@@ -68,7 +74,7 @@ def _put(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _markdown(title: str, account: Account) -> str:
+def _markdown(title: str, picture: str, account: Account) -> str:
     first, last = account.curve[0].figures, account.curve[-1].figures
     rows = [
         ("KL(teacher‖student), nats a token", f"{first.kl:.3f}", f"{last.kl:.3f}"),
@@ -100,7 +106,7 @@ Held out: {account.held_out_tokens:,} tokens that the teacher sampled after
 Trained on {account.tokens:,} tokens, each pass counted; {account.fresh_tokens:,} tokens were
 sampled for it, after {account.prompts} prompts. Layers kept: {", ".join(map(str, account.kept))}.
 
-![held-out KL, acceptance and agreement over the tokens trained on](curve.svg)
+{picture}
 
 | tokens | s | training loss | KL | acceptance | agreement |
 |---|---|---|---|---|---|

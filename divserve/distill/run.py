@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from divserve import plots
 from divserve.distill import data, report, state, student, teacher
 from divserve.distill.display import Display
 from divserve.distill.sampling import Sequences, generator, sample
@@ -47,6 +48,11 @@ def distill(settings: Settings, display: Display, stop: Callable[[], bool] = lam
         if not settings.resume:
             _clear(settings.out)
         earlier = _earlier(settings, known, device)
+        if not plots.is_installed():
+            display.say(
+                "no curve.svg will be drawn: matplotlib is not installed "
+                "(pip install 'divserve[plots]')"
+            )
         display.phase("loading the teacher")
         big = teacher.load(settings.teacher, device)
         kept = student.choose_layers(len(big.model.model.layers), settings.layers, settings.keep)

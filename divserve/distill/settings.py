@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ _OWN = ("teacher", "out", "device", "resume")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of ``divserve distill``, in the order of its help."""
+    """The options of ``divserve distill``, in the order of its help, which checks their ranges."""
 
     teacher: Path
     layers: int
@@ -54,23 +53,6 @@ class Settings:
     device: Device = "auto"
     resume: bool = True
 
-    def __post_init__(self) -> None:
-        _check(
-            layers=self.layers >= 1,
-            tokens=self.tokens is None or self.tokens >= 1,
-            minutes=self.minutes is None or 0 < self.minutes < math.inf,
-            batch=self.batch >= 1,
-            length=self.length >= 1,
-            passes=self.passes >= 1,
-            self_prompts=self.self_prompts >= 2,
-            lr=0 < self.lr < math.inf,
-            hidden_weight=0 <= self.hidden_weight < math.inf,
-            temperature=0 < self.temperature < math.inf,
-            positions=0 < self.positions <= 1,
-            on_policy=0 <= self.on_policy <= 1,
-            beta=0 < self.beta < 1,
-        )
-
     def fingerprint(self) -> dict[str, Any]:
         """The fields that must not change between the parts of one run, as plain values."""
         fields = {name: value for name, value in asdict(self).items() if name not in _OWN}
@@ -85,12 +67,6 @@ class Settings:
                     f"{_option(name, value)}: give the same options, or start anew with "
                     "--no-resume"
                 )
-
-
-def _check(**valid: bool) -> None:
-    for name, is_valid in valid.items():
-        if not is_valid:
-            raise StartupError(f"{_name(name)} is out of range: see divserve distill --help")
 
 
 def _name(field: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     nowhere = str(tmp_path / "nowhere")
     for args, named in [
         ([nowhere, "--layers", "1", "--out", nowhere], "no config.json"),
-        ([nowhere, "--layers", "0", "--out", nowhere], "--layers is out of range"),
         ([nowhere, "--layers", "1"], "--out"),
         ([nowhere, "--layers", "1", "--out", nowhere, "--loss", "mse"], "'reverse_kl'"),
     ]:
@@ -29,6 +29,34 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert named in captured.err
         assert captured.err.count("\n") == 1
     assert not Path(nowhere).exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--layers", "0"), ("--positions", "0"), ("--positions", "1.5"), ("--on-policy", "-0.1"),
+     ("--lr", "0"), ("--lr", "inf"), ("--beta", "1"), ("--minutes", "0"), ("--minutes", "inf"),
+     ("--tokens", "0"), ("--batch", "0"), ("--length", "0"), ("--passes", "0"),
+     ("--self-prompts", "1"), ("--hidden-weight", "-1"), ("--temperature", "nan")],
+)  # fmt: skip
+def test_values_out_of_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    args = ["distill", nowhere, "--layers", "1", "--out", nowhere, f"{option}={value}"]
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"divserve: Invalid value for '{option}': Input should be ")
+    assert error.count("\n") == 1
+
+
+def test_the_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["distill", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option, kind, limits in [
+        ("--layers", "int", "x>=1"), ("--beta", "float", "0.01<=x<=0.99"),
+        ("--on-policy", "float", "0<=x<=1"), ("--lr", "float", "1e-09<=x<=1"),
+    ]:  # fmt: skip
+        assert re.search(f"{option} <{kind} range>[^<]*{re.escape(limits)}", shown)
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_it_goes_on(tiny: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -248,15 +249,16 @@ def test_layers_out_of_range_and_no_gpu(
         run.distill(short(device="cuda"), display)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"positions": 0.0}, {"positions": 1.5}, {"on_policy": -0.1}, {"lr": 0.0}, {"beta": 1.0},
-     {"minutes": 0.0}, {"tokens": 0}, {"batch": 0}, {"temperature": float("nan")}],
-)  # fmt: skip
-def test_values_out_of_range(short: Short, changes: dict[str, Any]) -> None:
-    (name,) = changes
-    with pytest.raises(StartupError, match=f"--{name.replace('_', '-')} is out of range"):
-        short(**changes)
+def test_without_matplotlib_there_is_a_report_without_a_curve(
+    short: Short, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    settings, said = short(tokens=100), io.StringIO()
+    assert run.distill(settings, Display(Console(file=said)))
+    first = said.getvalue().splitlines()[0]
+    assert first.startswith("no curve.svg will be drawn: matplotlib is not installed")
+    assert "No curve was drawn" in (settings.out / "REPORT.md").read_text()
+    assert not (settings.out / "curve.svg").exists()
 
 
 def test_prompts_of_a_file_and_half_of_the_positions(

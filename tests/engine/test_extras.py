@@ -188,11 +188,25 @@ def test_parameters_are_counted_once(tiny_with_tokenizer: Path, tmp_path: Path) 
 
     deep = make_tiny(tmp_path, vocab_size=49_152, layers=4)
     large, small = (
-        SimpleNamespace(model=str(path), trust_remote_code=False)
-        for path in (deep, tiny_with_tokenizer)
+        SimpleNamespace(model=str(path), revision=None) for path in (deep, tiny_with_tokenizer)
     )
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64
     rest = 2 * 49_152 * 64 + 64
     assert parameter_ratio(small, large) == pytest.approx((rest + 2 * layer) / (rest + 4 * layer))
-    unknown = SimpleNamespace(model="no/such/model", trust_remote_code=False)
-    assert parameter_ratio(unknown, large) is None
+    empty = SimpleNamespace(model=str(tmp_path / "empty"), revision=None)
+    Path(empty.model).mkdir()
+    assert parameter_ratio(empty, large) is None
+
+
+def test_packed_parameters_are_not_counted(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from divserve.engine.client.model_size import parameter_ratio
+
+    weights = {"qweight": torch.zeros(4, 4, dtype=torch.int32), "norm": torch.ones(4)}
+    save_file(weights, tmp_path / "model.safetensors")
+    packed, plain = (
+        SimpleNamespace(model=str(path), revision=None) for path in (tmp_path, tiny_with_tokenizer)
+    )
+    assert parameter_ratio(packed, plain) is None

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from divserve.plots import svg
 from loadtest import report
 from loadtest.draw import drawing
 from loadtest.figures import Run, percentile
@@ -60,12 +59,8 @@ def test_a_sample_survives_its_file_and_a_line_being_written_is_left_out(tmp_pat
     assert tail.new() == []
 
 
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30),
-    st.floats(0, 1),
-)
-def test_percentiles_are_those_of_numpy(values: list[float], share: float) -> None:
-    assert percentile(values, share) == pytest.approx(float(np.quantile(values, share)), abs=1e-6)
+def test_percentiles_are_interpolated() -> None:
+    assert percentile([4.0, 1.0, 2.0], 0.75) == 3.0
 
 
 def test_there_is_no_percentile_of_nothing() -> None:
@@ -110,10 +105,28 @@ def test_windows_hold_first_tokens_by_request_and_gaps_by_token() -> None:
 def test_the_picture_shows_both_sides_and_the_losses() -> None:
     lost = sample("cad", outcome="rejected", chunks=[], retry_after=1.0)
     quiet = drawing(Run(ABOUT, [sample(), sample("cad")]))
-    assert "Failed and rejected" not in quiet
-    assert "NaN" not in quiet
-    assert "nan" not in quiet
-    assert "Failed and rejected" in drawing(Run(ABOUT, [sample(), lost]))
+    titles = [axes.get_title("left") for axes in quiet.axes]
+    assert titles[:4] == ["Users (ramp)", "Throughput, tokens/s", "TTFT, ms", "ITL, ms"]
+    assert "Failed and rejected requests/s" not in titles
+    ttft = {line.get_label(): np.asarray(line.get_ydata()) for line in quiet.axes[2].lines}
+    assert list(ttft) == ["plain, median", "plain, p95", "guided, median", "guided, p95"]
+    for values in ttft.values():  # Both requests began in the second of ten windows.
+        assert values[1] == 250
+        assert np.isnan(np.delete(values, 1)).all()
+    titles = [axes.get_title("left") for axes in drawing(Run(ABOUT, [sample(), lost])).axes]
+    assert "Failed and rejected requests/s" in titles
+
+
+def test_a_limit_out_of_reach_is_not_drawn() -> None:
+    for limit, drawn in (("200", True), ("300", False)):
+        axes = drawing(Run(ABOUT | {"slo_ttft": limit}, [sample()])).axes[2]
+        assert ("SLO" in [line.get_label() for line in axes.lines]) is drawn
+
+
+def test_the_file_has_no_points_that_are_no_numbers() -> None:
+    picture = svg(drawing(Run(ABOUT, [sample(), sample("cad")])))
+    assert picture.startswith("<svg")
+    assert "nan" not in picture.lower()
 
 
 def test_the_report_writes_figures_and_escapes_what_servers_say(tmp_path: Path) -> None:

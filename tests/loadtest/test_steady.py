@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from divserve.plots import svg
 from loadtest import report
 from loadtest.draw import drawing
 from loadtest.figures import Run
+from loadtest.monitor import Monitor, Reading, gauges, read_readings
 from loadtest.sample import Sample
 from loadtest.steady import changes, slope
 from loadtest.swarm import capacity
-from loadtest.watch import Reading, Watch, gauges, read_readings
 from tests.loadtest.test_figures import ABOUT
 
 HOUR = ABOUT | {"began": 0.0, "seconds": 3600, "rate": 0.5}
@@ -89,10 +90,10 @@ def test_the_report_and_the_picture_tell_of_the_server(tmp_path: Path) -> None:
         "memory MB/h,–,–,+0.00 (+0.00 %),+0.00 to +0.00",
     ]
     assert "memory MB/h" in (tmp_path / "report.html").read_text()
-    picture = drawing(run)
-    assert "Memory of the server" in picture
-    assert "Rows running" not in picture
-    assert "60 min" in picture
+    picture = svg(drawing(run))
+    assert "Memory of the server, MB" in picture
+    assert ">Rows<" not in picture
+    assert ">minutes<" in picture
     lines = report.lines(run)
     assert lines[0]["case"].startswith("0.5 requests/s (70 % of 0.71), 3600 s")
     assert lines[-1]["metric"] == "steadiness: memory MB/h"
@@ -120,10 +121,10 @@ def test_gauges_of_several_engines_are_added_up() -> None:
     assert gauges("\n".join(lines)) == {"running": 7, "waiting": 2, "kv": 0.5}
 
 
-def test_a_watch_reads_a_process_and_bears_a_server_without_metrics(tmp_path: Path) -> None:
-    watch = Watch("http://127.0.0.1:9", os.getpid(), tmp_path, every_s=60)
-    watch.look()
-    watch.look()
+def test_a_monitor_reads_a_process_and_bears_a_server_without_metrics(tmp_path: Path) -> None:
+    monitor = Monitor("http://127.0.0.1:9", os.getpid(), tmp_path, every_s=60)
+    monitor.look()
+    monitor.look()
     (one,) = read_readings(tmp_path)
     assert one.memory is not None
     assert one.resident is not None

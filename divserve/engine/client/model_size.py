@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from functools import cache
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
+
 __all__ = ["parameter_ratio"]
+
+PACKED = {"I32", "U8"}
+"""Types of weights of which one element holds several."""
 
 
 def parameter_ratio(small: Any, large: Any) -> float | None:
     """Parameters of one model over those of another (vLLM's ``ModelConfig``); None if not known."""
-    counts = [_parameters(config.model, config.trust_remote_code) for config in (small, large)]
+    counts = [_parameters(config.model, config.revision) for config in (small, large)]
     if counts[0] is None or not counts[1]:
         return None
     return counts[0] / counts[1]
 
 
-@cache
-def _parameters(model: str, trust_remote_code: bool) -> int | None:
-    """Parameters of a model, tied ones once, from its configuration alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _parameters(model: str, revision: str | None) -> int | None:
+    """Parameters by the headers of a model's safetensors files, which hold tied ones once.
 
+    The loaded weights do not tell: vLLM shards, pads and repacks them, on a CPU into objects that
+    are no parameters.
+    """
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        made.tie_weights()
+        if Path(model).exists():
+            found = get_local_safetensors_metadata(model)
+        else:
+            found = get_safetensors_metadata(model, revision=revision)
     except Exception:
-        # Whatever a configuration of another format or of remote code raises: it is only a figure.
+        # No safetensors, no network, whatever: it is only a figure.
         return None
-    return sum(int(p.numel()) for p in made.parameters())
+    counts = found.parameter_count
+    return None if counts.keys() & PACKED else sum(counts.values())

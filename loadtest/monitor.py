@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.client import API_KEY
 
-__all__ = ["EVERY_S", "Reading", "Watch", "gauges", "read_readings"]
+__all__ = ["EVERY_S", "Monitor", "Reading", "gauges", "read_readings"]
 
 EVERY_S = 5.0
 FILE = "server.jsonl"
@@ -49,7 +49,7 @@ class Reading:
     """Share of the KV cache in use."""
 
 
-class Watch:
+class Monitor:
     """Looks at a server and writes down what it sees.
 
     Args:
