@@ -119,12 +119,12 @@ class Class:
         for node in _statements(self.node.body):
             found |= dict.fromkeys(_defined(node), node)
         for method in [node for node in found.values() if isinstance(node, Function)]:
-            for node in ast.walk(method):
-                for name in _assigned_to_self(node):
+            for inner in ast.walk(method):
+                for name in _assigned_to_self(inner):
                     # A type says more than a value.
-                    if name not in found or isinstance(node, ast.AnnAssign):
-                        assert isinstance(node, ast.stmt)
-                        found[name] = node
+                    if name not in found or isinstance(inner, ast.AnnAssign):
+                        assert isinstance(inner, ast.stmt)
+                        found[name] = inner
         return {
             name: Member(f"{self.target}.{name}", self.module, node) for name, node in found.items()
         }
