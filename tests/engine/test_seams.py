@@ -19,7 +19,7 @@ from divserve.engine import compat
 from divserve.engine.seams import MIXED_INTO, SEAMS, Seam, table
 from divserve.engine.seams.seam import CHECKED
 from tests.support import seams
-from tests.support.source import Class, Member, Module
+from tests.support.syntax import Class, Member, Module
 
 SOURCE = seams.source_of()
 LISTED = {(seam.target, seam.file) for seam in SEAMS}

@@ -19,7 +19,8 @@ from pathlib import Path
 from divserve.engine.seams import SEAMS, table
 from divserve.engine.seams.seam import CHECKED
 from divserve.startup.checks import VLLM_VERSION
-from tests.support.source import Module, Source
+from tests.support.source import Source
+from tests.support.syntax import Module
 
 __all__ = ["PAGE", "RECORD", "ROOT", "differences", "fingerprints", "ours", "source_of"]
 
