@@ -17,6 +17,7 @@ from divserve import __version__
 from divserve.decoding import SMALL_SUFFIX, presets
 from divserve.edges import flags as edge_flags
 from divserve.engine.client import watchdog
+from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.startup import checks, cpu, extras, log_format, shutdown
 from divserve.startup.engines import guided_engine
@@ -72,13 +73,11 @@ def parse(argv: Sequence[str]) -> Namespace:
     if _is_cpu():
         cpu.environment_defaults(os.environ, model)
 
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
-    parser = make_arg_parser(
+    moved("cli_env_setup")()
+    parser = moved("make_arg_parser")(
         FlexibleArgumentParser(
             prog="divserve serve",
             description="An OpenAI-compatible server that decodes by comparing distributions. "
@@ -116,7 +115,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     log_format.have_vllm_join(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
-    validate_parsed_serve_args(args)
+    moved("validate_parsed_serve_args")(args)
     return args
 
 

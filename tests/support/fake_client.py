@@ -14,6 +14,7 @@ import msgspec
 
 from divserve.decoding import STATISTICS, presets
 from divserve.edges.flags import EdgeSettings
+from divserve.engine.compat import moved
 from divserve.engine.order import OnSmall
 from divserve.errors import ApiError
 from divserve.startup.extras import Extras
@@ -122,10 +123,9 @@ def arguments(**edges: Any) -> Namespace:
     Args:
         edges: flags of the edges, where they are not their defaults.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = moved("make_arg_parser")(FlexibleArgumentParser())
     flags = ["--served-model-name", "smol", "--dtype", "float32", "--max-model-len", "256"]
     args: Namespace = parser.parse_args([str(SMOLLM2), *flags])
     args.model = args.model_tag

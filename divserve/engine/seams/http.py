@@ -1,0 +1,85 @@
+"""Seams of the HTTP side; `divserve.http.openai` has the table of what it re-exports."""
+
+from __future__ import annotations
+
+from divserve.engine.seams.seam import Seam, seams
+
+__all__ = ["HTTP_SEAMS"]
+
+CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
+COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion"
+BASE = "vllm.entrypoints.generate.base.serving:GenerateBaseServing"
+MESSAGES = "vllm.entrypoints.anthropic.serving:AnthropicServingMessages"
+RESPONSES = "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses"
+API_CHAT = "divserve/api/chat.py"
+API_COMPLETIONS = "divserve/api/completions.py"
+API_MESSAGES = "divserve/api/anthropic.py"
+API_REQUESTS = "divserve/api/requests.py"
+API_RESPONSES = "divserve/api/responses.py"
+API_SERVING = "divserve/api/serving.py"
+
+HTTP_SEAMS: tuple[Seam, ...] = (
+    *seams(
+        CHAT, API_CHAT, "overridden",
+        render_chat_request="renders the guides too",
+        chat_completion_full_generator="the account of every choice",
+        chat_completion_stream_generator="the account of every choice",
+    ),
+    *seams(CHAT, API_CHAT, "read", online_renderer="renders guides"),
+    *seams(
+        COMPLETION, API_COMPLETIONS, "overridden",
+        render_completion_request="renders the guides too",
+        request_output_to_completion_response="the account of every choice",
+        completion_stream_generator="the account of every choice",
+    ),
+    *seams(
+        COMPLETION, API_COMPLETIONS, "read",
+        online_renderer="renders guides", renderer="checks token ids", engine_client="sizes",
+    ),
+    *seams(
+        BASE, API_SERVING, "overridden",
+        create_streaming_error_response="our errors keep their type, param and code",
+    ),
+    *seams(
+        BASE, API_SERVING, "read",
+        engine_client="sizes", renderer="the tokenizer",
+    ),
+    *seams(
+        CHAT, API_SERVING, "read", return_tokens_as_token_ids="how a trace shows tokens",
+    ),
+    *seams(
+        MESSAGES, API_MESSAGES, "overridden",
+        create_messages="errors are told", count_tokens="errors are told",
+        message_stream_converter="an error of the chat below ends the events",
+    ),
+    *seams(
+        RESPONSES, API_RESPONSES, "patched",
+        create_responses="refuses background answers",
+        responses_stream_generator="a failure ends the events as an error",
+    ),
+    *seams(
+        "vllm.renderers.online_renderer:OnlineRenderer", API_RESPONSES, "patched",
+        render_responses="what cannot be read is a 400",
+    ),
+    *seams(
+        "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest", API_REQUESTS,
+        "overridden", to_sampling_params="adds the order for the next prompt",
+    ),
+    *seams(
+        "vllm.entrypoints.openai.completion.protocol:CompletionRequest", API_REQUESTS,
+        "overridden", to_sampling_params="adds the order for the next prompt",
+    ),
+    *seams(
+        "vllm.entrypoints.serve.engine.protocol:OpenAIBaseModel", API_REQUESTS, "overridden",
+        field_names="vLLM's cache of known fields, one for each class",
+    ),
+    *seams(
+        "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest", API_REQUESTS,
+        "read", messages="its guide's", include_reasoning="a trace would show it",
+    ),
+    *seams(
+        "vllm.entrypoints.openai.completion.protocol:CompletionRequest", API_REQUESTS, "read",
+        max_tokens="0 decodes nothing",
+    ),
+    *seams("vllm.sampling_params:SamplingParams", API_REQUESTS, "written", extra_args="the order"),
+)  # fmt: skip

@@ -1,0 +1,283 @@
+"""The list of seams is complete, none of it is stale, and vLLM is what it was when we read it.
+
+vLLM's source is parsed, not imported. After a change of ours, or another version of vLLM:
+``docs/seams.md``.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from divserve.engine import compat
+from divserve.engine.seams import MIXED_INTO, SEAMS, Seam, table
+from divserve.engine.seams.seam import CHECKED
+from tests.support import seams
+from tests.support.syntax import Class, Member, Module
+
+SOURCE = seams.source_of()
+LISTED = {(seam.target, seam.file) for seam in SEAMS}
+
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+HOLDERS = {"divserve/engine/scheduler/": {"scheduler": SCHEDULER, "_scheduler": SCHEDULER}}
+"""Names under which files of a folder hold an object of vLLM's."""
+
+OPEN = {
+    *("divserve_chosen", "guidance", "models"),
+    *("should_exit", "timeout_graceful_shutdown"),
+    *("_fields", "_replace", "__class__", "__name__", "__qualname__"),
+}
+"""Attributes that we add to objects of others, uvicorn's, and what every object or tuple has."""
+OWN = ("self", "cls", "args")
+"""Names of what is ours to write on."""
+
+
+def bases(cls: Class) -> list[Class]:
+    """The classes of vLLM that a class of ours stands before."""
+    theirs = [base for base in SOURCE.mro(cls) if base.target.startswith("vllm.")]
+    for mixed in MIXED_INTO.get(cls.target, ()):
+        theirs += SOURCE.mro(SOURCE.get_class(mixed))
+    return theirs
+
+
+def first(classes: list[Class], name: str) -> Member | None:
+    return next((cls.members[name] for cls in classes if name in cls.members), None)
+
+
+def file_of(module: Module) -> str:
+    return str(module.path.relative_to(seams.ROOT))
+
+
+@cache
+def subclasses() -> list[tuple[Class, Class, list[Class]]]:
+    """Every subclass of vLLM's classes, each class of ours that it is made of, and theirs."""
+    return list(_subclasses())
+
+
+def _subclasses() -> Iterator[tuple[Class, Class, list[Class]]]:
+    for _, module in seams.ours(SOURCE):
+        for cls in SOURCE.classes(module):
+            theirs = bases(cls)
+            for part in SOURCE.mro(cls) if theirs else ():
+                if not part.target.startswith("vllm."):
+                    yield cls, part, theirs
+
+
+def overrides() -> set[tuple[str, str]]:
+    """Members of vLLM's that ours stand in front of, with our files."""
+    found = set()
+    for _, part, theirs in subclasses():
+        for name in part.overriding:
+            member = first(theirs, name)
+            # Only a class that knows its base makes a constructor for it.
+            if member is not None and (name != "__init__" or bases(part)):
+                found.add((member.target, file_of(part.module)))
+    return found
+
+
+def own(cls: Class) -> set[str]:
+    """What a class of ours has by itself: what its body defines, and what its constructor sets."""
+    body = [node for node in cls.node.body if getattr(node, "name", "") == "__init__"]
+    made = ast.ClassDef(cls.node.name, [], [], body, [])
+    return {*cls.overriding, *Class(cls.target, cls.module, made).members}
+
+
+def uses() -> set[tuple[str, str]]:
+    """Members of vLLM's that our subclasses name as their own, with our files."""
+    found = set()
+    for cls, part, theirs in subclasses():
+        known = {name for c in SOURCE.mro(cls) if c not in theirs for name in own(c)}
+        for node in ast.walk(part.node):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"):
+                member = None if node.attr in known else first(theirs, node.attr)
+                if member is not None:
+                    found.add((member.target, file_of(part.module)))
+    return found
+
+
+def held() -> set[tuple[str, str]]:
+    """Members of vLLM's objects that files use by the names of `HOLDERS`."""
+    found = set()
+    for file, module in seams.ours(SOURCE):
+        holders = next((h for folder, h in HOLDERS.items() if file.startswith(folder)), {})
+        for node in ast.walk(module.tree) if holders else ():
+            if isinstance(node, ast.Attribute):
+                holder = holders.get(ast.unparse(node.value).rpartition(".")[2])
+                member = SOURCE.find(f"{holder}.{node.attr}") if holder else None
+                if member is not None:
+                    found.add((member.target, file))
+    return found
+
+
+def defined_by_us() -> set[str]:
+    """Names of all members of our classes."""
+    return {
+        name
+        for _, module in seams.ours(SOURCE)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef)
+        for name in Class("", module, node).members
+    }
+
+
+def defining(seam: Seam) -> str:
+    """The target by the name of the class that defines it."""
+    member = SOURCE.find(seam.target)
+    return seam.target if member is None else member.target
+
+
+def lines(what: str, found: set[tuple[str, str]]) -> list[str]:
+    """A line for each target and file."""
+    return [f"{what}: {target} in {file}" for target, file in sorted(found)]
+
+
+DEFINED = {(defining(seam), seam.file, seam.how) for seam in SEAMS}
+
+
+def test_every_override_is_listed_and_nothing_else_is() -> None:
+    listed = {(target, file) for target, file, how in DEFINED if how == "overridden"}
+    # Bases that are only known when a model has been loaded.
+    models = {t for t, _ in listed if t.startswith("vllm.model_executor.models.interfaces_base")}
+    wrong = lines("not listed", overrides() - listed)
+    wrong += lines("no override", {row for row in listed - overrides() if row[0] not in models})
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_what_subclasses_use_of_their_bases_is_listed() -> None:
+    listed = {(target, file) for target, file, _ in DEFINED}
+    wrong = lines("not listed", (uses() | held()) - listed)
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_what_is_written_on_or_private_to_other_objects_is_listed() -> None:
+    names = {(target.replace(":", ".").rpartition(".")[2], file) for target, file in LISTED}
+    known = defined_by_us() | OPEN
+    found = set()
+    for file, module in seams.ours(SOURCE):
+        if not file.startswith(("divserve/engine/", "divserve/startup/")):
+            continue
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Attribute) or ast.unparse(node.value) in OWN:
+                continue
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            if (private or not isinstance(node.ctx, ast.Load)) and node.attr not in known:
+                found.add((node.attr, file))
+    wrong = lines("not listed", found - names)
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_every_row_is_used_where_it_says() -> None:
+    texts = {file: module.text for file, module in seams.ours(SOURCE)}
+    wrong = [
+        f"{seam.target}: not in {seam.file}"
+        for seam in SEAMS
+        if seam.how != "copied"
+        and seam.target.replace(":", ".").rpartition(".")[2].removeprefix("__init__")
+        not in texts.get(seam.file, "")
+    ]
+    assert wrong == [], "\n".join(wrong)
+    assert {seam.file for seam in SEAMS} <= texts.keys()
+
+
+def test_a_row_says_one_thing_once() -> None:
+    rows = Counter((seam.target, seam.file, seam.how) for seam in SEAMS)
+    assert [row for row, count in rows.items() if count > 1] == []
+    assert [seam.target for seam in SEAMS if not seam.what or "|" in seam.what] == []
+
+
+def test_no_abstract_member_of_vllm_is_left_open() -> None:
+    # `delegate_protocol` defines what this one lacks.
+    whole = {c.target for c, _, _ in subclasses()} - {"divserve.engine.client.guided:GuidedClient"}
+    wrong = []
+    for cls in map(SOURCE.get_class, sorted(whole)):
+        asked = {name for base in bases(cls) for name in SOURCE.abstract(base)}
+        for name in sorted(asked):
+            member = SOURCE.member(cls, name) or first(bases(cls), name)
+            if member is None or "@abstractmethod" in member.signature:
+                wrong.append(f"{cls.target} lacks {name}")
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_vllm_is_what_it_was() -> None:
+    found = seams.differences(seams.recorded(), seams.fingerprints(SOURCE))
+    assert found == [], f"see docs/seams.md:\n{chr(10).join(found)}"
+
+
+def test_the_record_lacks_no_seam() -> None:
+    record = seams.recorded()
+    asked = {*seams.imported(SOURCE), *(seam.target for seam in SEAMS)}
+    assert sorted(asked - record.keys()) == []
+    hashed = [seam for seam in SEAMS if "source" in CHECKED[seam.how]]
+    variables = [s.target for s in hashed if "source" not in record[s.target]]
+    assert variables == ["vllm.entrypoints.serve.engine.protocol:OpenAIBaseModel.field_names"]
+
+
+def test_the_page_shows_the_list() -> None:
+    text = seams.PAGE.read_text(encoding="utf-8")
+    assert seams.GENERATED in text
+    assert text == seams.page(text), "python -m tests.support.seams"
+    assert table().count("\n| `vllm.") == len(SEAMS)
+
+
+def test_another_vllm_says_by_name_what_it_changed(tmp_path: Path) -> None:
+    here = SOURCE.module("vllm.v1.core.sched.scheduler")
+    outputs = SOURCE.module("vllm.v1.outputs")
+    assert here is not None
+    assert outputs is not None
+    changes = [
+        (here, "def _free_request(", "def _free_a_request("),
+        (
+            here,
+            "def reset_prefix_cache(\n        self,",
+            "def reset_prefix_cache(\n        self, all,",
+        ),
+        (here, "request.num_preemptions += 1", "request.num_preemptions += 2"),
+        (
+            outputs,
+            "    def get_output(",
+            "    def get_more(self): ...\n\n    @abstractmethod\n    def get_output(",
+        ),
+    ]
+    texts = {here: here.text, outputs: outputs.text}
+    for module, old, new in changes:
+        assert old in texts[module]
+        texts[module] = texts[module].replace(old, new)
+    for module, text in texts.items():
+        path = tmp_path.joinpath(*module.name.split(".")[1:]).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = list(seams.compare(tmp_path))
+    free, reset, preempt = (
+        f"{SCHEDULER}.{n}" for n in ("_free_request", "reset_prefix_cache", "_preempt_request")
+    )
+    assert f"{free}: gone" in found
+    assert {line.partition(": ")[0] for line in found if " was " in line} == {
+        reset, preempt, "vllm.v1.outputs:AsyncModelRunnerOutput",
+    }  # fmt: skip
+    assert any(line.startswith(f"{reset}: signature was 'def (self, reset_") for line in found)
+    added = [line for line in found if line.startswith("+ ")]
+    assert any(line.endswith("request.num_preemptions += 2") for line in added)
+
+
+@pytest.mark.parametrize("name", compat.MOVED)
+def test_names_that_have_moved_are_in_one_place(name: str) -> None:
+    there = [module for module in compat.MOVED[name] if SOURCE.module(module)]
+    assert len(there) == 1
+    assert SOURCE.find(f"{there[0]}:{name}") is not None
+
+
+def test_a_name_that_has_moved_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {
+        "dumps": ("json.nowhere", "nowhere.at.all", "json", "pickle"),
+        "no": ("json.nowhere",),
+    }
+    monkeypatch.setattr(compat, "MOVED", places)
+    assert compat.moved("dumps") is json.dumps
+    with pytest.raises(ImportError, match=r"no no in json\.nowhere"):
+        compat.moved("no")
