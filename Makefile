@@ -59,23 +59,23 @@ serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 
 test: setup lint types  ## set up, then lint, type check and run the whole test suite
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs 800 MB more)
+test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
 
 # Left out: two that ask a server in another process, and one whose bodies are drawn at random.
-coverage: setup  ## every line and branch of the HTTP packages, or it fails (two minutes)
+coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
 	@$(BIN)/coverage run -m pytest tests/api --ignore tests/api/test_fuzz.py \
 		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py $(ARGS)
 	@$(BIN)/coverage report
 
 # mutmut keeps what it found although tests have changed since, so a run of all begins afresh.
 # ARGS="divserve.edges.*" tries these again and keeps the rest.
-mutants: setup $(MUTATION)  ## mutation testing of what needs no engine, at least 85 % (half an hour)
+mutants: setup $(MUTATION)  ## mutation testing of the code that needs no engine; fails below 85 % (half an hour)
 	@$(if $(ARGS),,rm -rf mutants)
 	@$(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python -m tests.support.mutation_score
 
-soak: setup  ## long versions of the chaos, fuzz and sampling tests, with their figures (quarter of an hour)
+soak: setup  ## long versions of the chaos, fuzz and sampling tests, with figures (a quarter of an hour)
 	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO $(SOAKED) $(ARGS)
 
 lint: $(DEV)  ## check style and formatting
@@ -85,7 +85,7 @@ lint: $(DEV)  ## check style and formatting
 types: $(DEV) runtime  ## check types (mypy, strict)
 	@$(BIN)/mypy
 
-format: $(DEV)  ## mend style and formatting
+format: $(DEV)  ## fix style and formatting
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
@@ -100,7 +100,7 @@ bench: setup  ## measure throughput, methods, two models, kernels and overhead (
 load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--minutes 1 --users 8 …")
 	@$(BIN)/python -m loadtest $(ARGS)
 
-clean:  ## remove what make made: environment, model, caches
+clean:  ## remove everything that make has built: environment, model, caches
 	rm -rf .venv .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 

@@ -128,7 +128,7 @@ def measure(
 
 
 def main(
-    rows: Annotated[list[int], typer.Option(help="Pairs in a call.")] = ROWS,
+    rows: Annotated[list[int], typer.Option(help="Pairs per call.")] = ROWS,
     vocab: Annotated[list[int], typer.Option(help="Vocabulary.")] = VOCABULARIES,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 15,
     compile_formula: Annotated[bool, typer.Option("--compile/--no-compile")] = True,

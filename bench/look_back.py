@@ -249,8 +249,8 @@ PARTS = {"itl": itl, "alarm": alarm, "memory": memory, "distributions": distribu
 def main(
     only: Annotated[str, typer.Option(help="One part: " + ", ".join(PARTS) + ".")] = "",
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
-    tokens: Annotated[int, typer.Option(help="Tokens of a side in a round.")] = 24,
-    recorded: Annotated[bool, typer.Option("--record", help="Into bench/results.csv.")] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens per side and round.")] = 24,
+    recorded: Annotated[bool, typer.Option("--record", help="To bench/results.csv.")] = False,
 ) -> None:
     """Measure and print one table."""
     table = Table("case", "metric", "median", "range", "target", title="smollm2, greedy")

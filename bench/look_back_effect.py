@@ -183,16 +183,16 @@ def figures(name: str, texts: list[Text], case: str) -> list[dict[str, str]]:
 
 
 def main(
-    tokens: Annotated[int, typer.Option(help="Tokens of a continuation; the paper: 256.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens per continuation; paper: 256.")] = 128,
     look_back: Annotated[list[str], typer.Option(help="threshold:k")] = list(LOOK_BACK),  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="Sides whose names begin like this.")] = [],  # noqa: B006
-    url: Annotated[str, typer.Option(help="A server that runs, with --look-back.")] = "",
+    only: Annotated[list[str], typer.Option(help="Sides whose names start with this.")] = [],  # noqa: B006
+    url: Annotated[str, typer.Option(help="A running server with --look-back.")] = "",
     embedding: Annotated[
         Path | None, typer.Option(help="all-MiniLM-L6-v2; none: SmolLM2's hidden states.")
     ] = None,
     first: Annotated[int, typer.Option(help="How many openings of each kind.")] = 32,
     recorded: Annotated[
-        bool, typer.Option("--record", help="The tables, into bench/results.csv.")
+        bool, typer.Option("--record", help="Add the tables to bench/results.csv.")
     ] = False,
 ) -> None:
     """Generate, print a table for each kind of opening, and draw what is recorded."""

@@ -113,10 +113,10 @@ def contrast(
 
 def main(
     small: Annotated[Path | None, typer.Option(help="Small model for switching.")] = None,
-    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    name: Annotated[str, typer.Option(help="Its name in the results.")] = "",
     only: Annotated[str, typer.Option(help="contrast or switching; both by default.")] = "",
     rows: Annotated[int, typer.Option(help="Requests at once, for contrast.")] = 8,
-    tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 48,
+    tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 48,
     rounds: Annotated[int, typer.Option(help="Measured rounds, for contrast.")] = 5,
 ) -> None:
     """Print the tables, append them to bench/results.csv and draw the frontier."""

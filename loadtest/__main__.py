@@ -36,18 +36,18 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m loadtest", description=__doc__)
     found.formatter_class = argparse.RawDescriptionHelpFormatter
     found.add_argument("--minutes", type=float, default=5.0, help="length of the test (default 5)")
-    found.add_argument("--users", type=int, default=8, help="most users at a time (default 8)")
+    found.add_argument("--users", type=int, default=8, help="most concurrent users (default 8)")
     found.add_argument("--url", help="a running server (default: a fresh one with SmolLM2)")
-    found.add_argument("--serve", default="", help="more flags for the fresh server, in quotes")
+    found.add_argument("--serve", default="", help="further flags for the fresh server")
     found.add_argument(
         "--load",
         type=float,
         default=0.0,
-        help=f"ask at this share of the peak, which {SATURATING_USERS} users without pauses find "
-        "first; sets --rate",
+        help=f"request rate as a share of the peak, which {SATURATING_USERS} users without pauses "
+        "find first; sets --rate",
     )
     found.add_argument(
-        "--calibration", type=float, default=90.0, help="seconds for that (default 90)"
+        "--calibration", type=float, default=90.0, help="seconds for finding the peak (default 90)"
     )
     found.add_argument("--processes", type=int, default=1, help="locust processes (default 1)")
     found.add_argument("--out", type=Path, default=OUT, help="folder of the report")

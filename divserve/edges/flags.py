@@ -66,30 +66,32 @@ def add_flags(parser: ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="API keys, one a line: KEY or NAME:KEY, # starts a comment. Read again when it "
-        "changes. Beside --api-key and VLLM_API_KEY.",
+        help="API keys, one per line: KEY or NAME:KEY, # starts a comment. Read again when it "
+        "changes. Adds to --api-key and VLLM_API_KEY.",
     )
     group.add_argument(
-        "--metrics-without-key", action="store_true", help="Leave /metrics open beside API keys."
+        "--metrics-without-key",
+        action="store_true",
+        help="Require no API key for /metrics.",
     )
     group.add_argument(
         "--max-concurrent-per-key",
         type=int,
         metavar="N",
-        help="Most requests at a time of one key, or of one address where there are no keys "
-        "(default: no limit).",
+        help="Most concurrent requests per key, or per address where there are no keys (default: "
+        "no limit).",
     )
     group.add_argument(
         "--rate-limit",
         metavar="RATE",
-        help="Most requests in a time of one key (or address), such as 600/minute or "
+        help="Request rate per key (or address), such as 600/minute or "
         '"10/second;5000/day" (default: no limit).',
     )
     group.add_argument(
         "--drain-timeout",
         type=float,
         metavar="SECONDS",
-        help="After SIGTERM, longest wait for answers under way (default: --shutdown-timeout, or "
+        help="Longest wait for answers in progress after SIGTERM (default: --shutdown-timeout, or "
         f"{DRAIN_TIMEOUT_S:.0f}).",
     )
     group.add_argument(
@@ -97,13 +99,13 @@ def add_flags(parser: ArgumentParser) -> None:
         type=float,
         default=default.body_timeout,
         metavar="SECONDS",
-        help="Longest time in which the whole body of a request must have come "
+        help="Longest time for the whole body of a request to arrive "
         f"(default: {default.body_timeout:.0f}).",
     )
     for flag, what in {
-        "--max-queue": "Most rows that wait while --max-num-seqs rows run; beyond, requests are "
-        "refused with 429",
-        "--max-body-bytes": "Longest body of a request, in bytes",
+        "--max-queue": "Most rows that wait while --max-num-seqs rows run; beyond that, requests "
+        "are rejected with 429",
+        "--max-body-bytes": "Largest body of a request, in bytes",
         "--max-json-depth": "Deepest nesting of a JSON body",
         "--max-n": "Largest n (and best_of) of a request",
         "--max-stop-strings": "Most stop strings of a request",

@@ -32,23 +32,24 @@ PROBES = (
 
 def add_flags(parser: ArgumentParser) -> None:
     """Adds the flags of `Extras` to the parser of ``divserve serve``."""
-    group: Any = parser.add_argument_group("divserve: more models")
+    group: Any = parser.add_argument_group("divserve: further models")
     group.add_argument(
         "--amateur",
         metavar="MODEL|drop:N",
-        help="A weaker model of the same tokenizer, run beside the served one in the same forward "
-        "(contrastive, proxy_tuning, dexperts). drop:N makes it of the served model's own weights "
-        "without N layers of its middle.",
+        help="A weaker model with the same tokenizer, run beside the served one in its forward "
+        "(contrastive, proxy_tuning, dexperts). drop:N makes it from the served model's own "
+        "weights, without N of its middle layers.",
     )
     group.add_argument(
         "--tuned",
         metavar="MODEL",
-        help="A small tuned model, beside --amateur, its untuned self (proxy_tuning, dexperts).",
+        help="A small tuned model; --amateur is the same model before tuning (proxy_tuning, "
+        "dexperts).",
     )
     group.add_argument(
         "--small",
         metavar="MODEL",
-        help="A small model of the same tokenizer in an engine of its own (entropy_switch; plain "
+        help="A small model with the same tokenizer, in a second engine (entropy_switch; plain "
         f"requests to MODEL{SMALL_SUFFIX}).",
     )
     group.add_argument(
@@ -56,15 +57,15 @@ def add_flags(parser: ArgumentParser) -> None:
         type=float,
         default=0.25,
         metavar="SHARE",
-        help="The small engine's share of the memory that both may use (default: 0.25): of the KV "
-        "cache on CPU, of --gpu-memory-utilization on GPU.",
+        help="The small engine's share of the memory for both (default: 0.25): of the KV cache on "
+        "CPU, of --gpu-memory-utilization on GPU.",
     )
 
     group.add_argument(
         "--look-back",
         action="store_true",
-        help="Keep every token's hidden state in the KV cache (look_back); its share of the cache "
-        "is printed at start-up.",
+        help="Store every token's hidden state in the KV cache (look_back); start-up prints its "
+        "share of the cache.",
     )
 
 

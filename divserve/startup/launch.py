@@ -90,7 +90,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         action="append",
         default=[],
         metavar="NAME=FILE.json",
-        help="A value of 'decoding', served as the model alias MODEL@NAME; may be repeated.",
+        help="A value of 'decoding' to serve under the model alias MODEL@NAME; may be repeated.",
     )
     extras.add_flags(parser)
     edge_flags.add_flags(parser)

@@ -15,13 +15,13 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--log-format",
         choices=("json", "console"),
-        help="Write one line per request, in place of uvicorn's access log. With json the lines of "
+        help="Write one line per request instead of uvicorn's access log. With json the lines of "
         "vLLM and uvicorn are JSON too.",
     )
     group.add_argument(
         "--log-prompts",
         action="store_true",
-        help="Put the prompts into these lines. They may be confidential.",
+        help="Include the prompts in these lines. They may be confidential.",
     )
 
 
