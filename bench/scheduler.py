@@ -80,7 +80,7 @@ def filled(cls: type[Any], model: Path, case: Case, guided: bool) -> BareSchedul
 
 
 def seconds(made: BareScheduler, steps: int) -> float:
-    """CPU time of ``schedule()`` and ``update_from_output()`` per step; others use the machine too."""
+    """CPU seconds of ``schedule()`` and ``update_from_output()`` per step."""
     scheduler, took = made.scheduler, 0.0
     for _ in range(steps):
         start = time.thread_time()

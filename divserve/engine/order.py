@@ -222,7 +222,7 @@ class Report(msgspec.Struct, omit_defaults=True):
     """Tokens of it that were taken back."""
 
     def put_on(self, output: Any) -> None:
-        """Puts it on vLLM's ``EngineCoreOutput``, whose encoder packs it, unless it says nothing."""
+        """Puts it on vLLM's ``EngineCoreOutput``, which packs it, unless it says nothing."""
         if self != NOTHING_TO_REPORT:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), ORDER_KEY: self}
 

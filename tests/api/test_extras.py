@@ -68,7 +68,7 @@ def refusal(http: TestClient, path: str, sent: dict[str, Any]) -> dict[str, Any]
 def test_contrastive_orders_the_amateur(http: TestClient, engine: FakeClient) -> None:
     answer = http.post(CHAT, json=body({"method": "contrastive", "beta": 1})).json()
     (order,) = engine.orders
-    assert order["amateurs"] == ["amateur"]
+    assert order["amateurs"] == ("amateur",)
     assert order["guides"] == []
     account = answer["choices"][0]["decoding"]
     assert account["guide_prompt_tokens"] == 0
@@ -214,7 +214,7 @@ def test_contrastive_beside_a_temperature_with_a_guide(
     answer = http.post(CHAT, json=body(stack, temperature=1.0))
     assert answer.status_code == 200, answer.text
     (order,) = engine.orders
-    assert order["amateurs"] == ["amateur"]
+    assert order["amateurs"] == ("amateur",)
     assert len(order["guides"]) == 1
     assert order["temperature_program"] is not None
 

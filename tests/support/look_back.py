@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from divserve.decoding import STATISTICS, LookRow, LookState
+from tests.support.engine import report_of
 
 KL_ERROR = 1e-4
 """Nats that float32 may miss a KL by."""
