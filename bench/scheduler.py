@@ -1,8 +1,9 @@
 """What the lock-step scheduler adds to vLLM's own time per step.
 
 No engine runs: the workers are played, so that only ``schedule()`` and ``update_from_output()`` are
-timed. Each round times divserve and stock vLLM in turn, with equally many rows that all decode and
-equally many that wait; ``share`` is (divserve − stock) / stock of the round.
+timed. divserve and stock vLLM take turns step by step, with equally many rows that all decode and
+equally many that wait; ``share`` is (divserve − stock) / stock of a round, each by the lower quartile
+of its steps.
 
     python -m bench.scheduler                     # about a minute
     python -m bench.scheduler --rounds 9 --record
@@ -55,9 +56,7 @@ CASES = (
 def filled(cls: type[Any], model: Path, case: Case, guided: bool) -> BareScheduler:
     """A scheduler whose rows all decode; without guidance a pair is two plain requests."""
     rows = 2 * case.pairs + case.plain
-    made = BareScheduler(
-        cls, model, max_rows=rows, max_tokens=8192, blocks=64 * rows, policy="fcfs"
-    )
+    made = BareScheduler(cls, model, max_rows=rows, max_tokens=8192, blocks=64 * rows)
     longest = 900
 
     def add(kind: str, count: int) -> None:
@@ -79,23 +78,30 @@ def filled(cls: type[Any], model: Path, case: Case, guided: bool) -> BareSchedul
     return made
 
 
-def seconds(made: BareScheduler, steps: int) -> float:
-    """CPU seconds of ``schedule()`` and ``update_from_output()`` per step."""
-    scheduler, took = made.scheduler, 0.0
+def seconds(made: BareScheduler) -> float:
+    """CPU seconds of one step's ``schedule()`` and ``update_from_output()``."""
+    scheduler = made.scheduler
+    start = time.thread_time()
+    output = scheduler.schedule()
+    took = time.thread_time() - start
+    answer = played(output, list(output.num_scheduled_tokens))
+    start = time.thread_time()
+    scheduler.update_from_output(output, answer)
+    return took + time.thread_time() - start
+
+
+def measured(sides: dict[str, BareScheduler], steps: int) -> dict[str, float]:
+    """The lower quartile of each side's steps, which take turns: what others do only adds time."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps):
-        start = time.thread_time()
-        output = scheduler.schedule()
-        took += time.thread_time() - start
-        answer = played(output, list(output.num_scheduled_tokens))
-        start = time.thread_time()
-        scheduler.update_from_output(output, answer)
-        took += time.thread_time() - start
-    return took / steps
+        for name, side in sides.items():
+            times[name].append(seconds(side))
+    return {name: statistics.quantiles(found, n=4)[0] for name, found in times.items()}
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each case.", min=1)] = 15,
-    steps: Annotated[int, typer.Option(help="Steps of a side in a round.", min=1)] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of a side in a round.", min=4)] = 40,
     recorded: Annotated[bool, typer.Option("--record", help="Append to results.csv.")] = False,
 ) -> None:
     """Prints each case's times and share."""
@@ -114,16 +120,11 @@ def main(
                 "stock": filled(Scheduler, model, case, guided=False),
                 "divserve": filled(LockstepScheduler, model, case, guided=True),
             }
-            times: dict[str, list[float]] = {name: [] for name in sides}
-            for number in range(rounds):
-                # Rotate, so that no side is always first after a pause.
-                for name in sorted(sides, reverse=bool(number % 2)):
-                    times[name].append(seconds(sides[name], steps))
-            pairs = zip(times["divserve"], times["stock"], strict=True)
-            shares = sorted(ours / theirs - 1 for ours, theirs in pairs)
+            found = [measured(sides, steps) for _ in range(rounds)]
+            shares = sorted(times["divserve"] / times["stock"] - 1 for times in found)
             share = statistics.median(shares)
             spread = f"{shares[0]:.3f} to {shares[-1]:.3f}"
-            micros = {name: statistics.median(found) * 1e6 for name, found in times.items()}
+            micros = {name: statistics.median(t[name] for t in found) * 1e6 for name in sides}
             table.add_row(
                 case.name, f"{micros['stock']:.0f}", f"{micros['divserve']:.0f}", f"{share:.1%}",
                 spread, "" if case.target is None else f"≤ {case.target:.0%}",

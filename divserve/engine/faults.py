@@ -7,9 +7,8 @@ out what it failed at: without a report of the worker, the scheduler ends the re
 from __future__ import annotations
 
 import logging
-import math
 
-__all__ = ["LOST", "NOT_NUMBERS", "Contained", "why_failed"]
+__all__ = ["LOST", "NOT_NUMBERS", "Contained"]
 
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 NOT_NUMBERS = "the logits of a step are not numbers (NaN); the request was stopped"
@@ -35,12 +34,3 @@ class Contained:
         note = "%s failed: the requests concerned end with an error"
         logger.error(note, self.what, exc_info=error)
         return True
-
-
-def why_failed(report: tuple[float, ...] | None) -> str | None:
-    """Why a token with this statistics row must not be sent; None: it may be."""
-    if report is None:
-        return LOST
-    # The sum tells most of the time: only +inf and −inf together make NaN of numbers.
-    is_number = not math.isnan(sum(report)) or not any(map(math.isnan, report))
-    return None if is_number else NOT_NUMBERS

@@ -183,6 +183,8 @@ class Guidance:
     """By primary request id."""
     seconds: float | None
     """How long the guidance operation took; None when it was not timed."""
+    broken: frozenset[str] = frozenset()
+    """Those whose statistics are not all numbers (NaN)."""
 
 
 NOTHING_GUIDED = Guidance({}, None)

@@ -73,10 +73,6 @@ class Alarms:
         """Whether a request waits for its probes."""
         return request_id in self._alarms
 
-    def is_probe(self, request_id: str) -> bool:
-        """Whether a request is a probe."""
-        return request_id in self._probes
-
     def of_probe(self, request_id: str) -> Alarm | None:
         """The alarm that a probe belongs to; None for other requests."""
         return self._probes.get(request_id)

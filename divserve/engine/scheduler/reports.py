@@ -12,7 +12,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import STATISTICS, LookRow, LookState
-from divserve.engine.faults import why_failed
+from divserve.engine.faults import LOST, NOT_NUMBERS
 from divserve.engine.order import Report, Statistics, guidance_of
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.endings import Endings
@@ -49,6 +49,8 @@ class Reports:
         self._figures, self._switch_rules = figures, switch_rules
         self._steps: deque[tuple[SchedulerOutput, list[Group]]] = deque()
         """Steps on their way, with the groups that run in them."""
+        self._of_step: list[Group] = []
+        """The groups that ran in the step of this update."""
         self.statistics: Mapping[str, Statistics] = {}
         """Those of this update, by primary request id."""
 
@@ -66,19 +68,20 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
-        alarmed = []
-        for group in self._groups_of(scheduler_output):
-            statistics = self.statistics.get(group.name)
-            why = why_failed(statistics)
-            if why is None and not group.looks_back:
+        self._of_step = self._groups_of(scheduler_output)
+        statistics, broken, alarmed = guidance.statistics, guidance.broken, []
+        for group in self._of_step:
+            name = group.name
+            if name in statistics and name not in broken and not group.looks_back:
                 continue
-            if self._groups.get(group.name) is not group:
+            if self._groups.get(name) is not group:
                 # It has ended since.
                 continue
-            if why is not None:
+            if name not in statistics or name in broken:
+                why = NOT_NUMBERS if name in broken else LOST
                 self._take_back(group, why, scheduler_output, runner_output)
-            if statistics is not None and group.looks_back:
-                alarmed += self._look(group, statistics, runner_output)
+            if name in statistics and group.looks_back:
+                alarmed += self._look(group, statistics[name], runner_output)
         return alarmed
 
     def _groups_of(self, scheduler_output: SchedulerOutput) -> list[Group]:
@@ -127,22 +130,35 @@ class Reports:
 
     def put_on(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Adds to outputs what is to be reported, and drops those of rows that we have made."""
-        groups, failed, alarms = self._groups, self._endings.failed, self._alarms
+        failed, figures, statistics = self._endings.failed, self._figures, self.statistics
+        is_rare = bool(failed or self._alarms or self._switch_rules or figures)
+        # Ready groups stand at the front of the batch, so behind so many outputs are plain ones.
+        left = sum(len(group.members) for group in self._of_step)
         kept = []
-        for output in outputs:
+        for place, output in enumerate(outputs):
+            if not left and not is_rare:
+                return kept + outputs[place:]
             request_id = output.request_id
-            if request_id in groups.made or alarms.is_probe(request_id):
-                continue
-            if request_id in groups or request_id in failed:
-                self._report(output).put_on(output)
+            group = self._groups.get(request_id)
+            if group is None:
+                if is_rare and self._alarms.of_probe(request_id) is not None:
+                    continue
+                if request_id in failed:
+                    self._report(output, None).put_on(output)
+            else:
+                left -= 1
+                if group.name != request_id:
+                    continue
+                if is_rare or figures.kernel_s is not None or group.waited is not None:
+                    self._report(output, group).put_on(output)
+                elif output.new_token_ids:
+                    Report(statistics.get(request_id)).put_on(output)
             kept.append(output)
         return kept
 
-    def _report(self, output: EngineCoreOutput) -> Report:
+    def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:
         """What the front end is told of a guided or refused request."""
-        request_id = output.request_id
-        group = self._groups.get(request_id)
-        report = Report()
+        request_id, report = output.request_id, Report()
         if group is not None and output.new_token_ids:
             # `read` leaves no token without them; the front end checks it once more.
             report.statistics = self.statistics.get(request_id)

@@ -109,6 +109,8 @@ class LockstepScheduler(Scheduler):
         self.figures.add(group)
         if order.spec.switch is not None:
             self.switch_rules.add(request.request_id, order.spec.switch)
+            # vLLM calls it for every row of every step: only while there are rules.
+            self._update_request_with_output = self._update_and_ask_rules
         if order.output and self.policy == SchedulingPolicy.FCFS:
             # Its client is in the middle of reading; the priority policy goes by arrival anyway.
             self.waiting.remove_requests([request])
@@ -178,7 +180,7 @@ class LockstepScheduler(Scheduler):
         Called for every row in every step, so the stock rule is repeated here instead of called: it
         only rounds chunks for a kind of speculative decoding, which is refused at start-up.
         """
-        tokens = max(num_new_tokens, 0)
+        tokens = max(0, num_new_tokens)
         if request.request_id in self._held:
             known = request.num_tokens + request.num_output_placeholders
             tokens = max(0, min(tokens, known - num_computed_tokens - 1))
@@ -220,13 +222,13 @@ class LockstepScheduler(Scheduler):
         self._settle(outputs)
         return outputs
 
-    def _update_request_with_output(
+    def _update_and_ask_rules(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """vLLM gives a request its token and asks whether it ends."""
+        """vLLM gives a request its token and asks whether it ends; a switch ends it too."""
         taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        rules = self.switch_rules
-        if rules and taken and rules.ends(request.request_id, self.reports.statistics, stopped):
+        statistics = self.reports.statistics
+        if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
             request.status = RequestStatus.FINISHED_STOPPED
             stopped = True
         return taken, stopped
@@ -238,6 +240,8 @@ class LockstepScheduler(Scheduler):
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
+        if not self.switch_rules:
+            self.__dict__.pop("_update_request_with_output", None)
         is_ours = self._is_ours(request)
         if (group := self.groups.get(request_id)) is not None:
             self.endings.note(request, group)

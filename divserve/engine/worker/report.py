@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,8 @@ class Report:
         statistics = self.rows()
         # The event behind the copy, which `rows` has waited for, is behind the timer's.
         seconds = None if self.timer is None else self.timer.seconds()
-        set_guidance(output, Guidance(statistics, seconds))
+        broken = frozenset(name for name, row in statistics.items() if any(map(math.isnan, row)))
+        set_guidance(output, Guidance(statistics, seconds, broken))
 
 
 def _start_copy(values: Tensor) -> Tensor:
