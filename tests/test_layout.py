@@ -18,6 +18,7 @@ FORBIDDEN = {
     "divserve/decoding": ["divserve.api", "divserve.engine", "fastapi", "torch", "transformers"],
     "divserve/edges": ["divserve.engine", "torch", "transformers"],
     "divserve/engine": ["divserve.api", "divserve.edges", "divserve.http", "divserve.startup"],
+    "kernels/divserve_contract": ["divserve", "divserve_kernels", "numpy", "torch"],
     "kernels/divserve_kernels": ["divserve", "fastapi", "transformers", "vllm"],
 }
 """Modules that a folder may not import; vLLM is forbidden everywhere but in `SEAMS`."""

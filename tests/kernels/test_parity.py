@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from divserve_kernels import ABSENT, Form, Programs, Streams, guide, side_row
-from divserve_kernels.layout import program
+from divserve_contract import Form, Program
+from divserve_kernels import ABSENT, Programs, Streams, guide, side_row
 from divserve_kernels.selfcheck import EXAMPLES
 from tests.kernels.cases import (
     ALL,
@@ -132,7 +132,7 @@ def test_identical_rows(name: str) -> None:
     logits = torch.randn(5, 97, generator=torch.Generator().manual_seed(0))
     logits[4] = logits[1]
     before = logits.clone()
-    adaptive = [program(kl_rate=1, jsd_scale=1)]
+    adaptive = [Program(kl_rate=1, jsd_scale=1)]
     statistics = back_end(name)(logits, rows_of(adaptive, [4], [1]), None, logits)
     assert torch.equal(logits, before)
     assert statistics[0, 1:3].tolist() == [0.0, 0.0]
@@ -226,4 +226,4 @@ def test_a_recycled_slot_follows_its_new_program() -> None:
     with pytest.raises(ValueError, match="16"):
         programs.write({0: [1.0]})
     with pytest.raises(ValueError, match="constant weights"):
-        programs.write({0: program(form=Form.PROBABILITY, jsd_scale=1)})
+        programs.write({0: Program(form=Form.PROBABILITY, jsd_scale=1)})
