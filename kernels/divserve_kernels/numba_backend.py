@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import config, prange, set_num_threads
+from numba import prange
 from torch import Tensor
 
 from divserve_contract import STATISTICS
@@ -27,6 +27,7 @@ from divserve_kernels.layout import ABSENT, FIRST_SIDE
 from divserve_kernels.numba_columns import KEEP, LOGITS, MISSING, SIDE
 from divserve_kernels.numba_divergences import compare, merge_divergences
 from divserve_kernels.numba_extents import merge_extents, observe
+from divserve_kernels.numba_host import limit_threads, memory
 from divserve_kernels.numba_jit import compiled
 from divserve_kernels.numba_nucleus import keep_nucleus
 from divserve_kernels.numba_write import write
@@ -48,8 +49,7 @@ def supports(logits: Tensor, side: Tensor | None, out: Tensor) -> bool:
 
 def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`; `supports` must hold."""
-    # Never more threads than torch may use: the operator has bound those to cores.
-    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
+    limit_threads()
     # Where no stream lies in it, any tensor will do.
     side = logits if side is None else side
     groups, segments = len(streams), -(-logits.shape[1] // SEGMENT)
@@ -60,18 +60,12 @@ def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) ->
         logits.stride(0), logits.shape[1], side.stride(0), side.shape[1],
     )  # fmt: skip
     _run(
-        _memory(logits), _memory(side), _memory(out), out.stride(0), out.shape[1], out is logits,
+        memory(logits), memory(side), memory(out), out.stride(0), out.shape[1], out is logits,
         streams.any_nucleus, places, streams.primary.numpy(), streams.table.numpy(),
         streams.slot.numpy(), np.empty((groups, segments, col.FOUND)),
         np.empty((groups, col.DERIVED), dtype=np.float32), statistics,
     )  # fmt: skip
     return torch.from_numpy(statistics)
-
-
-def _memory(tensor: Tensor) -> Any:
-    """The memory from the first to the last entry of a ``[R, V]`` tensor, as one array."""
-    span = (tensor.shape[0] - 1) * tensor.stride(0) + tensor.shape[1]
-    return tensor.detach().as_strided((span,), (1,)).numpy()
 
 
 @compiled()

@@ -10,7 +10,7 @@ import torch
 
 from divserve_contract import STATISTICS, Form, Program
 from divserve_kernels import Streams, guide
-from tests.kernels.cases import ALL, back_end, of_method, pairs, rows_of
+from tests.kernels.cases import ALL, LONG, back_end, of_method, pairs, streams_of
 
 Z1 = [2.0, 1.5, 0.3, -0.5, -1.0, -2.0]
 Z2 = [1.8, 0.2, 1.6, -0.4, -1.2, -0.5]
@@ -21,7 +21,7 @@ OL = math.log(0.1)
 
 def one_row(parameters: Any, streams: int) -> Streams:
     """Program 0 with row 1 as its guide and row 2, if there is one, as its third stream."""
-    return rows_of([parameters], [0], [1], [2] if streams > 2 else None)
+    return streams_of([parameters], [0], [1], [2] if streams > 2 else None)
 
 
 def statistics_of(name: str, parameters: Any, *streams: list[float]) -> dict[str, float]:
@@ -172,7 +172,7 @@ def test_golden_statistics(name: str) -> None:
 )
 def test_neutral_rows_are_bit_identical(name: str, neutral: tuple[float, ...]) -> None:
     """Invariant 2: no strength, no change, not even a rounding."""
-    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)) * 5
+    logits = torch.randn(2, LONG, generator=torch.Generator().manual_seed(0)) * 5
     before = logits.clone()
     back_end(name)(logits, pairs(logits, [neutral]), None, logits)
     assert torch.equal(logits, before)
