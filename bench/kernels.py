@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import Tensor
 
 from bench import record
+from divserve_contract import Program
 from divserve_kernels import Programs, Streams, guide, torch_backend
 from divserve_kernels.backends import choose
-from divserve_kernels.layout import program
 
 ROWS = [1, 8, 32, 64, 128, 256]
 VOCABULARIES = [32_000, 49_152, 128_256, 151_936]
@@ -95,19 +95,19 @@ def sides(
     logits = torch.randn(2 * count, vocab, device=device) * 3
     out = torch.empty_like(logits)
     programs = Programs(1, device)
-    programs.write({0: program(jsd_scale=1)})
-    rows = Streams.pack(programs, [0] * count, range(0, 2 * count, 2), range(1, 2 * count, 2))
+    programs.write({0: Program(jsd_scale=1)})
+    streams = Streams.pack(programs, [0] * count, range(0, 2 * count, 2), range(1, 2 * count, 2))
     # Two rows read and one written: a copy of three halves of a row moves as much.
     source = torch.randn(count * vocab * 3 // 2, device=device)
     target = torch.empty_like(source)
     found: dict[str, Callable[[], object]] = {
-        "fused": lambda: guide(logits, rows, out=out),
-        "torch": lambda: torch_backend.guide(logits, rows, None, out),
+        "fused": lambda: guide(logits, streams, out=out),
+        "torch": lambda: torch_backend.guide(logits, streams, None, out),
         "copy": lambda: target.copy_(source),
     }
     if compiled is not None:
         own = logits.clone()
-        found["compiled"] = lambda: compiled(own, rows.primary, rows.guide)
+        found["compiled"] = lambda: compiled(own, streams.primary, streams.guide)
     return {name: prepared(call, device) for name, call in found.items()}
 
 

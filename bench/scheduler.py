@@ -2,8 +2,7 @@
 
 No engine runs: the workers are played, so that only ``schedule()`` and ``update_from_output()`` are
 timed. divserve and stock vLLM take turns step by step, with equally many rows that all decode and
-equally many that wait; ``share`` is (divserve − stock) / stock of a round, each by the lower quartile
-of its steps.
+equally many that wait; ``share`` is (divserve − stock) / stock of a round, by lower quartiles.
 
     python -m bench.scheduler                     # about a minute
     python -m bench.scheduler --rounds 9 --record

@@ -18,7 +18,7 @@ KERNELS = ROOT / "kernels"
 
 LAYERS = [
     ["divserve"],
-    ["divserve.errors", "divserve.metrics"],
+    ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
     ["divserve.models"],
     ["divserve.decoding", "divserve_kernels"],
     ["divserve.engine"],
@@ -45,6 +45,7 @@ FORBIDDEN = {
     ],
     "divserve.edges": ["divserve.engine", "torch", "transformers"],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
+    "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
 }  # fmt: skip
 """What no module of a package may import although it stands lower, be it by way of others."""
@@ -85,7 +86,7 @@ def with_packages(module: str) -> Iterator[str]:
 def sources() -> dict[str, Path]:
     """The file of each module of both packages."""
     files = {}
-    for folder in (ROOT / "divserve", KERNELS / "divserve_kernels"):
+    for folder in (ROOT / "divserve", KERNELS / "divserve_contract", KERNELS / "divserve_kernels"):
         for file in folder.rglob("*.py"):
             parts = file.relative_to(folder.parent).with_suffix("").parts
             files[".".join(parts).removesuffix(".__init__")] = file

@@ -24,13 +24,13 @@ from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.program import STATISTICS, Form, Program
 from divserve.decoding.proxy_tuning import ProxyTuning
 from divserve.decoding.spec import Spec
 from divserve.decoding.stack import Stack, share_guide
 from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
+from divserve_contract import STATISTICS, Form, Program
 
 __all__ = [
     "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Decoding", "EntropySwitch", "Form", "Guide",

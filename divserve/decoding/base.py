@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from divserve.decoding.program import Program
+from divserve_contract import Program
 
 __all__ = ["Guide", "Method", "Role"]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.program import Program
+from divserve_contract import Program
 
 __all__ = ["Cad"]
 

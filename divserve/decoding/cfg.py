@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.program import Program
+from divserve_contract import Program
 
 __all__ = ["Cfg"]
 

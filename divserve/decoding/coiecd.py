@@ -10,7 +10,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.contrast import CONTRAST_REPORTS, contrast_report
-from divserve.decoding.program import Form, Program
+from divserve_contract import Form, Program
 
 __all__ = ["Coiecd"]
 

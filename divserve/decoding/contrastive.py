@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from divserve.decoding.base import Method, Role
 from divserve.decoding.contrast import AMATEUR_REPORTS, amateur_report
-from divserve.decoding.program import Program
+from divserve_contract import Program
 
 __all__ = ["Contrastive"]
 

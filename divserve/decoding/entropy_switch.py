@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.program import Form, Program
 from divserve.decoding.switch import ModelSize, Switch
+from divserve_contract import Form, Program
 
 __all__ = ["EntropySwitch"]
 

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.program import Program
 from divserve.decoding.temperature import lowest_factor
+from divserve_contract import Program
 
 __all__ = ["EntropyTemperature"]
 

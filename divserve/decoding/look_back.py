@@ -9,7 +9,7 @@ from pydantic import Field
 
 from divserve.decoding.base import Method
 from divserve.decoding.look import MAX_CANDIDATES, Look, LookRow, LookState, Reference
-from divserve.decoding.program import Form, Program
+from divserve_contract import Form, Program
 
 __all__ = ["LookBack"]
 

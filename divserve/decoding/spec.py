@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from divserve.decoding.look import Look
-from divserve.decoding.program import Program
 from divserve.decoding.switch import Switch
+from divserve_contract import Program
 
 __all__ = ["Spec"]
 

@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 from divserve.decoding.base import Method
 from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.program import STATISTICS, Form, Program
 from divserve.decoding.spec import Spec
 from divserve.decoding.vdgd import Vdgd
+from divserve_contract import STATISTICS, Form, Program
 
 __all__ = ["Stack", "share_guide"]
 

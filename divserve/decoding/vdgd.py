@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from divserve.decoding.base import Method, Role
-from divserve.decoding.program import Program
+from divserve_contract import Program
 
 __all__ = ["Vdgd"]
 

@@ -1,6 +1,7 @@
 """The one operation of the step path: guide rows of logits by other rows, in one call for all.
 
-Each guided row follows a program of its own (`PARAMETERS`), whatever the methods of the others::
+Each guided row follows a program of its own (``divserve_contract.Program``), whatever the methods
+of the others::
 
     z1, z2, z3  the primary's logits, its guide's, a third stream's; p1, p2 their distributions
     w       = max(alpha + jsd_scale·JSD(p1, p2), floor)
@@ -28,9 +29,10 @@ from __future__ import annotations
 
 from torch import Tensor, float32
 
+from divserve_contract import PARAMETERS, STATISTICS, Form
 from divserve_kernels import backends
 from divserve_kernels.history import Nearest, expected_row, nearest
-from divserve_kernels.layout import ABSENT, PARAMETERS, STATISTICS, Form, side_row
+from divserve_kernels.layout import ABSENT, side_row
 from divserve_kernels.streams import Programs, Streams
 
 __all__ = [
@@ -49,15 +51,15 @@ __all__ = [
 
 
 def guide(
-    logits: Tensor, rows: Streams, *, side: Tensor | None = None, out: Tensor | None = None
+    logits: Tensor, streams: Streams, *, side: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
     """Writes the guided logits of the primary rows; the back end follows from the device.
 
     Args:
         logits: ``[R, V] float32 or bfloat16``: raw logits of the step. No two primaries are the
             same row, and no primary is another row's guide.
-        rows: what is done, on the same device.
-        side: ``[H, W] float32 or bfloat16``: rows of other models, or computed beforehand.
+        streams: which rows are guided, by what and how, on the same device.
+        side: ``[H, W] float32 or bfloat16``: logits of amateurs, or vectors computed beforehand.
         out: ``[R, V] float32``: its primary rows are overwritten from the first entry to the last;
             by default ``logits`` itself, which must then be float32.
 
@@ -71,4 +73,4 @@ def guide(
     out = logits if out is None else out
     if out.dtype is not float32:
         raise TypeError(f"guided logits are float32: give 'out' for logits of {logits.dtype}")
-    return backends.choose(logits.device).run(logits, rows, side, out)
+    return backends.choose(logits.device).run(logits, streams, side, out)

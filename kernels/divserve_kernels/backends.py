@@ -51,10 +51,10 @@ def _numba_or_torch() -> Run:
     """The fused back end, with torch for what it does not take (bfloat16, gaps in rows)."""
     from divserve_kernels import numba_backend, torch_backend
 
-    def run(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
+    def run(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
         if numba_backend.supports(logits, side, out):
-            return numba_backend.guide(logits, rows, side, out)
-        return torch_backend.guide(logits, rows, side, out)
+            return numba_backend.guide(logits, streams, side, out)
+        return torch_backend.guide(logits, streams, side, out)
 
     return run
 

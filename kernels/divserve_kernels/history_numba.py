@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import config, prange, set_num_threads
+from numba import prange
 from torch import Tensor
 
 from divserve_kernels import history_torch
+from divserve_kernels.numba_host import limit_threads, memory
 from divserve_kernels.numba_jit import compiled
 from divserve_kernels.numba_math import as_bits, as_float
 
@@ -58,24 +59,15 @@ def nearest(
     lows = np.empty((count, stretches), dtype=np.float32)
     places = np.empty((count, stretches), dtype=np.int32)
     kind = (states.dtype is torch.float16, 16 if states.dtype is torch.bfloat16 else 0)
-    pages = (_memory(states.view(BITS[states.dtype])), *states.stride()[:2], states.shape[1], *kind)
-    sequences = (_memory(tables), tables.stride(0), _memory(rows), _memory(starts), _memory(stops))
-    means = (_memory(mu), mu.stride(0), hidden, _memory(neg_entropy))
+    pages = (memory(states.view(BITS[states.dtype])), *states.stride()[:2], states.shape[1], *kind)
+    sequences = (memory(tables), tables.stride(0), memory(rows), memory(starts), memory(stops))
+    means = (memory(mu), mu.stride(0), hidden, memory(neg_entropy))
     if count * most * hidden <= SMALL:
-        _alone(pages, _memory(lse), sequences, means, lows, places)
+        _alone(pages, memory(lse), sequences, means, lows, places)
     else:
-        # Never more threads than torch may use: the operator has bound those to cores.
-        set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-        _together(pages, _memory(lse), sequences, means, lows, places)
+        limit_threads()
+        _together(pages, memory(lse), sequences, means, lows, places)
     return torch.from_numpy(lows[:, 0].copy()), torch.from_numpy(places[:, 0].copy())
-
-
-def _memory(tensor: Tensor) -> Any:
-    """The memory from the first to the last entry of a tensor, rows without gaps, as one array."""
-    tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-    pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    span = 1 + sum((size - 1) * stride for size, stride in pairs)
-    return tensor.detach().as_strided((span,), (1,)).numpy()
 
 
 @compiled()

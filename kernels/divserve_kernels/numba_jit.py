@@ -16,12 +16,15 @@ from typing import Any
 import numba
 from llvmlite.binding import ffi
 
+import divserve_contract
+
 __all__ = ["compiled"]
 
 
 def _cache_folder() -> str:
     folder = Path(__file__).parent
-    sources = [folder / "layout.py", *sorted(folder.glob("numba_*.py"))]
+    shared = [Path(divserve_contract.__file__), folder / "layout.py"]
+    sources = [*shared, *sorted(folder.glob("numba_*.py"))]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     default = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     base = numba.config.CACHE_DIR or Path(default, "divserve").expanduser()
@@ -31,23 +34,10 @@ def _cache_folder() -> str:
 _FOLDER = _cache_folder()
 
 
-def _own_names_only(library: type) -> None:
-    """Makes llvmlite's library object deny special names, ``__dict__`` above all.
-
-    It takes any attribute for a function of the C library. A program that looks through all loaded
-    modules trips over that: vLLM does, whenever an engine starts on a CPU.
-    """
-    symbol = library.__getattr__  # type: ignore[attr-defined]
-
-    def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return symbol(self, name)
-
-    library.__getattr__ = __getattr__  # type: ignore[attr-defined]
-
-
-_own_names_only(type(ffi.lib))
+# vLLM asks every object of every loaded module for its ``__dict__`` when a CPU engine starts, and
+# llvmlite's library takes the name for a function of its own. Only engines after the first of a
+# process find numba loaded.
+ffi.lib._fntab["__dict__"] = {}
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:

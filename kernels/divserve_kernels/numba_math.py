@@ -1,11 +1,13 @@
-"""exp and log of float32 that LLVM turns into vector instructions.
+"""Arithmetic of float32 that LLVM turns into vector instructions: exp, log, order, limits.
 
 numba calls libm for each single number unless Intel's SVML is there, which costs ten times the
 memory traffic of a row. These are Cephes' polynomials (expf, logf; relative error below 2e-7).
+Comparisons are written so that NaN passes through them: a broken row shows in its statistics.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,22 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from divserve_kernels import layout
 from divserve_kernels.numba_jit import compiled
 
-__all__ = ["as_bits", "as_float", "exp", "log"]
+__all__ = [
+    "INFINITY", "TINY", "F", "as_bits", "as_float", "at_least", "exp", "log", "log_prob", "ordered",
+    "unordered", "vector",
+]  # fmt: skip
 
 F = np.float32
+INFINITY, LOG_ZERO, TINY = F(math.inf), F(layout.LOG_ZERO), F(layout.TINY)
 LOG2E, LN2_HIGH, LN2_LOW = F(1.44269504), F(0.693359375), F(-2.12194440e-4)
 SQRT_HALF_BITS = np.int32(0x3F3504F3)
+SIGN = np.int32(0x7FFFFFFF)
+
+# Sums may be reordered for vector code; NaN and infinity keep their meaning.
+vector = compiled(fastmath={"reassoc", "contract", "arcp", "nsz"})
 
 
 @intrinsic
@@ -75,3 +86,29 @@ def log(x: Any) -> Any:
     y = y * m * (m * m)
     y = y + e * LN2_LOW - F(0.5) * (m * m)
     return (m + y) + e * LN2_HIGH
+
+
+@compiled()
+def ordered(x: Any) -> Any:
+    """An integer that is ordered as the numbers are (LLVM has no vector maximum that keeps NaN)."""
+    bits = as_bits(x)
+    return bits ^ ((bits >> np.int32(31)) & SIGN)
+
+
+@compiled()
+def unordered(key: Any) -> Any:
+    """Inverse of `ordered`."""
+    return as_float(key ^ ((key >> np.int32(31)) & SIGN))
+
+
+@compiled()
+def log_prob(z: Any, lse: Any) -> Any:
+    """z − lse, with `LOG_ZERO` for everything below it."""
+    x = z - lse
+    return LOG_ZERO if x < LOG_ZERO else x
+
+
+@compiled()
+def at_least(x: Any, low: Any) -> Any:
+    """max(x, low); NaN stays."""
+    return low if x < low else x

@@ -3,55 +3,55 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import ABSENT, LOG_CLIP, MIN_ENTROPY, PARAMETERS, STATISTICS, Form
+from divserve_contract import STATISTICS, Form, Program, Statistics
+from divserve_kernels.layout import ABSENT, FIRST_SIDE, LOG_CLIP, MIN_ENTROPY
 from divserve_kernels.streams import Streams
 
 __all__ = ["guide"]
 
 
-def guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
+def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """Reference of `divserve_kernels.guide`: same arguments, same effect, any device."""
-    statistics = torch.zeros(len(rows), len(STATISTICS))
-    programs = rows.table[:, rows.slot].T.tolist()
-    streams = zip(rows.primary.tolist(), rows.guide.tolist(), rows.third.tolist(), strict=True)
-    for g, (primary, second, third) in enumerate(streams):
+    statistics = torch.zeros(len(streams), len(STATISTICS))
+    programs = streams.table[:, streams.slot].T.tolist()
+    indices = torch.stack((streams.primary, streams.guide, streams.third), dim=1).tolist()
+    for g, (primary, second, third) in enumerate(indices):
         if primary == ABSENT:
             continue
-        row = SimpleNamespace(**dict(zip(PARAMETERS, programs[g], strict=True)))
+        program = Program(*programs[g])
         z1 = logits[primary].double()
         z2 = z1 if second == ABSENT else _stream(logits, side, second)
         z3 = torch.zeros_like(z1) if third == ABSENT else _stream(logits, side, third)
         shared = min(len(z1), len(z2), len(z3))
-        guided, figures = _row(row, z1[:shared], z2[:shared], z3[:shared])
+        guided, figures = _row(program, z1[:shared], z2[:shared], z3[:shared])
         statistics[g] = torch.tensor(figures)
-        if row.form != Form.OBSERVE:
+        if program.form != Form.OBSERVE:
             out[primary] = -math.inf
             out[primary, :shared] = guided.float()
     return statistics.to(logits.device)
 
 
 def _stream(logits: Tensor, side: Tensor | None, index: int) -> Tensor:
-    """The row that a stream index names, as ``[V] float64``."""
+    """The logits that a stream index names, as ``[V] float64``."""
     if index >= 0:
         return logits[index].double()
     assert side is not None
-    return side[-2 - index].double()
+    return side[FIRST_SIDE - index].double()
 
 
-def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[float]]:
-    """Guided logits ``[V] float64`` and the statistics of one row."""
+def _row(program: Program, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, Statistics]:
+    """Guided logits ``[V] float64`` and the statistics of one program."""
     alive = ~torch.isneginf(z1)
     if not alive.any():
-        weight = max(row.alpha, row.floor)
+        weight = max(program.alpha, program.floor)
         special = {Form.SWITCH: weight - 1, Form.PROBABILITY: 0.0}
-        alpha = special.get(row.form, weight - row.guide_weight)
-        return z1, [0.0, 0.0, 0.0, 0.0, 0.0, alpha, _factor(row, 0, 0), 0.0, 0.0, 0.0]
+        alpha = special.get(Form(int(program.form)), weight - program.guide_weight)
+        nothing = Statistics(*[0.0] * len(STATISTICS))
+        return z1, nothing._replace(alpha=alpha, factor=_factor(program, 0, 0))
     z2, z3 = _uniform_if_masked(z2), _finite(_uniform_if_masked(z3))
     l1, l2 = z1.log_softmax(-1), z2.log_softmax(-1)
     p1, p2 = l1.exp(), l2.exp()
@@ -62,40 +62,48 @@ def _row(row: Any, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, list[flo
     overlap = float(torch.minimum(p1, p2).sum())
     agree = overlap if math.isnan(overlap) else _agree(z1, z2)
 
-    weight = max(row.alpha + row.jsd_scale * jsd, row.floor)
-    factor = _factor(row, kl, entropy)
-    a, b = row.primary_weight + weight, row.guide_weight - weight
-    threshold = max(_shifted(z1.max(), row.log_plausibility), _nucleus(row, z1))
+    weight = max(program.alpha + program.jsd_scale * jsd, program.floor)
+    factor = _factor(program, kl, entropy)
+    a, b = program.primary_weight + weight, program.guide_weight - weight
+    threshold = max(_shifted(z1.max(), program.log_plausibility), _nucleus(program, z1))
     kept = alive & ~(z1 < threshold)
     used = -b
-    if row.form == Form.SWITCH:
-        near_top = z1 > _shifted(z1.max(), -row.log_ratio)
+    if program.form == Form.SWITCH:
+        near_top = z1 > _shifted(z1.max(), -program.log_ratio)
         contested = int(near_top.sum()) > 1
-        near_bottom = z1 < _shifted(z1[alive].min(), row.log_ratio)
+        near_bottom = z1 < _shifted(z1[alive].min(), program.log_ratio)
         context = near_bottom | near_top if contested else near_bottom
         l2 = _finite(l2)
         guided = torch.where(context, l1, l2) + weight * (l1 - l2)
         used = weight if contested else weight - 1
-    elif row.form == Form.PROBABILITY:
+    elif program.form == Form.PROBABILITY:
         q = a * p1 + b * p2
-        candidates = kept & (p1 >= row.min_prob / len(z1)) & (q > 0)
-        contrast = sum_p2 <= row.gate and bool(candidates.any())
+        candidates = kept & (p1 >= program.min_prob / len(z1)) & (q > 0)
+        contrast = sum_p2 <= program.gate and bool(candidates.any())
         kept = candidates if contrast else kept
         guided = q.log() if contrast else z1
         used = -b if contrast else 0.0
     else:
-        guided = a * z1 + b * _finite(z2) + row.third_weight * z3
+        guided = a * z1 + b * _finite(z2) + program.third_weight * z3
     guided = torch.where(kept, guided / factor, -math.inf)
-    count = float(kept.sum())
-    return guided, [
-        entropy, kl, jsd, float(p1.max()), sum_p2, used, factor, count, overlap, agree,
-    ]  # fmt: skip
+    return guided, Statistics(
+        entropy=entropy,
+        kl=kl,
+        jsd=jsd,
+        max_prob=float(p1.max()),
+        sum_p2=sum_p2,
+        alpha=used,
+        factor=factor,
+        kept=float(kept.sum()),
+        overlap=overlap,
+        agree=agree,
+    )
 
 
-def _factor(row: Any, kl: float, entropy: float) -> float:
+def _factor(program: Program, kl: float, entropy: float) -> float:
     """What the row's temperature is multiplied by."""
-    halvings = row.kl_rate * kl + row.entropy_rate / max(entropy, MIN_ENTROPY)
-    return float(max(2.0**-halvings, row.min_factor))
+    halvings = program.kl_rate * kl + program.entropy_rate / max(entropy, MIN_ENTROPY)
+    return float(max(2.0**-halvings, program.min_factor))
 
 
 def _uniform_if_masked(z: Tensor) -> Tensor:
@@ -118,13 +126,13 @@ def _shifted(z: Tensor, distance: float) -> float:
     return float(z.float() + torch.tensor(distance, dtype=torch.float32))
 
 
-def _nucleus(row: Any, z: Tensor) -> float:
+def _nucleus(program: Program, z: Tensor) -> float:
     """Smallest logit of the smallest set of likeliest tokens with a mass of at least top_p."""
-    if row.top_p >= 1:
+    if program.top_p >= 1:
         return -math.inf
     values = z.sort(descending=True).values
-    mass = (values / row.top_p_temperature).softmax(-1).cumsum(-1)
-    enough = int((mass < row.top_p).sum())
+    mass = (values / program.top_p_temperature).softmax(-1).cumsum(-1)
+    enough = int((mass < program.top_p).sum())
     return float(values[min(enough, len(values) - 1)])
 
 

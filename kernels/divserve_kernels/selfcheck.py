@@ -9,28 +9,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from divserve_contract import Form, Program
 from divserve_kernels import backends, reference
-from divserve_kernels.layout import PARAMETERS, Form, program
 from divserve_kernels.streams import Programs, Streams
 
 __all__ = ["EXAMPLES", "Check", "check"]
 
-EXAMPLES: dict[str, tuple[float, ...]] = {
-    "plain": program(),
-    "observe": program(form=Form.OBSERVE),
-    "cad": program(alpha=0.5),
-    "adacad": program(jsd_scale=1, floor=0.3),
-    "cfg below 1": program(alpha=-0.5),
-    "contrastive": program(guide_weight=-1, log_plausibility=math.log(0.1)),
-    "instructive": program(guide_weight=-0.3),
-    "linear alignment": program(alpha=2, top_p=0.8, top_p_temperature=0.7),
-    "dexperts": program(guide_weight=2, third_weight=-2, top_p=0.9),
-    "grounding": program(primary_weight=0, third_weight=1, top_p=0.5, top_p_temperature=0.5),
-    "coiecd": program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4)),
-    "uscd": program(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
-    "kl temperature": program(kl_rate=1),
-    "entropy temperature": program(entropy_rate=-0.1 * math.log2(0.8)),
-    "adacad, kl temperature": program(jsd_scale=1, kl_rate=0.5),
+EXAMPLES: dict[str, Program] = {
+    "plain": Program(),
+    "observe": Program(form=Form.OBSERVE),
+    "cad": Program(alpha=0.5),
+    "adacad": Program(jsd_scale=1, floor=0.3),
+    "cfg below 1": Program(alpha=-0.5),
+    "contrastive": Program(guide_weight=-1, log_plausibility=math.log(0.1)),
+    "instructive": Program(guide_weight=-0.3),
+    "linear alignment": Program(alpha=2, top_p=0.8, top_p_temperature=0.7),
+    "dexperts": Program(guide_weight=2, third_weight=-2, top_p=0.9),
+    "grounding": Program(primary_weight=0, third_weight=1, top_p=0.5, top_p_temperature=0.5),
+    "coiecd": Program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4)),
+    "uscd": Program(form=Form.PROBABILITY, guide_weight=-0.7, gate=0.8, min_prob=2 / 3),
+    "kl temperature": Program(kl_rate=1),
+    "entropy temperature": Program(entropy_rate=-0.1 * math.log2(0.8)),
+    "adacad, kl temperature": Program(jsd_scale=1, kl_rate=0.5),
 }
 """One program for each shape that a method gives the operation."""
 
@@ -70,29 +70,28 @@ def check(device: torch.device, vocab: int = 1271) -> Check:
     worst = 0.0
     for dtype in (torch.float32, torch.bfloat16):
         for nucleus in (True, False):
-            logits, rows = example(device, vocab, nucleus)
+            logits, streams = example(device, vocab, nucleus)
             logits = logits.to(dtype)
             expected, mine = logits.float().clone(), logits.float().clone()
-            statistics = reference.guide(logits.clone(), rows, None, expected)
+            statistics = reference.guide(logits.clone(), streams, None, expected)
             source = mine if dtype is torch.float32 else logits
-            found = back_end.run(source, rows, None, mine)
+            found = back_end.run(source, streams, None, mine)
             worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
             worst = max(worst, _difference(found, statistics))
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
 
 
 def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Tensor, Streams]:
-    """Logits ``[3G, vocab] float32`` and the rows of `EXAMPLES`, with a nucleus or without."""
-    top_p = PARAMETERS.index("top_p")
-    chosen = [p for p in EXAMPLES.values() if nucleus or p[top_p] >= 1]
+    """Logits ``[3G, vocab] float32`` and rows that follow `EXAMPLES`, with a nucleus or without."""
+    chosen = [program for program in EXAMPLES.values() if nucleus or program.top_p >= 1]
     count = len(chosen)
     programs = Programs(count, device)
     programs.write(dict(enumerate(chosen)))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3 * count, vocab, generator=generator) * 3
     logits[::4, vocab // 2 :: 3] = -math.inf
-    streams = (range(start, 3 * count, 3) for start in range(3))
-    return logits.to(device), Streams.pack(programs, range(count), *streams)
+    rows = (range(start, 3 * count, 3) for start in range(3))
+    return logits.to(device), Streams.pack(programs, range(count), *rows)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

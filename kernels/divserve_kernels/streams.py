@@ -1,4 +1,4 @@
-"""What is done in a step: the programs, kept by slot, and the rows that follow them."""
+"""What is done in a step: the programs, kept by slot, and the streams of the rows they guide."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import ABSENT, PARAMETERS, Form
+from divserve_contract import PARAMETERS, Form, Program
+from divserve_kernels.layout import ABSENT
 
 __all__ = ["Programs", "Streams"]
-
-_FORM, _THIRD_WEIGHT = PARAMETERS.index("form"), PARAMETERS.index("third_weight")
-_JSD_SCALE = PARAMETERS.index("jsd_scale")
-_LOG_PLAUSIBILITY, _TOP_P = PARAMETERS.index("log_plausibility"), PARAMETERS.index("top_p")
 
 
 class Programs:
@@ -24,7 +21,7 @@ class Programs:
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
-        self._host: dict[int, tuple[float, ...]] = {}
+        self._host: dict[int, Program] = {}
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
@@ -35,12 +32,13 @@ class Programs:
         """
         if not programs:
             return
-        for slot, program in programs.items():
-            if len(program) != len(PARAMETERS):
-                raise ValueError(f"{len(program)} numbers, not {len(PARAMETERS)}")
-            if program[_FORM] == Form.PROBABILITY and program[_JSD_SCALE] != 0:
+        for slot, numbers in programs.items():
+            if len(numbers) != len(PARAMETERS):
+                raise ValueError(f"{len(numbers)} numbers, not {len(PARAMETERS)}")
+            program = Program(*numbers)
+            if program.form == Form.PROBABILITY and program.jsd_scale != 0:
                 raise ValueError("Form.PROBABILITY has constant weights")
-            self._host[slot] = tuple(program)
+            self._host[slot] = program
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
         slots = send(list(programs), torch.int64, self.table.device)
@@ -49,24 +47,24 @@ class Programs:
 
     def forms(self, slots: Iterable[int]) -> frozenset[Form]:
         """The forms that occur in these slots."""
-        return frozenset(Form(int(self._host[slot][_FORM])) for slot in slots)
+        return frozenset(Form(int(self._host[slot].form)) for slot in slots)
 
     def any_third(self, slots: Iterable[int]) -> bool:
         """Whether a third stream has a weight in these slots."""
-        return any(self._host[slot][_THIRD_WEIGHT] != 0 for slot in slots)
+        return any(self._host[slot].third_weight != 0 for slot in slots)
 
     def any_plausibility(self, slots: Iterable[int]) -> bool:
         """Whether one of these slots keeps plausible tokens only."""
-        return any(self._host[slot][_LOG_PLAUSIBILITY] > -math.inf for slot in slots)
+        return any(self._host[slot].log_plausibility > -math.inf for slot in slots)
 
     def any_nucleus(self, slots: Iterable[int]) -> bool:
         """Whether one of these slots keeps a nucleus only."""
-        return any(self._host[slot][_TOP_P] < 1 for slot in slots)
+        return any(self._host[slot].top_p < 1 for slot in slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The rows of one step, as a structure of arrays on the logits' device.
+    """The streams of one step's guided rows, as a structure of arrays on the logits' device.
 
     A stream index is a row of the step's logits, `ABSENT`, or a row of the side tensor
     (`side_row`). The last four fields are what the host knows, so that no device is asked.
@@ -91,7 +89,7 @@ class Streams:
         return self.primary.shape[0]
 
     def part(self, start: int, stop: int) -> Streams:
-        """The rows ``start:stop``, as views."""
+        """The guided rows ``start:stop``, as views."""
         part = slice(start, stop)
         return replace(
             self,

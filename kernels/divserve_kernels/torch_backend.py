@@ -12,14 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import LOG_CLIP, MIN_ENTROPY, PARAMETERS, Form
+from divserve_contract import PARAMETERS, STATISTICS, Form
+from divserve_kernels.layout import ABSENT, CLIP, FIRST_SIDE, LOG_CLIP, LOG_ZERO, MIN_ENTROPY
 from divserve_kernels.streams import Streams
 from divserve_kernels.torch_forms import Gathered, dropped_of, lowest_of, other_forms
 
 __all__ = ["guide"]
 
-LOG_ZERO = -80.0
-"""Stands for log 0: finite, so that no 0·∞ arises; lower ones have denormal, slow exponentials."""
 BUFFERS = 8
 CHUNK = 16
 """Rows worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
@@ -45,76 +44,78 @@ class Workspace:
 _workspace = Workspace()
 
 
-def guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
+def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`."""
     # A guide row is the primary of no pair, so the chunks do not see each other's results.
-    parts = [rows.part(i, i + CHUNK) for i in range(0, len(rows), CHUNK)]
+    parts = [streams.part(i, i + CHUNK) for i in range(0, len(streams), CHUNK)]
     return torch.cat([_guide(logits, part, side, out) for part in parts])
 
 
-def _guide(logits: Tensor, rows: Streams, side: Tensor | None, out: Tensor) -> Tensor:
+def _guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """At most `CHUNK` rows."""
-    p = dict(zip(PARAMETERS, rows.table.index_select(1, rows.slot)[:, :, None], strict=True))
-    work = _workspace.take(len(rows), logits)
-    streams = _streams(logits, rows, side, work[:2])
-    z1, z2 = streams.z1, streams.z2
+    p = dict(zip(PARAMETERS, streams.table.index_select(1, streams.slot)[:, :, None], strict=True))
+    work = _workspace.take(len(streams), logits)
+    gathered = _gathered(logits, streams, side, work[:2])
+    z1, z2 = gathered.z1, gathered.z2
     l1 = torch.log_softmax(z1, -1, out=work[2])
     l2 = torch.log_softmax(z2, -1, out=work[3])
-    if streams.masked is not None:
+    if gathered.masked is not None:
         # A primary without tokens has no distribution; its log-probs would be NaN.
-        l1.masked_fill_(streams.masked, LOG_ZERO)
+        l1.masked_fill_(gathered.masked, LOG_ZERO)
     l1.clamp_min_(LOG_ZERO)
     l2.clamp_min_(LOG_ZERO)
-    entropy, kl, jsd, likeliest, squares, overlap, agree = _statistics(l1, l2, streams, work[4:])
+    found = _statistics(l1, l2, gathered, work[4:])
 
-    weight = torch.maximum(p["alpha"] + p["jsd_scale"] * jsd, p["floor"])
-    halvings = p["kl_rate"] * kl + p["entropy_rate"] / entropy.clamp_min(MIN_ENTROPY)
+    weight = torch.maximum(p["alpha"] + p["jsd_scale"] * found["jsd"], p["floor"])
+    halvings = p["kl_rate"] * found["kl"]
+    halvings += p["entropy_rate"] / found["entropy"].clamp_min(MIN_ENTROPY)
     factor = torch.maximum(torch.exp2(-halvings), p["min_factor"])
     a, b = p["primary_weight"] + weight, p["guide_weight"] - weight
     alpha = -b
-    dropped = dropped_of(rows, streams, p)
-    others = other_forms(rows, streams, p, weight, squares, dropped)
+    dropped = dropped_of(streams, gathered, p)
+    others = other_forms(streams, gathered, p, weight, found["sum_p2"], dropped)
 
-    lowest = z2.amin(-1, keepdim=True) if streams.masked is None else lowest_of(z2)
+    lowest = z2.amin(-1, keepdim=True) if gathered.masked is None else lowest_of(z2)
     # Neutral weights give back z1 bit for bit.
     guided = z1.mul_(a).add_(z2.clamp_min_(lowest).mul_(b))
-    if streams.z3 is not None:
-        guided += p["third_weight"] * streams.z3
+    if gathered.z3 is not None:
+        guided += p["third_weight"] * gathered.z3
     for chosen, values, used, refused in others:
         guided, alpha = torch.where(chosen, values, guided), torch.where(chosen, used, alpha)
         if refused is not None:
             dropped = torch.where(chosen, refused, False if dropped is None else dropped)
     guided.div_(factor)
-    kept = streams.sizes.float()
+    kept = gathered.sizes.float()
     if dropped is not None:
         guided.masked_fill_(dropped, -math.inf)
         kept = (~dropped).sum(-1, keepdim=True)
 
-    taken = (rows.primary >= 0)[:, None]
-    _write(out, rows.primary, guided, ~taken | (p["form"] == Form.OBSERVE))
-    figures = (entropy, kl, jsd, likeliest, squares, alpha, factor, kept, overlap, agree)
-    return torch.where(taken, torch.cat(figures, dim=-1), 0.0)
+    taken = (streams.primary >= 0)[:, None]
+    _write(out, streams.primary, guided, ~taken | (p["form"] == Form.OBSERVE))
+    found |= {"alpha": alpha, "factor": factor, "kept": kept}
+    return torch.where(taken, torch.cat([found[name] for name in STATISTICS], dim=-1), 0.0)
 
 
-def _streams(logits: Tensor, rows: Streams, side: Tensor | None, work: Tensor) -> Gathered:
-    """Gathers the streams of a chunk and brings −inf and lengths into their defined form."""
+def _gathered(logits: Tensor, streams: Streams, side: Tensor | None, work: Tensor) -> Gathered:
+    """The logits of a chunk's streams, with −inf and lengths in their defined form."""
     vocab = logits.shape[1]
-    sizes = torch.full_like(rows.primary, vocab)
-    z1 = _gather(logits, rows.primary, work[0])
+    sizes = torch.full_like(streams.primary, vocab)
+    z1 = _gather(logits, streams.primary, work[0])
     # A missing guide is the primary itself.
-    z2 = _gather(logits, torch.where(rows.guide == -1, rows.primary, rows.guide), work[1])
-    z3 = torch.empty_like(z1) if rows.any_third else None
-    z3 = None if z3 is None else _gather(logits, rows.third, z3)
+    second = torch.where(streams.guide == ABSENT, streams.primary, streams.guide)
+    z2 = _gather(logits, second, work[1])
+    z3 = torch.empty_like(z1) if streams.any_third else None
+    z3 = None if z3 is None else _gather(logits, streams.third, z3)
     beyond = None
     if side is not None:
-        aided = (rows.guide < -1) | (rows.third < -1)
+        aided = (streams.guide <= FIRST_SIDE) | (streams.third <= FIRST_SIDE)
         sizes = torch.where(aided, min(side.shape[1], vocab), sizes)
         beyond = torch.arange(vocab, device=logits.device) >= sizes[:, None]
         z1.masked_fill_(beyond, -math.inf)
-        _take_side(z2, side, rows.guide)
+        _take_side(z2, side, streams.guide)
         z2.masked_fill_(beyond, -math.inf)
         if z3 is not None:
-            _take_side(z3, side, rows.third)
+            _take_side(z3, side, streams.third)
             z3.masked_fill_(beyond, -math.inf)
     # A GPU is not asked whether there are masked entries: the answer would have to be waited for.
     lowest = torch.minimum(z1.amin(), z2.amin())
@@ -125,7 +126,7 @@ def _streams(logits: Tensor, rows: Streams, side: Tensor | None, work: Tensor) -
             z2.masked_fill_(beyond, -math.inf)
     if z3 is not None:
         z3.masked_fill_(torch.isneginf(z3.amax(-1, keepdim=True)), 0.0)
-        z3 = z3.clamp_min_(lowest_of(z3)).masked_fill_((rows.third == -1)[:, None], 0.0)
+        z3 = z3.clamp_min_(lowest_of(z3)).masked_fill_((streams.third == ABSENT)[:, None], 0.0)
     return Gathered(z1, z2, z3, sizes[:, None], masked)
 
 
@@ -140,12 +141,12 @@ def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
 def _take_side(z: Tensor, side: Tensor, index: Tensor) -> None:
     """Overwrites the rows of ``z`` ``[G, V]`` that a stream index draws from ``side``."""
     shared = min(z.shape[1], side.shape[1])
-    found = side[:, :shared].index_select(0, (-2 - index).clamp_min(0)).float()
-    z[:, :shared] = torch.where((index < -1)[:, None], found, z[:, :shared])
+    found = side[:, :shared].index_select(0, (FIRST_SIDE - index).clamp_min(0)).float()
+    z[:, :shared] = torch.where((index <= FIRST_SIDE)[:, None], found, z[:, :shared])
 
 
-def _statistics(l1: Tensor, l2: Tensor, streams: Gathered, work: Tensor) -> tuple[Tensor, ...]:
-    """Entropy, clipped KL, JSD (nats), max p1, Σ p1², overlap, agreement: ``[G, 1] float32`` each.
+def _statistics(l1: Tensor, l2: Tensor, gathered: Gathered, work: Tensor) -> dict[str, Tensor]:
+    """What the distributions tell, under the names of ``STATISTICS``: ``[G, 1] float32`` each.
 
     Args:
         l1, l2: ``[G, V] float32`` log-probs, not below `LOG_ZERO`.
@@ -162,22 +163,25 @@ def _statistics(l1: Tensor, l2: Tensor, streams: Gathered, work: Tensor) -> tupl
     jsd = half1.add_(half2).mul_(0.5)
     # Not the sum of the minima: this is exactly 1 where the two agree.
     overlap = 1 - p2.sub_(p1).clamp_min_(0).sum(-1, keepdim=True)
-    agree = torch.where(overlap.isnan(), overlap, _agree(streams, work))
+    agree = torch.where(overlap.isnan(), overlap, _agree(gathered, work))
 
     c1 = torch.clamp_min(l1, LOG_CLIP, out=work[2])
     c2 = torch.clamp_min(l2, LOG_CLIP, out=work[3])
-    kl = c1.sub_(c2).mul_(p1.clamp_min_(math.exp(LOG_CLIP))).sum(-1, keepdim=True)
+    kl = c1.sub_(c2).mul_(p1.clamp_min_(CLIP)).sum(-1, keepdim=True)
     entropy, kl, jsd, overlap = (x.clamp_min_(0) for x in (entropy, kl, jsd, overlap))
-    found = (entropy, kl, jsd, likeliest, squares, overlap, agree)
-    if streams.masked is None:
+    found = {
+        "entropy": entropy, "kl": kl, "jsd": jsd, "max_prob": likeliest, "sum_p2": squares,
+        "overlap": overlap, "agree": agree,
+    }  # fmt: skip
+    if gathered.masked is None:
         return found
-    dead = streams.masked.all(-1, keepdim=True)
-    return tuple(x.masked_fill(dead, 0) for x in found)
+    dead = gathered.masked.all(-1, keepdim=True)
+    return {name: x.masked_fill(dead, 0) for name, x in found.items()}
 
 
-def _agree(streams: Gathered, work: Tensor) -> Tensor:
+def _agree(gathered: Gathered, work: Tensor) -> Tensor:
     """Whether some token is likeliest in both, ``[G, 1] float32``."""
-    z1, z2 = streams.z1, streams.z2
+    z1, z2 = gathered.z1, gathered.z2
     at1 = torch.eq(z1, z1.amax(-1, keepdim=True), out=work[2])
     at2 = torch.eq(z2, z2.amax(-1, keepdim=True), out=work[3])
     return at1.mul_(at2).amax(-1, keepdim=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from divserve_kernels.layout import Form
+from divserve_contract import Form
 from divserve_kernels.streams import Streams
 
 __all__ = ["Gathered", "dropped_of", "lowest_of", "other_forms"]
@@ -30,17 +30,17 @@ class Gathered:
     """``[G, V] bool``: z1 = −inf; None when no stream holds any."""
 
 
-def dropped_of(rows: Streams, streams: Gathered, p: dict[str, Tensor]) -> Tensor | None:
+def dropped_of(streams: Streams, gathered: Gathered, p: dict[str, Tensor]) -> Tensor | None:
     """``[G, V] bool``: tokens that are not kept; None when all are."""
-    if not (rows.any_plausibility or rows.any_nucleus):
-        return streams.masked
-    z1 = streams.z1
+    if not (streams.any_plausibility or streams.any_nucleus):
+        return gathered.masked
+    z1 = gathered.z1
     top = z1.amax(-1, keepdim=True)
     line = top + p["log_plausibility"]
-    if rows.any_nucleus:
+    if streams.any_nucleus:
         nucleus = _nucleus(z1, top, p["top_p"], p["top_p_temperature"])
         line = torch.maximum(line, nucleus)
-    return z1 < line if streams.masked is None else (z1 < line) | streams.masked
+    return z1 < line if gathered.masked is None else (z1 < line) | gathered.masked
 
 
 Choice = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -48,22 +48,22 @@ Choice = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def other_forms(
-    rows: Streams, streams: Gathered, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
+    streams: Streams, gathered: Gathered, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
     dropped: Tensor | None,
 ) -> list[Choice]:  # fmt: skip
-    """What rows of the rarer forms get; from the streams as they are, before they are combined."""
+    """What rows of the rarer forms get; from the logits as they are, before they are combined."""
     found: list[Choice] = []
-    if Form.SWITCH in rows.forms:
-        found.append((p["form"] == Form.SWITCH, *_switch(streams, p["log_ratio"], weight), None))
-    if Form.PROBABILITY in rows.forms:
-        p1, p2 = streams.z1.softmax(-1), streams.z2.softmax(-1)
+    if Form.SWITCH in streams.forms:
+        found.append((p["form"] == Form.SWITCH, *_switch(gathered, p["log_ratio"], weight), None))
+    if Form.PROBABILITY in streams.forms:
+        p1, p2 = gathered.z1.softmax(-1), gathered.z2.softmax(-1)
         q = (p["primary_weight"] + weight) * p1 + (p["guide_weight"] - weight) * p2
-        refused = (p1 < p["min_prob"] / streams.sizes) | (q <= 0)
+        refused = (p1 < p["min_prob"] / gathered.sizes) | (q <= 0)
         refused = refused if dropped is None else refused | dropped
         mixes = p["form"] == Form.PROBABILITY
         contrast = mixes & (squares <= p["gate"]) & ~refused.all(-1, keepdim=True)
         zero = torch.zeros_like(weight)
-        found.append((mixes, streams.z1.clone(), zero, dropped))
+        found.append((mixes, gathered.z1.clone(), zero, dropped))
         found.append((contrast, q.log(), weight - p["guide_weight"], refused))
     return found
 
@@ -82,14 +82,14 @@ def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tens
     return torch.where(top_p < 1, line, -math.inf)
 
 
-def _switch(streams: Gathered, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _switch(gathered: Gathered, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """COIECD's choice per token ``[G, V]`` and the contrast of the likeliest tokens ``[G, 1]``."""
-    z1 = streams.z1
+    z1 = gathered.z1
     near_top = z1 > z1.amax(-1, keepdim=True) - log_ratio
     contested = near_top.sum(-1, keepdim=True) > 1
     context = (z1 < lowest_of(z1) + log_ratio) | (near_top & contested)
     l1 = z1.log_softmax(-1)
-    l2 = streams.z2.log_softmax(-1)
+    l2 = gathered.z2.log_softmax(-1)
     l2.clamp_min_(lowest_of(l2))
     guided = torch.where(context, l1, l2) + weight * (l1 - l2)
     return guided, torch.where(contested, weight, weight - 1)

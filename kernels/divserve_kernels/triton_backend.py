@@ -1,12 +1,13 @@
 """The guidance operation for NVIDIA GPUs: one launch for all rows of a step, in Triton.
 
-A row is cut into segments, one program each, which keep their tile of both streams in registers:
-one read of two rows, one write of one. Between the passes the programs of a row *meet* and merge
-what each found, a few numbers, in the same order: the result does not depend on who was first. The
-launch is cooperative: the driver promises that all programs run at once, or refuses.
+A row is cut into segments. A block of threads for each (Triton's "program"; here that word is for a
+method's numbers) keeps its tile of both streams in registers: one read of two rows, one write of
+one. Between the passes the blocks of a row *meet* and merge what each found, a few numbers, in the
+same order: the result does not depend on who was first. The launch is cooperative: the driver
+promises that all blocks run at once, or refuses.
 
 ``DIVSERVE_TRITON=phased`` makes a launch of each pass instead, which reads the rows in each;
-Triton's interpreter, which runs one program after the other, knows no other way.
+Triton's interpreter, which runs one block after the other, knows no other way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from divserve_kernels.layout import STATISTICS
+from divserve_contract import STATISTICS
 from divserve_kernels.streams import Streams
 from divserve_kernels.triton_math import ABSENT, INTERPRETED
 from divserve_kernels.triton_nucleus import FIELDS, search
@@ -31,7 +32,7 @@ WARPS = 16
 WIDTH = 2048
 """Entries of a strip: four of each thread."""
 STRIPS = 6
-"""Strips of a tile: 12,288 entries of two rows are what the registers of a program can hold."""
+"""Strips of a tile: 12,288 entries of two rows are what the registers of a block can hold."""
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
 COLUMNS = tl.constexpr(len(STATISTICS))
 
@@ -50,8 +51,8 @@ def _row_of(primary, guide, third, slot, table, capacity, g):  # type: ignore[no
 def _segments(  # type: ignore[no-untyped-def]
     logits,  # [R, V] float32 or bfloat16
     stride, step,
-    aids,  # [H, W] float32 or bfloat16
-    aids_stride, aids_step,
+    side,  # [H, W] float32 or bfloat16
+    side_stride, side_step,
     out,  # [R, V] float32, primary rows overwritten
     out_stride, out_step,
     primary, guide, third, slot,  # [rows] int64
@@ -63,8 +64,8 @@ def _segments(  # type: ignore[no-untyped-def]
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, phase: tl.constexpr,
     nucleus: tl.constexpr,
 ):  # fmt: skip
-    """A phase, or all, of every row: a group of ``segments`` programs takes each n-th row."""
-    sources = (logits, stride, step, aids, aids_stride, aids_step, vocab, shared)
+    """A phase, or all, of every row: a group of ``segments`` blocks takes each n-th row."""
+    sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
     group, segment = tl.program_id(0) // segments, tl.program_id(0) % segments
     groups = tl.num_programs(0) // segments
     for g in range(group, rows, groups):
@@ -87,14 +88,14 @@ def _segments(  # type: ignore[no-untyped-def]
     do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
 )
 def _nuclei(  # type: ignore[no-untyped-def]
-    logits, stride, step, aids, aids_stride, aids_step, primary, guide, third, slot, table, found,
+    logits, stride, step, side, side_stride, side_step, primary, guide, third, slot, table, found,
     vocab, shared, segments, capacity,
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Between the phases: one program searches the nucleus of a row. Arguments as above."""
+    """Between the phases: one block searches the nucleus of a row. Arguments as above."""
     g = tl.program_id(0)
     if tl.load(primary + g) != ABSENT:
-        sources = (logits, stride, step, aids, aids_stride, aids_step, vocab, shared)
+        sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
         row, program = _row_of(primary, guide, third, slot, table, capacity, g)
         search(
             sources, row, program, found + g * (FIELDS * padded), segments, width, strips, padded
@@ -103,7 +104,7 @@ def _nuclei(  # type: ignore[no-untyped-def]
 
 def guide(
     logits: Tensor,
-    rows: Streams,
+    streams: Streams,
     side: Tensor | None,
     out: Tensor,
     width: int = WIDTH,
@@ -114,16 +115,17 @@ def guide(
     Args:
         width, strips: length of a strip, a power of two, and strips of a tile.
     """
-    count, vocab = len(rows), logits.shape[1]
-    aids = logits if side is None else side
+    count, vocab = len(streams), logits.shape[1]
+    # Where no stream lies in it, any tensor will do.
+    side = logits if side is None else side
     segments = triton.cdiv(vocab, width * strips)
     padded = triton.next_power_of_2(segments)
     device = logits.device
     found = torch.empty(count, FIELDS.value, padded, device=device)
     statistics = torch.empty(count, len(STATISTICS), device=device)
-    streams = (logits, *logits.stride(), aids, *aids.stride())
-    indices = (rows.primary, rows.guide, rows.third, rows.slot, rows.table)
-    sizes = (vocab, min(vocab, aids.shape[1]), segments, rows.table.shape[1])
+    sources = (logits, *logits.stride(), side, *side.stride())
+    indices = (streams.primary, streams.guide, streams.third, streams.slot, streams.table)
+    sizes = (vocab, min(vocab, side.shape[1]), segments, streams.table.shape[1])
     tile = {"width": width, "strips": strips, "padded": padded, **OPTIONS}
     if _one_launch(segments, device):
         groups = min(count, _multiprocessors(device) // segments)
@@ -132,16 +134,16 @@ def guide(
         groups, phases, options = count, [EXTENTS, COMPARE, WRITE], {}
     for phase in phases:
         _segments[(groups * segments,)](
-            *streams, out, *out.stride(), *indices, found, statistics, _semaphores(device), count,
-            *sizes, phase=phase.value, nucleus=rows.any_nucleus, **tile, **options,
+            *sources, out, *out.stride(), *indices, found, statistics, _semaphores(device), count,
+            *sizes, phase=phase.value, nucleus=streams.any_nucleus, **tile, **options,
         )  # fmt: skip
-        if phase is EXTENTS and rows.any_nucleus:
-            _nuclei[(count,)](*streams, *indices, found, *sizes, **tile)
+        if phase is EXTENTS and streams.any_nucleus:
+            _nuclei[(count,)](*sources, *indices, found, *sizes, **tile)
     return statistics
 
 
 def _one_launch(segments: int, device: torch.device) -> bool:
-    """Whether the programs of a row can run, and meet, all at once."""
+    """Whether the blocks of a row can run, and meet, all at once."""
     if INTERPRETED.value or os.environ.get("DIVSERVE_TRITON") == "phased":
         return False
     return segments <= _multiprocessors(device)

@@ -17,39 +17,35 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+import divserve_contract
+from divserve_contract import Form
 from divserve_kernels import layout
 
 __all__ = [
-    "ABSENT", "ALPHA", "CLIP", "CLIP_LOG", "ENTROPY_RATE", "FLOOR", "FORM", "GATE", "GUIDE_WEIGHT",
-    "INFINITY", "INTERPRETED", "JSD_SCALE", "KL_RATE", "LN2", "LOG2E", "LOG_PLAUSIBILITY",
-    "LOG_RATIO", "MIN_ENTROPY", "MIN_FACTOR", "MIN_PROB", "OBSERVE", "PRIMARY_WEIGHT",
-    "PROBABILITY", "SMALLEST", "STATISTICS", "SWITCH", "THIRD_WEIGHT", "TINY", "TOP_P",
-    "TOP_P_TEMPERATURE", "at_least", "finite", "log2", "log2_prob", "meet", "parameter", "partials",
-    "put", "record", "record_sums", "stream",
+    "ABSENT", "CLIP", "CLIP_LOG", "INFINITY", "INTERPRETED", "LN2", "LOG2E", "MIN_ENTROPY",
+    "OBSERVE", "PROBABILITY", "SMALLEST", "SWITCH", "TINY", "at_least", "finite", "log2",
+    "log2_prob", "meet", "parameter", "partials", "places", "put", "record", "record_sums",
+    "report", "stream",
 ]  # fmt: skip
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-(
-    FORM, ALPHA, JSD_SCALE, FLOOR, PRIMARY_WEIGHT, GUIDE_WEIGHT, THIRD_WEIGHT, LOG_RATIO, GATE,
-    MIN_PROB, LOG_PLAUSIBILITY, TOP_P, TOP_P_TEMPERATURE, KL_RATE, ENTROPY_RATE, MIN_FACTOR,
-) = (tl.constexpr(i) for i in range(len(layout.PARAMETERS)))  # fmt: skip
-STATISTICS = tl.constexpr(len(layout.STATISTICS))
-OBSERVE = tl.constexpr(int(layout.Form.OBSERVE))
-SWITCH = tl.constexpr(int(layout.Form.SWITCH))
-PROBABILITY = tl.constexpr(int(layout.Form.PROBABILITY))
-ABSENT = tl.constexpr(layout.ABSENT)
+# Triton's cache knows a kernel by its constants, these among them.
+PARAMETERS = tl.constexpr(divserve_contract.PARAMETERS)
+STATISTICS = tl.constexpr(divserve_contract.STATISTICS)
+OBSERVE, SWITCH, PROBABILITY = (
+    tl.constexpr(int(form)) for form in (Form.OBSERVE, Form.SWITCH, Form.PROBABILITY)
+)
+ABSENT, FIRST_SIDE = tl.constexpr(layout.ABSENT), tl.constexpr(layout.FIRST_SIDE)
 MIN_ENTROPY = tl.constexpr(layout.MIN_ENTROPY)
 
 INFINITY = tl.constexpr(math.inf)
-SMALLEST = tl.constexpr(-3.4028234663852886e38)
+SMALLEST, TINY = tl.constexpr(layout.SMALLEST), tl.constexpr(layout.TINY)
 LOG2E, LN2 = tl.constexpr(math.log2(math.e)), tl.constexpr(math.log(2))
-CLIP = tl.constexpr(math.exp(layout.LOG_CLIP))
+CLIP = tl.constexpr(layout.CLIP)
 CLIP_LOG = tl.constexpr(layout.LOG_CLIP * math.log2(math.e))
-LOG_ZERO = tl.constexpr(-80 * math.log2(math.e))
-"""Stands for log2 0: finite, so that no 0·∞ arises."""
-TINY = tl.constexpr(1.2e-38)
-"""About the smallest normal float32: the fast logarithm knows no denormal ones."""
+LOG_ZERO = tl.constexpr(layout.LOG_ZERO * math.log2(math.e))
+"""Stands for log2 0."""
 SIGN = tl.constexpr(-(2**31))
 
 
@@ -78,11 +74,23 @@ def log2_prob(z: tl.tensor, lse: tl.tensor) -> tl.tensor:
     return at_least(tl.fma(z, LOG2E, -lse), LOG_ZERO)
 
 
+@triton.constexpr_function
+def position(names: tuple[str, ...], name: str) -> int:
+    """Where ``name`` is, known when a kernel is compiled."""
+    return names.index(name)
+
+
 @triton.jit
 def parameter(program: tl.tensor, name: tl.constexpr) -> tl.tensor:
     """One number of a program: a column of ``[len(PARAMETERS), capacity] float32``."""
     column, capacity = program
-    return tl.load(column + name * capacity)
+    return tl.load(column + position(PARAMETERS, name) * capacity)
+
+
+@triton.jit
+def report(statistics: tl.tensor, name: tl.constexpr, value: tl.tensor) -> None:
+    """Stores one statistic of a row: ``statistics`` ``[len(STATISTICS)] float32``."""
+    tl.store(statistics + position(STATISTICS, name), value)
 
 
 @triton.jit
@@ -114,12 +122,12 @@ def stream(
     width: tl.constexpr, strips: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The tile from ``start`` on of the stream ``index``, which is not `ABSENT`."""
-    logits, stride, step, aids, aids_stride, aids_step, _, _ = sources
+    logits, stride, step, side, side_stride, side_step, _, _ = sources
     if index >= 0:
         z = load(logits + (index * stride + start * step), step, size, width, strips)
     else:
-        aid = aids + ((-2 - index) * aids_stride + start * aids_step)
-        z = load(aid, aids_step, size, width, strips)
+        at = side + ((FIRST_SIDE - index) * side_stride + start * side_step)
+        z = load(at, side_step, size, width, strips)
     return z
 
 
@@ -130,7 +138,7 @@ def places(sources: tl.tensor, row: tl.tensor) -> tl.tensor:
     ``row``: where its three stream indices are, ``[1] int64`` each.
     """
     primary, second, third = tl.load(row[0]), tl.load(row[1]), tl.load(row[2])
-    vocab = tl.where((second < ABSENT) | (third < ABSENT), sources[7], sources[6])
+    vocab = tl.where((second <= FIRST_SIDE) | (third <= FIRST_SIDE), sources[7], sources[6])
     return primary, tl.where(second == ABSENT, primary, second), third, vocab
 
 
@@ -157,14 +165,14 @@ def partials(
 ) -> tl.tensor:
     """What all segments found, ``[padded] float32``; ``other`` behind the last."""
     s = tl.arange(0, padded)
-    # Other programs wrote them while this one ran: not from this multiprocessor's own cache.
+    # Other blocks wrote them while this one ran: not from this multiprocessor's own cache.
     at = here[0] + s + field * padded
     return tl.load(at, mask=s < here[2], other=other, cache_modifier=".cg")
 
 
 @triton.jit
 def meet(semaphore: tl.tensor, here: tl.tensor) -> None:
-    """Waits until all programs of a row are here: what each stored before, all see after.
+    """Waits until all blocks of a row are here: what each stored before, all see after.
 
     ``semaphore`` int32: the last one to come flips its sign and leaves the other bits 0, so it
     never needs resetting.

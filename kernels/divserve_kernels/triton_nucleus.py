@@ -15,8 +15,6 @@ from divserve_kernels import triton_passes
 from divserve_kernels.triton_math import (
     INFINITY,
     LOG2E,
-    TOP_P,
-    TOP_P_TEMPERATURE,
     finite,
     meet,
     parameter,
@@ -49,7 +47,7 @@ FIELDS = tl.constexpr(LINE.value + 1)
 @triton.jit
 def rate(program: tl.tensor) -> tl.tensor:
     """What a logit is multiplied by before 2^ for its mass."""
-    return LOG2E / parameter(program, TOP_P_TEMPERATURE)
+    return LOG2E / parameter(program, "top_p_temperature")
 
 
 @triton.jit
@@ -67,7 +65,7 @@ def bracket(
     masses = partials(here, WARM, 0.0, padded)
     whole = tl.sum(masses * tl.exp2((finite(tops) - finite(top)) * hot), 0)
     above = top + tl.abs(top) * 1e-6 + 1e-30
-    return whole * parameter(program, TOP_P), above, top - WINDOW * LOG2E / hot
+    return whole * parameter(program, "top_p"), above, top - WINDOW * LOG2E / hot
 
 
 @triton.jit
@@ -82,7 +80,7 @@ def weigh(
     start: tl.tensor, top: tl.tensor, hot: tl.tensor, size: tl.tensor, padded: tl.constexpr,
 ) -> None:  # fmt: skip
     """One round in one segment: the masses above the lines, the extremes in the bracket."""
-    # A program may still read one round's partials when another has begun the next.
+    # A block may still read one round's partials when another has begun the next.
     field = WARM + 1 + (turn % 2) * ROUND
     shift = finite(top) * hot
     least = tl.full(z[0].shape, INFINITY, tl.float32)
@@ -149,8 +147,8 @@ def search(
     sources: tl.tensor, row: tl.tensor, program: tl.tensor, found: tl.tensor, segments: tl.tensor,
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The same rounds by one program, for all segments of its row; leaves the result in `LINE`."""
-    if parameter(program, TOP_P) < 1:
+    """The same rounds by one block, for all segments of its row; leaves the result in `LINE`."""
+    if parameter(program, "top_p") < 1:
         here = (found, 0, segments)
         hot = rate(program)
         top, _, low = total(here, TOP1, padded)

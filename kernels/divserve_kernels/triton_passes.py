@@ -11,23 +11,12 @@ import triton
 import triton.language as tl
 
 from divserve_kernels.triton_math import (
-    ALPHA,
     CLIP,
     CLIP_LOG,
-    ENTROPY_RATE,
-    FLOOR,
-    FORM,
-    GUIDE_WEIGHT,
     INFINITY,
-    JSD_SCALE,
-    KL_RATE,
     LN2,
     LOG2E,
-    LOG_RATIO,
     MIN_ENTROPY,
-    MIN_FACTOR,
-    MIN_PROB,
-    PRIMARY_WEIGHT,
     PROBABILITY,
     SWITCH,
     TINY,
@@ -138,14 +127,14 @@ def compare(
     for i in tl.static_range(len(z1)):
         kept += tl.where(z1[i] < line, 0.0, 1.0)
         both += tl.where((z1[i] == top1) & (z2[i] == top2), 1.0, 0.0)
-    form = parameter(program, FORM)
+    form = parameter(program, "form")
     if form == SWITCH:
-        above = top1 - parameter(program, LOG_RATIO)
+        above = top1 - parameter(program, "log_ratio")
         for i in tl.static_range(len(z1)):
             special += tl.where(z1[i] > above, 1.0, 0.0)
     elif form == PROBABILITY:
         _, a, b = weights(program, 0.0, alone)
-        min_p = parameter(program, MIN_PROB) / vocab
+        min_p = parameter(program, "min_prob") / vocab
         for i in tl.static_range(len(z1)):
             q = mixed(z1[i], z2[i], lse1, lse2, a, b, min_p)
             special += tl.where((z1[i] >= line) & (q > 0), 1.0, 0.0)
@@ -163,18 +152,18 @@ def merged(
 @triton.jit
 def cool(program: tl.tensor, kl: tl.tensor, entropy: tl.tensor) -> tl.tensor:
     """What the row's temperature is multiplied by."""
-    halvings = parameter(program, KL_RATE) * kl
-    halvings += parameter(program, ENTROPY_RATE) / at_least(entropy, MIN_ENTROPY)
-    return at_least(tl.exp2(-halvings), parameter(program, MIN_FACTOR))
+    halvings = parameter(program, "kl_rate") * kl
+    halvings += parameter(program, "entropy_rate") / at_least(entropy, MIN_ENTROPY)
+    return at_least(tl.exp2(-halvings), parameter(program, "min_factor"))
 
 
 @triton.jit
 def weights(program: tl.tensor, jsd: tl.tensor, alone: tl.tensor) -> tl.tensor:
     """(the contrast's weight, a, b); ``alone``: the guide is the primary itself."""
-    weight = parameter(program, ALPHA) + parameter(program, JSD_SCALE) * jsd
-    weight = at_least(weight, parameter(program, FLOOR))
-    a = parameter(program, PRIMARY_WEIGHT) + weight
-    b = parameter(program, GUIDE_WEIGHT) - weight
+    weight = parameter(program, "alpha") + parameter(program, "jsd_scale") * jsd
+    weight = at_least(weight, parameter(program, "floor"))
+    a = parameter(program, "primary_weight") + weight
+    b = parameter(program, "guide_weight") - weight
     return weight, tl.where(alone, a + b, a), tl.where(alone, 0.0, b)
 
 

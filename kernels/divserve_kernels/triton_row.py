@@ -1,4 +1,4 @@
-"""What one Triton program does with one segment of one row: the passes, in one go or one by one."""
+"""What a block of threads does with one segment of one row: the passes, in one go or one by one."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import triton.language as tl
 
 from divserve_kernels.triton_math import (
     ABSENT,
-    FORM,
-    GATE,
-    GUIDE_WEIGHT,
     INFINITY,
     LN2,
     LOG2E,
-    LOG_PLAUSIBILITY,
-    LOG_RATIO,
-    MIN_PROB,
     OBSERVE,
     PROBABILITY,
     SMALLEST,
     SWITCH,
-    THIRD_WEIGHT,
-    TOP_P,
     at_least,
     finite,
     log2,
@@ -31,6 +23,7 @@ from divserve_kernels.triton_math import (
     places,
     put,
     record,
+    report,
     stream,
 )
 from divserve_kernels.triton_nucleus import LINE, rate, smallest_of_nucleus, warm
@@ -74,8 +67,8 @@ def uniform(size: tl.tensor, width: tl.constexpr, strips: tl.constexpr) -> tl.te
 @triton.jit
 def blends(program: tl.tensor, third: tl.tensor) -> tl.tensor:
     """Whether a row has a third stream with a weight."""
-    form = parameter(program, FORM)
-    weighs = (third != ABSENT) & (parameter(program, THIRD_WEIGHT) != 0)
+    form = parameter(program, "form")
+    weighs = (third != ABSENT) & (parameter(program, "third_weight") != 0)
     return weighs & (form != SWITCH) & (form != PROBABILITY)
 
 
@@ -89,7 +82,7 @@ def settle(
     Returns (weight, a, b, what logits are multiplied by, whether the form's special case holds:
     two tokens near the top, or the contrast of probabilities).
     """
-    form = parameter(program, FORM)
+    form = parameter(program, "form")
     dead = top == -INFINITY
     entropy = at_least(merged(here, ENTROPY, dead, padded) * LN2, 0.0)
     kl = at_least(merged(here, KL, dead, padded) * LN2, 0.0)
@@ -99,28 +92,29 @@ def settle(
     special = merged(here, SPECIAL, dead, padded)
     factor = cool(program, kl, entropy)
     weight, a, b = weights(program, tl.where(form == PROBABILITY, 0.0, jsd), alone)
-    used = weight - parameter(program, GUIDE_WEIGHT)
+    used = weight - parameter(program, "guide_weight")
     holds = special > 1
     if form == SWITCH:
         used = tl.where(holds, weight, weight - 1)
     elif form == PROBABILITY:
-        holds = (squares <= parameter(program, GATE)) & (special > 0)
+        holds = (squares <= parameter(program, "gate")) & (special > 0)
         used = tl.where(holds, used, 0.0)
         kept = tl.where(holds, special, kept)
         a, b = tl.where(holds, a, 1.0), tl.where(holds, b, 0.0)
     if here[1] == 0:
-        tl.store(statistics, entropy)
-        tl.store(statistics + 1, kl)
-        tl.store(statistics + 2, jsd)
-        tl.store(statistics + 3, tl.where(dead, 0.0, tl.exp2(finite(top) * LOG2E - lse)))
-        tl.store(statistics + 4, squares)
-        tl.store(statistics + 5, used)
-        tl.store(statistics + 6, factor)
-        tl.store(statistics + 7, kept)
+        max_prob = tl.where(dead, 0.0, tl.exp2(finite(top) * LOG2E - lse))
+        report(statistics, "entropy", entropy)
+        report(statistics, "kl", kl)
+        report(statistics, "jsd", jsd)
+        report(statistics, "max_prob", max_prob)
+        report(statistics, "sum_p2", squares)
+        report(statistics, "alpha", used)
+        report(statistics, "factor", factor)
+        report(statistics, "kept", kept)
         overlap = at_least(1 - merged(here, VARIATION, dead, padded), 0.0)
         agree = tl.where(merged(here, BOTH, dead, padded) > 0, 1.0, 0.0)
-        tl.store(statistics + 8, tl.where(dead, 0.0, overlap))
-        tl.store(statistics + 9, tl.where(overlap == overlap, agree, overlap))
+        report(statistics, "overlap", tl.where(dead, 0.0, overlap))
+        report(statistics, "agree", tl.where(overlap == overlap, agree, overlap))
     return weight, a, b, 1 / factor, holds
 
 
@@ -146,17 +140,17 @@ def guide_segment(
             low3 = smallest(stream(sources, third, start, size, width, strips))
         record(here, LOW3, low3, padded)
         if nucleus:
-            if parameter(program, TOP_P) < 1:
+            if parameter(program, "top_p") < 1:
                 warm(here, z1, rate(program), padded)
     if phase == ALL:
         meet(semaphore, here)
 
     if phase != EXTENTS:
         top1, lse1, low1 = total(here, TOP1, padded)
-        line = top1 + parameter(program, LOG_PLAUSIBILITY)
+        line = top1 + parameter(program, "log_plausibility")
         line = tl.where(line > SMALLEST, line, SMALLEST)
         if nucleus:
-            if parameter(program, TOP_P) < 1:
+            if parameter(program, "top_p") < 1:
                 if phase == ALL:
                     least = smallest_of_nucleus(
                         here, z1, semaphore, program, top1, low1, size, padded
@@ -182,25 +176,25 @@ def guide_segment(
 
     if phase == ALL or phase == WRITE:
         weight, a, b, cooling, holds = settle(here, program, statistics, top1, lse1, alone, padded)
-        form = parameter(program, FORM)
+        form = parameter(program, "form")
         room = sources[6] - start
         out += tl.load(row[0]) * out_stride + start * out_step
         if form == OBSERVE:
             pass
         elif form == SWITCH:
-            above = top1 - parameter(program, LOG_RATIO)
+            above = top1 - parameter(program, "log_ratio")
             above = tl.where(holds, above, INFINITY)
-            below = low1 + parameter(program, LOG_RATIO)
+            below = low1 + parameter(program, "log_ratio")
             for i in tl.static_range(strips):
                 y = switch(z1[i], z2[i], lse1, lse2, low2, weight, above, below)
                 put(out, out_step, i, room, tl.where(z1[i] < line, -INFINITY, y * cooling))
         elif (form == PROBABILITY) & holds:
-            min_p = parameter(program, MIN_PROB) / vocab
+            min_p = parameter(program, "min_prob") / vocab
             for i in tl.static_range(strips):
                 y = mix(z1[i], z2[i], lse1, lse2, a, b, min_p)
                 put(out, out_step, i, room, tl.where(z1[i] < line, -INFINITY, y * cooling))
         elif blends(program, third):
-            c = parameter(program, THIRD_WEIGHT)
+            c = parameter(program, "third_weight")
             low3 = tl.min(partials(here, LOW3, INFINITY, padded), 0)
             low3 = tl.where(low3 == INFINITY, 0.0, low3)
             z3 = stream(sources, third, start, size, width, strips)

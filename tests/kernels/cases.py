@@ -1,4 +1,4 @@
-"""What the kernel tests share: back ends by name, rows over made-up logits, what parity means."""
+"""What the kernel tests share: back ends by name, streams of made-up logits, what parity means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from divserve.decoding import METHODS
-from divserve_kernels import ABSENT, PARAMETERS, STATISTICS, Form, Programs, Streams
+from divserve_contract import STATISTICS, Form, Program
+from divserve_kernels import ABSENT, Programs, Streams
 from divserve_kernels.reference import guide as reference
 from divserve_kernels.selfcheck import EXAMPLES
 
@@ -24,7 +25,7 @@ ALL = [*ON_CPU, "triton"] if INTERPRETED else ON_CPU
 """Triton decides at its import whether it interprets: `test_triton` runs the tests once more."""
 MIX = list(EXAMPLES.values())
 LONG, MANY = (333, len(MIX)) if INTERPRETED else (1271, 99)
-"""A vocabulary of several uneven tiles, and rows for all methods: in more the interpreter takes a
+"""A vocabulary of several uneven tiles, and rows for all methods: for more the interpreter takes a
 minute."""
 
 BackEnd = Callable[[Tensor, Streams, Tensor | None, Tensor], Tensor]
@@ -46,20 +47,20 @@ def back_end(name: str) -> BackEnd:
     return interpreted
 
 
-def of_method(method: str, temperature: float = 1.0, **fields: Any) -> tuple[float, ...]:
+def of_method(method: str, temperature: float = 1.0, **fields: Any) -> Program:
     """The program of a decoding method."""
     payload = {"method": method, "guide": {"prompt": "x"}, **fields}
     return METHODS[method].model_validate(payload).program(temperature)
 
 
-def rows_of(
+def streams_of(
     programs: Sequence[Sequence[float]],
     primary: Sequence[int],
     guide: Sequence[int] | None = None,
     third: Sequence[int] | None = None,
     device: torch.device = CPU,
 ) -> Streams:
-    """Rows that follow these programs, which are kept in slots neither dense nor in order."""
+    """Streams of rows that follow these programs, kept in slots neither dense nor in order."""
     slots = [2 * i + 1 for i in reversed(range(len(programs)))]
     table = Programs(4, device)
     table.write(dict(zip(slots, programs, strict=True)))
@@ -69,13 +70,13 @@ def rows_of(
 def pairs(logits: Tensor, programs: Sequence[Sequence[float]]) -> Streams:
     """Pairs (0, 1), (2, 3) … of ``logits`` ``[2G, V]``."""
     count = logits.shape[0]
-    return rows_of(programs, range(0, count, 2), range(1, count, 2), device=logits.device)
+    return streams_of(programs, range(0, count, 2), range(1, count, 2), device=logits.device)
 
 
 def made_up(
     count: int, vocab: int, seed: int = 0, spread: float = 3.0, device: torch.device = CPU
 ) -> tuple[Tensor, Streams]:
-    """Logits and ``count`` rows of mixed methods over them; guides are shared to save memory."""
+    """Logits and ``count`` guided rows of mixed methods; guides are shared to save memory."""
     shared = min(count, 8)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count + 2 * shared, vocab, generator=generator) * spread
@@ -83,11 +84,11 @@ def made_up(
     guides = [order[count + i % shared] for i in range(count)]
     thirds = [order[count + shared + i % shared] for i in range(count)]
     programs = [MIX[(i + seed) % len(MIX)] for i in range(count)]
-    return logits.to(device), rows_of(programs, order[:count], guides, thirds, device)
+    return logits.to(device), streams_of(programs, order[:count], guides, thirds, device)
 
 
 def assert_parity(
-    run: BackEnd, logits: Tensor, rows: Streams, side: Tensor | None = None, poison: bool = False
+    run: BackEnd, logits: Tensor, streams: Streams, side: Tensor | None = None, poison: bool = False
 ) -> None:
     """The back end agrees with the reference, and leaves all other rows alone.
 
@@ -98,21 +99,21 @@ def assert_parity(
     expected = expected.to(logits.device)
     mine = expected.clone()
     source = mine if logits.dtype is torch.float32 and not poison else logits
-    found = run(source, rows, side, mine)
-    statistics = reference(logits.clone(), rows, side, expected).cpu()
+    found = run(source, streams, side, mine)
+    statistics = reference(logits.clone(), streams, side, expected).cpu()
 
     found, written = found.cpu(), torch.zeros(len(logits), dtype=torch.bool)
     for g, (primary, slot) in enumerate(
-        zip(rows.primary.tolist(), rows.slot.tolist(), strict=True)
+        zip(streams.primary.tolist(), streams.slot.tolist(), strict=True)
     ):
         if primary == ABSENT:
             assert not found[g].any()
             continue
-        row = dict(zip(PARAMETERS, rows.table[:, slot].tolist(), strict=True))
-        written[primary] = row["form"] != Form.OBSERVE
+        program = Program(*streams.table[:, slot].tolist())
+        written[primary] = program.form != Form.OBSERVE
         figures = dict(zip(STATISTICS, statistics[g].tolist(), strict=True))
         tokens = [t[primary].float().cpu() for t in (logits, mine, expected)]
-        flipped = _assert_row(row, figures, *tokens)
+        flipped = _assert_row(program, figures, *tokens)
         kept = STATISTICS.index("kept")
         assert abs(float(found[g, kept]) - float(statistics[g, kept])) <= flipped
         compared = [i for i in range(len(STATISTICS)) if i != kept]
@@ -126,24 +127,24 @@ def assert_parity(
 
 
 def _assert_row(
-    row: dict[str, float], figures: dict[str, float], z1: Tensor, mine: Tensor, expected: Tensor
+    program: Program, figures: dict[str, float], z1: Tensor, mine: Tensor, expected: Tensor
 ) -> int:
     """One row of guided logits; returns the number of tokens that only one side keeps."""
     dropped, reference_dropped = torch.isneginf(mine), torch.isneginf(expected)
     flipped = (dropped != reference_dropped).nonzero()[:, 0]
     both = ~(dropped | reference_dropped)
-    if row["form"] == Form.PROBABILITY and figures["alpha"] != 0:
+    if program.form == Form.PROBABILITY and figures["alpha"] != 0:
         # A difference of probabilities near 0 has no accurate logarithm.
         factor = figures["factor"]
         q, reference_q = (mine * factor).exp(), (expected * factor).exp()
         torch.testing.assert_close(q[both], reference_q[both], rtol=1e-3, atol=1e-6)
         # Only one side may keep a token whose probability is all but at its floor, or q at 0.
         p = z1.double().softmax(-1)[flipped] * len(z1)
-        at_floor = (p / row["min_prob"] - 1).abs() < 1e-4
+        at_floor = (p / program.min_prob - 1).abs() < 1e-4
         assert (at_floor | (torch.maximum(q, reference_q)[flipped] < 1e-6)).all()
     else:
         # The contrast of two large logits may cancel: compare on the scale of its terms.
-        weights = 1 + abs(figures["alpha"]) + abs(row["third_weight"])
+        weights = 1 + abs(figures["alpha"]) + abs(program.third_weight)
         size = float(z1.nan_to_num(neginf=0).abs().max()) + 1
         tolerance = 2e-5 * weights * size / figures["factor"]
         # An error of the divergence is multiplied by the halvings that it causes.
@@ -152,7 +153,7 @@ def _assert_row(
             mine[both], expected[both], rtol=relative, atol=tolerance, equal_nan=True
         )
         for token in flipped.tolist():
-            assert row["top_p"] < 1
-            p = (z1.double() / row["top_p_temperature"]).softmax(-1)
-            assert abs(float(p[z1 > z1[token]].sum()) - row["top_p"]) < 1e-5
+            assert program.top_p < 1
+            p = (z1.double() / program.top_p_temperature).softmax(-1)
+            assert abs(float(p[z1 > z1[token]].sum()) - program.top_p) < 1e-5
     return len(flipped)

@@ -38,14 +38,14 @@ def test_a_back_end_that_cannot_serve_is_named(monkeypatch: pytest.MonkeyPatch) 
 def spoilt(kind: str) -> BackEnd:
     """The CPU's back end with one figure wrong."""
 
-    def run(logits: Tensor, rows: Any, side: Tensor | None, out: Tensor) -> Tensor:
-        statistics = torch_backend.guide(logits, rows, side, out)
+    def run(logits: Tensor, streams: Any, side: Tensor | None, out: Tensor) -> Tensor:
+        statistics = torch_backend.guide(logits, streams, side, out)
         if kind == "statistic":
             statistics[4, 2] += 0.01
         elif kind == "nan":
             statistics[4, 2] = math.nan
         else:
-            out[rows.primary[4]] *= 1.1
+            out[streams.primary[4]] *= 1.1
         return statistics
 
     return BackEnd("spoilt", run, "a test")
@@ -66,3 +66,11 @@ def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(backends, "choose", lambda _: spoilt("logits"))
     with pytest.raises(StartupError, match="DIVSERVE_KERNELS=torch avoids them"):
         worker._check_kernels(CPU, 512)
+
+
+def test_an_engine_starts_where_numba_has_run() -> None:
+    """vLLM's CPU engines look through all loaded modules, llvmlite's library among them."""
+    from vllm.triton_utils.dispatcher import register_kernels
+
+    assert selfcheck.check(CPU).back_end == "numba"
+    register_kernels({})

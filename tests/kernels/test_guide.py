@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from divserve_kernels import PARAMETERS, STATISTICS, Form, Streams, guide
-from divserve_kernels.layout import NEUTRAL, program
-from tests.kernels.cases import ALL, back_end, of_method, pairs, rows_of
+from divserve_contract import STATISTICS, Form, Program
+from divserve_kernels import Streams, guide
+from tests.kernels.cases import ALL, LONG, back_end, of_method, pairs, streams_of
 
 Z1 = [2.0, 1.5, 0.3, -0.5, -1.0, -2.0]
 Z2 = [1.8, 0.2, 1.6, -0.4, -1.2, -0.5]
@@ -21,7 +21,7 @@ OL = math.log(0.1)
 
 def one_row(parameters: Any, streams: int) -> Streams:
     """Program 0 with row 1 as its guide and row 2, if there is one, as its third stream."""
-    return rows_of([parameters], [0], [1], [2] if streams > 2 else None)
+    return streams_of([parameters], [0], [1], [2] if streams > 2 else None)
 
 
 def statistics_of(name: str, parameters: Any, *streams: list[float]) -> dict[str, float]:
@@ -52,14 +52,14 @@ def guided(name: str, parameters: Any, *streams: list[float]) -> list[float]:
         (of_method("kl_temperature", sigma=0.1), [z / 0.097118 for z in Z1]),
         (of_method("kl_temperature", sigma=0.5), [z / 0.627277 for z in Z1]),
         (of_method("kl_temperature", sigma=2), [z / 0.889949 for z in Z1]),
-        (program(guide_weight=-0.3), [1.46, 1.44, -0.18, -0.38, -0.64, -1.85]),
-        (program(alpha=0.5, log_plausibility=OL), [2.10, 2.15, -0.35, -INF, -INF, -INF]),
-        (program(alpha=1, log_plausibility=OL), [2.2, 2.8, -1.0, -INF, -INF, -INF]),
+        (Program(guide_weight=-0.3), [1.46, 1.44, -0.18, -0.38, -0.64, -1.85]),
+        (Program(alpha=0.5, log_plausibility=OL), [2.10, 2.15, -0.35, -INF, -INF, -INF]),
+        (Program(alpha=1, log_plausibility=OL), [2.2, 2.8, -1.0, -INF, -INF, -INF]),
         (
-            program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4)),
+            Program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4)),
             [-0.499936, 0.100064, -2.362380, -3.162380, -3.499936, -6.199936],
         ),
-        (program(entropy_rate=-0.1 * math.log2(0.8)), [z / (0.588941 / 0.6) for z in Z1]),
+        (Program(entropy_rate=-0.1 * math.log2(0.8)), [z / (0.588941 / 0.6) for z in Z1]),
     ],
 )
 def test_golden_logits(name: str, parameters: Any, expected: list[float]) -> None:
@@ -72,9 +72,9 @@ def test_golden_logits(name: str, parameters: Any, expected: list[float]) -> Non
     ("parameters", "expected"),
     [
         # Contrastive decoding, original form, and CFG in log-probs: equal up to a constant.
-        (program(guide_weight=-1, log_plausibility=OL), [0.162443, 1.262443, -1.337557]),
-        (program(guide_weight=-2, log_plausibility=OL), [-0.110859, 2.589141, -1.410859]),
-        (program(alpha=0.5), [-0.581158, -0.531158, -3.031158, -3.231158, -3.581158, -5.431158]),
+        (Program(guide_weight=-1, log_plausibility=OL), [0.162443, 1.262443, -1.337557]),
+        (Program(guide_weight=-2, log_plausibility=OL), [-0.110859, 2.589141, -1.410859]),
+        (Program(alpha=0.5), [-0.581158, -0.531158, -3.031158, -3.231158, -3.581158, -5.431158]),
     ],
 )
 def test_golden_log_probs(name: str, parameters: Any, expected: list[float]) -> None:
@@ -88,11 +88,11 @@ def test_golden_log_probs(name: str, parameters: Any, expected: list[float]) -> 
 def test_golden_uscd(name: str) -> None:
     """q = p1 − 0.7·p2 on p1 ≥ ⅔/V, negative ones dropped; above the gate nothing happens."""
     uscd = {"form": Form.PROBABILITY, "guide_weight": -0.7, "min_prob": 2 / 3}
-    found = guided(name, program(**uscd), Z1, Z2)
+    found = guided(name, Program(**uscd), Z1, Z2)
     assert [math.exp(z) for z in found[:2]] == pytest.approx([0.208804, 0.250795], abs=1e-5)
     assert found[2:] == [-INF] * 4
-    assert guided(name, program(**uscd, gate=0.3), Z1, Z2) == pytest.approx(Z1)
-    figures = statistics_of(name, program(**uscd), Z1, Z2)
+    assert guided(name, Program(**uscd, gate=0.3), Z1, Z2) == pytest.approx(Z1)
+    figures = statistics_of(name, Program(**uscd), Z1, Z2)
     assert figures["kept"] == 2
     assert figures["alpha"] == pytest.approx(0.7)
     # s = 0.204166 with ddof 1 is Σp² = s²(V−1) + 1/V.
@@ -102,7 +102,7 @@ def test_golden_uscd(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_uscd_falls_back_where_nothing_is_left(name: str) -> None:
     """Every q ≤ 0: the primary as it is."""
-    parameters = program(form=Form.PROBABILITY, guide_weight=-3)
+    parameters = Program(form=Form.PROBABILITY, guide_weight=-3)
     assert guided(name, parameters, Z1, Z1) == pytest.approx(Z1)
     assert statistics_of(name, parameters, Z1, Z1)["kept"] == 6
 
@@ -111,7 +111,7 @@ def test_uscd_falls_back_where_nothing_is_left(name: str) -> None:
 def test_coiecd_leaves_a_dominant_token_alone(name: str) -> None:
     """One token near the top: the lower band is dropped (algorithms.md §3.3)."""
     z1, z2 = [6.0, 1, 0.5, -1, -2], [1.0, 3, 0.2, -1, -1.5]
-    parameters = program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4))
+    parameters = Program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4))
     expected = [-0.012000, -5.012000, -5.512000, -9.820594, -11.320594]
     assert guided(name, parameters, z1, z2) == pytest.approx(expected, abs=1e-5)
     assert statistics_of(name, parameters, z1, z2)["alpha"] == 0
@@ -123,7 +123,7 @@ def test_vdgd_replaces_the_candidates_logits(name: str) -> None:
     """Grounding logits of a third row, on the nucleus of the primary."""
     grounding = [[0.5, 0.3, 0.1, 0.1], [0.05, 0.05, 0.6, 0.3]]
     logs = torch.tensor(grounding).log()
-    parameters = program(primary_weight=0, third_weight=1)
+    parameters = Program(primary_weight=0, third_weight=1)
     for reduced, expected in (
         (logs.amax(0), [0.294118, 0.176471, 0.352941, 0.176471]),
         (logs.mean(0), [0.226284, 0.175278, 0.350557, 0.247881]),
@@ -131,7 +131,7 @@ def test_vdgd_replaces_the_candidates_logits(name: str) -> None:
         streams = ([0.0, 1.0, 0.5, 0.2], [0.0] * 4, reduced.tolist())
         found = torch.tensor(guided(name, parameters, *streams)).softmax(0)
         assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    nucleus = program(primary_weight=0, third_weight=1, top_p=0.5, top_p_temperature=0.5)
+    nucleus = Program(primary_weight=0, third_weight=1, top_p=0.5, top_p_temperature=0.5)
     kept = guided(name, nucleus, [0.0, 1.0, 0.9, 0.2], [0.0] * 4, logs.amax(0).tolist())
     assert [math.isinf(z) for z in kept] == [True, False, False, True]
 
@@ -140,9 +140,9 @@ def test_vdgd_replaces_the_candidates_logits(name: str) -> None:
 @pytest.mark.parametrize(("top_p", "kept"), [(0.0, 1), (0.5, 1), (0.52, 2), (0.83, 3), (1.0, 6)])
 def test_nucleus_keeps_the_token_over_the_line(name: str, top_p: float, kept: int) -> None:
     """p1 = .516 .313 .094 .042 .026 .009."""
-    found = guided(name, program(top_p=top_p), Z1, Z2)
+    found = guided(name, Program(top_p=top_p), Z1, Z2)
     assert found == pytest.approx(Z1[:kept] + [-INF] * (6 - kept))
-    assert statistics_of(name, program(top_p=top_p), Z1, Z2)["kept"] == kept
+    assert statistics_of(name, Program(top_p=top_p), Z1, Z2)["kept"] == kept
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,8 +163,8 @@ def test_golden_statistics(name: str) -> None:
 @pytest.mark.parametrize(
     "neutral",
     [
-        program(),
-        program(form=Form.OBSERVE, alpha=3),
+        Program(),
+        Program(form=Form.OBSERVE, alpha=3),
         of_method("cad", alpha=0),
         of_method("cfg", scale=1),
         of_method("kl_temperature", sigma=0),
@@ -172,7 +172,7 @@ def test_golden_statistics(name: str) -> None:
 )
 def test_neutral_rows_are_bit_identical(name: str, neutral: tuple[float, ...]) -> None:
     """Invariant 2: no strength, no change, not even a rounding."""
-    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)) * 5
+    logits = torch.randn(2, LONG, generator=torch.Generator().manual_seed(0)) * 5
     before = logits.clone()
     back_end(name)(logits, pairs(logits, [neutral]), None, logits)
     assert torch.equal(logits, before)
@@ -181,7 +181,7 @@ def test_neutral_rows_are_bit_identical(name: str, neutral: tuple[float, ...]) -
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_guide_entries_count_as_the_smallest(name: str) -> None:
     """algorithms.md §0.3: no +inf where only the guide is masked."""
-    found = guided(name, program(alpha=1), [1.0, 2.0, -INF], [-INF, 3.0, -INF])
+    found = guided(name, Program(alpha=1), [1.0, 2.0, -INF], [-INF, 3.0, -INF])
     assert found == [2 * 1 - 3.0, 2 * 2 - 3.0, -INF]
 
 
@@ -196,12 +196,3 @@ def test_half_precision_logits_are_read() -> None:
     logits, out = torch.tensor([Z1, Z2]).bfloat16(), torch.zeros(2, 6)
     guide(logits, pairs(logits, [of_method("cad")]), out=out)
     assert out[0].tolist() == pytest.approx((1.5 * logits[0] - 0.5 * logits[1]).tolist(), abs=0.02)
-
-
-def test_tables_agree_with_the_methods() -> None:
-    """The kernel and the methods name the same columns without importing each other."""
-    from divserve import decoding
-
-    assert (decoding.Program._fields, decoding.STATISTICS) == (PARAMETERS, STATISTICS)
-    assert [*map(int, decoding.Form)] == [*map(int, Form)]
-    assert decoding.Program()._asdict() == NEUTRAL

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import hypothesis.strategies as st
@@ -20,9 +16,16 @@ from divserve_kernels import expected_row, history_torch, nearest
 from tests.kernels.cases import ALL, INTERPRETED
 from tests.kernels.histories import GPU, TYPES, Case, assert_parity, made_up, simple
 
-ROOT = Path(__file__).resolve().parents[2]
 INF = math.inf
 NAMES = ["reference", *ALL]
+SIZES = [
+    (hidden, block, dtype)
+    for i, hidden in enumerate([1, 64, 97, 576])
+    for j, block in enumerate([1, 16, 32, 128])
+    for k, dtype in enumerate(TYPES)
+    # A third of them has each pair of values; all take the interpreter too long.
+    if not INTERPRETED or (i + j + k) % 3 == 0
+]
 
 
 @pytest.fixture(params=["whole", "pieces"])
@@ -64,9 +67,7 @@ def test_the_latest_of_equals(name: str) -> None:
         assert (found.kl.item(), found.position.item()) == (kl, position)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("block", [1, 16, 32, 128])
-@pytest.mark.parametrize("hidden", [1, 64, 97, 576])
+@pytest.mark.parametrize(("hidden", "block", "dtype"), SIZES)
 @pytest.mark.parametrize("name", ALL)
 def test_sizes(name: str, hidden: int, block: int, dtype: torch.dtype) -> None:
     """Ranges that are empty, of one position, not aligned to pages, and of whole pages."""
@@ -83,10 +84,10 @@ def test_sizes(name: str, hidden: int, block: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_long_ranges(name: str, dtype: torch.dtype) -> None:
     """Several stretches, chunks and turns of a program; on the CPU, more than one thread's work."""
-    ranges = [(0, 2600), (1, 2), (17, 1500)]
-    assert_parity(name, made_up(ranges, 97, 16, dtype))
-    rows = 20 if INTERPRETED else 200
-    assert_parity(name, made_up([(0, 40)] * rows + [(3, 1100)], 64, 16, dtype))
+    # Interpreted tiles are worked off one by one, and have 16 positions: 300 are as long.
+    longest, rows = (300, 20) if INTERPRETED else (2600, 200)
+    assert_parity(name, made_up([(0, longest), (1, 2), (17, longest // 2)], 97, 16, dtype))
+    assert_parity(name, made_up([(0, 40)] * rows + [(3, longest // 2)], 64, 16, dtype))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -214,19 +215,6 @@ def test_nothing_to_compare(count: int, most: int) -> None:
     assert found.kl.tolist() == [INF] * count
     assert found.position.tolist() == [-1] * count
     assert found.position.dtype is torch.int32
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
-def test_parity_through_the_interpreter() -> None:
-    """The Triton back end where no GPU is, in a process whose Triton interprets."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        [*command, __file__], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout[-5000:]
-    assert int(run.stdout.split(" passed")[0].split()[-1]) > 55
 
 
 @pytest.mark.gpu

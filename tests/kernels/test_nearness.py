@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from divserve_kernels import ABSENT, STATISTICS, side_row
-from divserve_kernels.layout import program
-from tests.kernels.cases import back_end, rows_of
+from divserve_contract import STATISTICS, Program
+from divserve_kernels import ABSENT, side_row
+from tests.kernels.cases import back_end, streams_of
 from tests.kernels.test_guide import NAMES, Z1, Z2
 
 INF = math.inf
@@ -24,8 +24,8 @@ def nearness(
     """Overlap and agreement of two rows, on an output of its own; None: there is no guide."""
     logits = torch.stack([z1] if z2 is None else [z1, z2])
     second = [ABSENT] if z2 is None else [1] if side is None else [side_row(0)]
-    rows = rows_of([program(alpha=0.5)], [0], second)
-    found = back_end(name)(logits, rows, side, torch.empty(logits.shape))[0]
+    streams = streams_of([Program(alpha=0.5)], [0], second)
+    found = back_end(name)(logits, streams, side, torch.empty(logits.shape))[0]
     overlap, agree = (float(found[STATISTICS.index(n)]) for n in ("overlap", "agree"))
     return overlap, agree
 

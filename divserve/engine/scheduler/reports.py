@@ -134,7 +134,7 @@ class Reports:
         is_rare = bool(failed or self._alarms or self._switch_rules or figures)
         # Ready groups stand at the front of the batch, so behind so many outputs are plain ones.
         left = sum(len(group.members) for group in self._of_step)
-        kept = []
+        kept: list[EngineCoreOutput] = []
         for place, output in enumerate(outputs):
             if not left and not is_rare:
                 return kept + outputs[place:]

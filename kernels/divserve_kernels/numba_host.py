@@ -1,0 +1,24 @@
+"""What compiled functions are given: tensors as memory, and how many threads they may use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numba import config, set_num_threads
+from torch import Tensor
+
+__all__ = ["limit_threads", "memory"]
+
+
+def memory(tensor: Tensor) -> Any:
+    """The memory from the first to the last entry of a tensor, rows without gaps, as one array."""
+    tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in pairs)
+    return tensor.detach().as_strided((span,), (1,)).numpy()
+
+
+def limit_threads() -> None:
+    """Never more threads than torch may use: the operator has bound those to cores."""
+    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
