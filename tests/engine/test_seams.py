@@ -6,124 +6,30 @@ vLLM's source is parsed, not imported. After a change of ours, or another versio
 
 from __future__ import annotations
 
-import ast
 import json
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from divserve.engine import compat
-from divserve.engine.seams import MIXED_INTO, SEAMS, Seam, table
+from divserve.engine.seams import SEAMS, Seam, table
 from divserve.engine.seams.seam import CHECKED
 from tests.support import seams
-from tests.support.syntax import Class, Member, Module
+from tests.support.seams_found import (
+    SOURCE,
+    bases,
+    first,
+    held,
+    overrides,
+    subclasses,
+    touched,
+    uses,
+)
 
-SOURCE = seams.source_of()
 LISTED = {(seam.target, seam.file) for seam in SEAMS}
 
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
-HOLDERS = {"divserve/engine/scheduler/": {"scheduler": SCHEDULER, "_scheduler": SCHEDULER}}
-"""Names under which files of a folder hold an object of vLLM's."""
-
-OPEN = {
-    *("divserve_chosen", "guidance", "models"),
-    *("should_exit", "timeout_graceful_shutdown"),
-    *("_fields", "_replace", "__class__", "__name__", "__qualname__"),
-}
-"""Attributes that we add to objects of others, uvicorn's, and what every object or tuple has."""
-OWN = ("self", "cls", "args")
-"""Names of what is ours to write on."""
-
-
-def bases(cls: Class) -> list[Class]:
-    """The classes of vLLM that a class of ours stands before."""
-    theirs = [base for base in SOURCE.mro(cls) if base.target.startswith("vllm.")]
-    for mixed in MIXED_INTO.get(cls.target, ()):
-        theirs += SOURCE.mro(SOURCE.get_class(mixed))
-    return theirs
-
-
-def first(classes: list[Class], name: str) -> Member | None:
-    return next((cls.members[name] for cls in classes if name in cls.members), None)
-
-
-def file_of(module: Module) -> str:
-    return str(module.path.relative_to(seams.ROOT))
-
-
-@cache
-def subclasses() -> list[tuple[Class, Class, list[Class]]]:
-    """Every subclass of vLLM's classes, each class of ours that it is made of, and theirs."""
-    return list(_subclasses())
-
-
-def _subclasses() -> Iterator[tuple[Class, Class, list[Class]]]:
-    for _, module in seams.ours(SOURCE):
-        for cls in SOURCE.classes(module):
-            theirs = bases(cls)
-            for part in SOURCE.mro(cls) if theirs else ():
-                if not part.target.startswith("vllm."):
-                    yield cls, part, theirs
-
-
-def overrides() -> set[tuple[str, str]]:
-    """Members of vLLM's that ours stand in front of, with our files."""
-    found = set()
-    for _, part, theirs in subclasses():
-        for name in part.overriding:
-            member = first(theirs, name)
-            # Only a class that knows its base makes a constructor for it.
-            if member is not None and (name != "__init__" or bases(part)):
-                found.add((member.target, file_of(part.module)))
-    return found
-
-
-def own(cls: Class) -> set[str]:
-    """What a class of ours has by itself: what its body defines, and what its constructor sets."""
-    body = [node for node in cls.node.body if getattr(node, "name", "") == "__init__"]
-    made = ast.ClassDef(cls.node.name, [], [], body, [])
-    return {*cls.overriding, *Class(cls.target, cls.module, made).members}
-
-
-def uses() -> set[tuple[str, str]]:
-    """Members of vLLM's that our subclasses name as their own, with our files."""
-    found = set()
-    for cls, part, theirs in subclasses():
-        known = {name for c in SOURCE.mro(cls) if c not in theirs for name in own(c)}
-        for node in ast.walk(part.node):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"):
-                member = None if node.attr in known else first(theirs, node.attr)
-                if member is not None:
-                    found.add((member.target, file_of(part.module)))
-    return found
-
-
-def held() -> set[tuple[str, str]]:
-    """Members of vLLM's objects that files use by the names of `HOLDERS`."""
-    found = set()
-    for file, module in seams.ours(SOURCE):
-        holders = next((h for folder, h in HOLDERS.items() if file.startswith(folder)), {})
-        for node in ast.walk(module.tree) if holders else ():
-            if isinstance(node, ast.Attribute):
-                holder = holders.get(ast.unparse(node.value).rpartition(".")[2])
-                member = SOURCE.find(f"{holder}.{node.attr}") if holder else None
-                if member is not None:
-                    found.add((member.target, file))
-    return found
-
-
-def defined_by_us() -> set[str]:
-    """Names of all members of our classes."""
-    return {
-        name
-        for _, module in seams.ours(SOURCE)
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.ClassDef)
-        for name in Class("", module, node).members
-    }
 
 
 def defining(seam: Seam) -> str:
@@ -157,18 +63,7 @@ def test_what_subclasses_use_of_their_bases_is_listed() -> None:
 
 def test_what_is_written_on_or_private_to_other_objects_is_listed() -> None:
     names = {(target.replace(":", ".").rpartition(".")[2], file) for target, file in LISTED}
-    known = defined_by_us() | OPEN
-    found = set()
-    for file, module in seams.ours(SOURCE):
-        if not file.startswith(("divserve/engine/", "divserve/startup/")):
-            continue
-        for node in ast.walk(module.tree):
-            if not isinstance(node, ast.Attribute) or ast.unparse(node.value) in OWN:
-                continue
-            private = node.attr.startswith("_") and not node.attr.startswith("__")
-            if (private or not isinstance(node.ctx, ast.Load)) and node.attr not in known:
-                found.add((node.attr, file))
-    wrong = lines("not listed", found - names)
+    wrong = lines("not listed", touched() - names)
     assert wrong == [], "\n".join(wrong)
 
 

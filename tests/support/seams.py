@@ -20,7 +20,7 @@ from divserve.engine.seams import SEAMS, table
 from divserve.engine.seams.seam import CHECKED
 from divserve.startup.checks import VLLM_VERSION
 from tests.support.source import Source
-from tests.support.syntax import Module
+from tests.support.syntax import Module, module_at
 
 __all__ = ["PAGE", "RECORD", "ROOT", "differences", "fingerprints", "ours", "source_of"]
 
@@ -49,10 +49,11 @@ def ours(source: Source) -> Iterator[tuple[str, Module]]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             file = path.relative_to(ROOT)
             name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
-            module = source.module(name) or Module(name, path)
+            module = source.module(name) or module_at(name, path)
             yield str(file), module
 
 
+@cache
 def imported(source: Source) -> dict[str, str]:
     """The names that we import from vLLM, and the first file that does."""
     found: dict[str, str] = {}
@@ -64,6 +65,7 @@ def imported(source: Source) -> dict[str, str]:
     return found
 
 
+@cache
 def fingerprints(source: Source) -> dict[str, Fingerprint]:
     """What is compared, by target: `Seam` s and imported names. Names that are not there lack."""
     asked = dict.fromkeys(imported(source), "signature") | {s.target: "" for s in SEAMS}

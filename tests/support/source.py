@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.syntax import Class, Member, Module
+from tests.support.syntax import Class, Member, Module, module_at
 
 __all__ = ["Source"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
     """The packages below some folders, by name."""
 
     roots: Mapping[str, Path]
     _modules: dict[str, Module | None] = field(default_factory=dict)
     _classes: dict[str, Class] = field(default_factory=dict)
+    _orders: dict[str, list[Class]] = field(default_factory=dict)
 
     def module(self, name: str) -> Module | None:
         """A module by its full name; None if there is none."""
@@ -33,7 +34,7 @@ class Source:
         base = self.roots[package].joinpath(*rest)
         found = (p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file())
         path = next(found, None)
-        return None if path is None else Module(name, path)
+        return None if path is None else module_at(name, path)
 
     def find(self, target: str) -> Member | None:
         """What ``module:name`` or ``module:Class.member`` is, inherited members included."""
@@ -74,6 +75,11 @@ class Source:
 
     def mro(self, cls: Class) -> list[Class]:
         """The class and its bases in Python's order, as far as they can be found."""
+        if cls.target not in self._orders:
+            self._orders[cls.target] = self._order(cls)
+        return self._orders[cls.target]
+
+    def _order(self, cls: Class) -> list[Class]:
         bases = self._bases(cls)
         lines = [*map(self.mro, bases), bases]
         order = [cls]

@@ -10,11 +10,11 @@ import hashlib
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Class", "Member", "Module"]
+__all__ = ["Class", "Member", "Module", "module_at"]
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 Node: TypeAlias = ast.stmt
@@ -43,6 +43,15 @@ class Module:
         return ast.parse(self.text)
 
     @cached_property
+    def attributes(self) -> list[tuple[str, ast.Attribute]]:
+        """All uses of an attribute, each with the text of what it is an attribute of."""
+        return [
+            (ast.unparse(node.value), node)
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Attribute)
+        ]
+
+    @cached_property
     def package(self) -> str:
         """What its relative imports start from."""
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
@@ -63,6 +72,12 @@ class Module:
         parts = self.package.split(".")
         base = ".".join(parts[: len(parts) - node.level + 1])
         return f"{base}.{node.module}" if node.module else base
+
+
+@cache
+def module_at(name: str, path: Path) -> Module:
+    """The module of a file; a file is parsed only once."""
+    return Module(name, path)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Every place where divserve depends on vLLM's inner workings, in one list.
 
-The names that are imported from vLLM are no part of it: the import says it, and the tests find
-them by themselves. ``docs/seams.md`` shows the list as a table; ``tests/engine/test_seams.py``
-compares it with our source and with vLLM's.
+Names that are imported from vLLM are not in it: the tests find the imports by themselves.
+``docs/seams.md`` shows the list as a table; ``tests/engine/test_seams.py`` compares it with our
+source and with vLLM's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from divserve.engine.seams.http import HTTP_SEAMS
+from divserve.engine.seams.objects import OBJECT_SEAMS
 from divserve.engine.seams.scheduler import SCHEDULER_SEAMS
 from divserve.engine.seams.seam import CHECKED, Seam
 from divserve.engine.seams.server import SERVER_SEAMS
@@ -17,7 +18,13 @@ from divserve.engine.seams.worker import MIXED_INTO, WORKER_SEAMS
 
 __all__ = ["MIXED_INTO", "SEAMS", "Seam", "table"]
 
-SEAMS: tuple[Seam, ...] = (*SCHEDULER_SEAMS, *WORKER_SEAMS, *SERVER_SEAMS, *HTTP_SEAMS)
+SEAMS: tuple[Seam, ...] = (
+    *SCHEDULER_SEAMS,
+    *OBJECT_SEAMS,
+    *WORKER_SEAMS,
+    *SERVER_SEAMS,
+    *HTTP_SEAMS,
+)
 
 
 def table() -> str:

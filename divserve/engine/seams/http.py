@@ -81,5 +81,4 @@ HTTP_SEAMS: tuple[Seam, ...] = (
         "vllm.entrypoints.openai.completion.protocol:CompletionRequest", API_REQUESTS, "read",
         max_tokens="0 decodes nothing",
     ),
-    *seams("vllm.sampling_params:SamplingParams", API_REQUESTS, "written", extra_args="the order"),
 )  # fmt: skip

@@ -52,14 +52,11 @@ _CLIENT = (
     ),
     *seams(CORE, GUIDED, "called", abort_requests_async="the engine drops what it ran"),
     *seams("vllm.outputs:RequestOutput", GUIDED, "read", outputs="get ``guidance`` and ``models``"),
-    *seams("vllm.sampling_params:SamplingParams", GUIDED, "written", extra_args="the order"),
+    *seams("vllm.sampling_params:SamplingParams", GUIDED, "written", extra_args="without ours"),
     *seams(
         PROCESSOR, LEDGER, "patched",
         add_request="learns the engine's ids of a request",
         process_outputs="takes statistics out before outputs are merged",
-    ),
-    *seams(
-        "vllm.v1.engine:EngineCoreOutput", LEDGER, "written", kv_transfer_params="without ours",
     ),
     *seams(
         CORE, HAND_OFF, "patched",
@@ -91,7 +88,7 @@ _CLIENT = (
     ),
     *seams(
         "vllm.sampling_params:SamplingParams", SEGMENTS, "written",
-        extra_args="the order of a segment", seed="another for each segment",
+        seed="another for each segment",
     ),
     *seams(
         "vllm.v1.metrics.loggers:StatLoggerBase", STATS, "overridden",
