@@ -143,7 +143,9 @@ class BareScheduler:
             RuntimeError: that takes more than so many steps.
         """
         for _ in range(steps):
-            if not self.scheduler.requests and not self._steps:
+            if not self.scheduler.requests:
+                while self._steps:
+                    self.update(*self._steps.popleft())
                 return
             self.step()
         raise RuntimeError(f"stuck: {[*self.scheduler.requests]}")

@@ -37,7 +37,6 @@ _OVERRIDDEN = (
         "repeated, not called",
         _preempt_request="calls an alarm off; the group stops sampling",
         update_from_output="takes back unguided tokens; adds statistics to outputs",
-        _update_request_with_output="ends a segment where its rule says",
         _free_request="notes that a member has ended; calls an alarm off; forgets a rule; does not "
         "tell the front end of guides and probes",
         finish_requests="ends members together; reports the primary only",
@@ -46,6 +45,14 @@ _OVERRIDDEN = (
     *seams(
         ASYNC, STEP, "overridden",
         __init__="makes our objects; arguments pass through",
+    ),
+    *seams(
+        SCHEDULER, STEP, "patched",
+        _update_request_with_output="ends a segment where its rule says; on the object itself, and "
+        "only while there are rules",
+    ),
+    *seams(
+        ASYNC, STEP, "patched",
         _update_request_with_output="as in the scheduler, under asynchronous scheduling",
     ),
 )  # fmt: skip

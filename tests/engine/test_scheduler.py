@@ -1,0 +1,223 @@
+"""The scheduler alone, its workers played: nothing of a group is ever sampled without the rest.
+
+A step takes milliseconds here, so that mixes of requests can be drawn at random. What the engines
+make of these steps is tested with models (`test_token_identity`, `test_partly_admitted` …).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.v1.request import RequestStatus
+
+from divserve.decoding import Look, Spec
+from divserve.engine.order import Order
+from divserve.engine.scheduler.group import Group
+from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
+from divserve_contract import Program
+from tests.support.bare_scheduler import BareScheduler
+
+SCHEDULERS = {"sync": (LockstepScheduler, 1), "async": (AsyncLockstepScheduler, 2)}
+CONTRAST = Program(alpha=0.5)
+
+
+@pytest.fixture(params=SCHEDULERS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def made(kind: str, model: Path, **sizes: Any) -> Watched:
+    cls, ahead = SCHEDULERS[kind]
+    return Watched(cls, model, ahead=ahead, **sizes)
+
+
+class Watched(BareScheduler):
+    """Asserts in every step that groups sample as a whole, or not at all."""
+
+    def update(self, output: Any, sampling: list[str]) -> None:
+        sampled = set(sampling)
+        for group in self.scheduler.groups:
+            rows = [m.request_id for m in group.members if m is not group.grounding]
+            here = [name for name in rows if name in sampled]
+            assert here in ([], rows), f"{here} of {rows}"
+            assert group.grounding is None or not here, "sampled before its text was read"
+        super().update(output, sampling)
+
+
+def guided(*guides: int, grounding: int = 0) -> Order:
+    """An order with guides of so many tokens, none of them with a common prefix."""
+    texts = [[200 * (i + 1) + j for j in range(n)] for i, n in enumerate(guides)]
+    return Order(Spec(CONTRAST, texts, grounding=list(range(900, 900 + grounding))))
+
+
+def leftovers(watched: BareScheduler, free: int) -> dict[str, int]:
+    """What must be 0 when nothing runs."""
+    scheduler = watched.scheduler
+    free -= scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    lines = len(scheduler.waiting) + len(scheduler.kv_holding_waiting) + len(scheduler.running)
+    return {**scheduler.leftovers(), "blocks": free, "lines": lines}
+
+
+def free_blocks(watched: BareScheduler) -> int:
+    return int(watched.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+def test_a_group_that_fits_samples_in_its_first_step(tiny: Path, kind: str) -> None:
+    """It is as quick as a plain request."""
+    steps = {}
+    for name, order in {"plain": None, "pair": guided(7), "two guides": guided(7, 9)}.items():
+        watched = made(kind, tiny)
+        watched.add("one", 12, order)
+        watched.run()
+        assert watched.answers == {"one": 4}
+        steps[name] = watched.steps
+    assert steps["pair"] == steps["two guides"] == steps["plain"]
+
+
+@pytest.mark.parametrize("guide", [1, 7, 300], ids=["one token", "short", "longer than a step"])
+@pytest.mark.parametrize("prompt", [1, 9, 300], ids=["one token", "short", "longer than a step"])
+def test_groups_of_any_lengths(tiny: Path, kind: str, prompt: int, guide: int) -> None:
+    watched = made(kind, tiny)
+    free = free_blocks(watched)
+    watched.add("pair", prompt, guided(guide))
+    watched.add("plain", 5)
+    watched.run()
+    assert watched.answers == {"pair": 4, "plain": 4}
+    assert set(leftovers(watched, free).values()) == {0}
+
+
+def test_nobody_comes_between_the_members_of_a_whole_group(tiny: Path, kind: str) -> None:
+    """A long prompt in front of it takes the tokens of the step: then it is held as ever."""
+    watched = made(kind, tiny, max_tokens=64)
+    watched.add("long", 60)
+    watched.add("pair", 4, guided(4))
+    watched.step()
+    assert "long" in {request.request_id for request in watched.scheduler.running}
+    assert "pair" not in watched.scheduler.groups.ready
+    watched.run()
+    assert watched.answers == {"long": 4, "pair": 4}
+
+
+def test_a_group_of_single_tokens_comes_in_when_it_is_first(tiny: Path, kind: str) -> None:
+    """None of its members can be held: it is admitted as a whole or not at all."""
+    watched = made(kind, tiny, max_rows=3, blocks=12)
+    for i in range(4):
+        watched.add(f"pair{i}", 1, guided(1))
+        watched.add(f"plain{i}", 20)
+    watched.run()
+    assert watched.answers == {f"{kind}{i}": 4 for kind in ("pair", "plain") for i in range(4)}
+
+
+def test_who_waits_for_rows_stops_the_line(tiny: Path, kind: str) -> None:
+    """A plain request behind a group that does not fit does not overtake it for ever."""
+    watched = made(kind, tiny, max_rows=3)
+    watched.add("first", 8, guided(8), tokens=30)
+    watched.add("second", 8, guided(8))
+    watched.add("plain", 8)
+    for _ in range(3):
+        watched.step()
+    assert {r.request_id for r in watched.scheduler.waiting} >= {"second", "second~guide", "plain"}
+    watched.run()
+    assert watched.answers == {"first": 30, "second": 4, "plain": 4}
+
+
+def test_an_urgent_group_is_admitted_as_a_whole_under_the_priority_policy(
+    tiny: Path, kind: str
+) -> None:
+    watched = made(kind, tiny, policy="priority")
+    watched.add("calm", 8, guided(8), priority=1)
+    watched.add("urgent", 8, guided(8), priority=0)
+    watched.step()
+    assert {r.request_id for r in watched.scheduler.running} == {"urgent", "urgent~guide"}
+    watched.run()
+    assert watched.answers == {"calm": 4, "urgent": 4}
+
+
+def test_a_text_is_read_before_the_first_token(tiny: Path, kind: str) -> None:
+    watched = made(kind, tiny)
+    free = free_blocks(watched)
+    watched.add("text", 9, guided(grounding=30))
+    watched.add("text and guide", 9, guided(5, grounding=90))
+    watched.run()
+    assert watched.answers == {"text": 4, "text and guide": 4}
+    assert set(leftovers(watched, free).values()) == {0}
+
+
+def test_what_waits_costs_a_step_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what runs or changes its state is looked at."""
+    watched = made("sync", tiny, max_rows=2)
+    watched.add("pair", 8, guided(8), tokens=20)
+    for _ in range(3):
+        watched.step()
+    for i in range(50):
+        watched.add(f"queued{i}", 8, guided(8))
+    seen: list[str] = []
+    for name in ("running", "ready", "lacks_prefill", "joinable", "waits_for_others"):
+        asked = getattr(Group, name)
+
+        def asking(group: Group, *args: Any, _asked: Any = asked, **kwargs: Any) -> Any:
+            seen.append(group.name)
+            return _asked(group, *args, **kwargs)
+
+        monkeypatch.setattr(Group, name, asking)
+    watched.step()
+    assert [name for name in seen if name != "pair"] == []
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.integers(1, 90),
+        st.none() | st.lists(st.integers(1, 90), max_size=2),
+        st.booleans(),
+        st.integers(1, 6),
+        st.integers(0, 2),
+        st.integers(0, 12),
+    ),
+    min_size=1,
+    max_size=8,
+)
+ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@given(REQUESTS, ABORTS, st.sampled_from([12, 20, 64]), st.sampled_from([3, 4, 16]))
+@settings(max_examples=60)
+def test_any_mix_of_requests(
+    tiny: Path, policy: str, requests: Any, aborts: Any, blocks: int, rows: int
+) -> None:
+    """Whatever comes when, is aborted when, and however little memory there is: all end."""
+    for kind in SCHEDULERS:
+        watched = made(kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48)
+        free = free_blocks(watched)
+        expected = {}
+        for step in range(32):
+            for i, (prompt, guides, text, tokens, priority, arrival) in enumerate(requests):
+                if arrival == step:
+                    order = None if guides is None else guided(*guides, grounding=20 * text)
+                    watched.add(str(i), prompt, order, tokens, priority=priority)
+                    # No longer than what fits the KV cache beside the guides.
+                    expected[str(i)] = watched.scheduler.requests[str(i)].max_tokens
+            for when, who in aborts:
+                if when == step:
+                    watched.scheduler.finish_requests(str(who), RequestStatus.FINISHED_ABORTED)
+                    expected.pop(str(who), None)
+            watched.step()
+        watched.run()
+        for name, tokens in expected.items():
+            refused = "leave no room" in (error := watched.errors.get(name, "")) or (
+                "--max-num-seqs" in error
+            )
+            assert watched.answers.get(name, 0) == (0 if refused else tokens), name
+        assert set(leftovers(watched, free).values()) == {0}
+
+
+def test_a_group_of_one_row_is_never_held(tiny: Path) -> None:
+    """A request that looks back, say: it waits for nobody."""
+    watched = made("sync", tiny)
+    look = Look(1.0, 2, 0, "prefix+generated", True)
+    watched.add("looks", 9, Order(Spec(Program(form=0.0), look=look)))
+    assert watched.scheduler.groups.held == set()
