@@ -89,7 +89,7 @@ def test_an_alarm_and_a_group_that_want_the_same_blocks(engine: Engine) -> None:
     (alone,) = engine.generate([(PROMPT, pair)])
     looker = params("look_back", None, threshold=1000, k=5)
     pool = engine.scheduler.kv_cache_manager.block_pool
-    given_up = counted(engine.scheduler, "_give_up_waiting")
+    given_up = counted(engine.scheduler.alarms, "give_up_newest")
     sizes = itertools.product((3, 4, 5), (0, 1, 5), (30, 31, 61))
     for reserved, steps, length in sizes:
         taken = pool.get_new_blocks(reserved)
