@@ -216,7 +216,7 @@ def test_nothing_to_compare(count: int, most: int) -> None:
     assert found.position.dtype is torch.int32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
 def test_parity_through_the_interpreter() -> None:
     """The Triton back end where no GPU is, in a process whose Triton interprets."""

@@ -16,7 +16,7 @@ from tests.kernels.cases import INTERPRETED, assert_parity, back_end, made_up
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
 def test_parity_through_the_interpreter() -> None:
     """Golden vectors and parity, in a process whose Triton interprets: the passes one by one."""

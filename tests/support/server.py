@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,9 +21,19 @@ from tests.support.engine import ENVIRONMENT
 from tests.support.models import ROOT
 
 API_KEY = "test-key"
-START_TIMEOUT_S = 240
-STOP_TIMEOUT_S = 30
+START_TIMEOUT_S = 600
+STOP_TIMEOUT_S = 60
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server, its process and what it has written."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 @contextmanager
@@ -56,8 +67,7 @@ def serving(
         _wait_until_ready(url, process, log)
         yield url, process
     finally:
-        process.terminate()
-        process.wait(STOP_TIMEOUT_S)
+        _stop(process)
 
 
 def get(url: str, path: str) -> str:
@@ -66,6 +76,17 @@ def get(url: str, path: str) -> str:
     with urllib.request.urlopen(request, timeout=60) as response:
         text: str = response.read().decode()
     return text
+
+
+def gauges(url: str) -> dict[str, float]:
+    """The server's own account of its load."""
+    lines = get(url, "/metrics").splitlines()
+    return {
+        name: float(line.split()[-1])
+        for name in GAUGES
+        for line in lines
+        if line.startswith(f"{name}{{")
+    }
 
 
 def free_port() -> int:
@@ -94,6 +115,17 @@ def clean_environment() -> dict[str, str]:
     ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     return environment | {"VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server, with force in the end, so that none outlives the tests."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
