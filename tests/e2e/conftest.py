@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.models import make_tiny
 from tests.support.otlp import Collector, collecting
-from tests.support.server import API_KEY, Started, serving
+from tests.support.server import API_KEY, TOGETHER, Started, serving
 
 FLAGS = ("--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 VOCABULARIES = {"large": 49_216, "small": 49_152, "amateur": 49_152, "tuned": 49_280}
@@ -68,8 +68,8 @@ def tiny_server(
     flags += ["--max-num-seqs", "32", "--drain-timeout", "90"]
     flags += ["--otlp-traces-endpoint", collector.url]
     log = tmp_path_factory.mktemp("tiny-server") / "log.txt"
-    serve = serving(tiny_models["large"], log, flags, "tests.support.watched_server")
-    with serve as (url, process):
+    module = "tests.support.watched_server"
+    with serving(tiny_models["large"], log, flags, module, TOGETHER) as (url, process):
         yield Started(url, process, log)
 
 

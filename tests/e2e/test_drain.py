@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.chat import guided
 from tests.support.otlp import Collector
-from tests.support.server import API_KEY, Started, serving
+from tests.support.server import API_KEY, TOGETHER, Started, serving
 
 STREAMS = 48
 TOKENS = 120
@@ -148,7 +148,7 @@ def test_the_rest_ends_with_an_error_event(
     timeout = {"time is up": "0.5", "second signal": "90", "no time": "0"}[how]
     flags = ["--small", str(tiny_models["small"]), "--max-num-seqs", "32"]
     flags += ["--drain-timeout", timeout]
-    serve = serving(tiny_models["large"], tmp_path / "log.txt", flags)
+    serve = serving(tiny_models["large"], tmp_path / "log.txt", flags, environment=TOGETHER)
     with serve as (url, process):
         asyncio.run(test(url, process))
         assert process.wait(LEAVES_WITHIN_S) == 0

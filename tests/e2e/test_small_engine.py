@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.test_two_models import assert_nothing_stays, at_the_mean
 from tests.support.chat import MESSAGES, account, chat, complete
-from tests.support.server import API_KEY, serving
+from tests.support.server import API_KEY, TOGETHER, serving
 
 LEAVERS = 500
 ENGINE_TIMEOUT_S = 8
@@ -34,7 +34,7 @@ def started(
     log = tmp_path_factory.mktemp("two") / "log.txt"
     flags = ["--small", str(tiny_models["small"]), "--max-num-seqs", "32"]
     flags += ["--engine-timeout", str(ENGINE_TIMEOUT_S)]
-    with serving(tiny_models["large"], log, flags) as (url, process):
+    with serving(tiny_models["large"], log, flags, environment=TOGETHER) as (url, process):
         yield url, process.pid
 
 

@@ -37,9 +37,13 @@ def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
     assert set(result["leftovers"].values()) == {0}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("mode", "blocks"), [("async", 0), ("async", 11), ("sync", 0)], ids=["async", "tight", "sync"]
+    ("mode", "blocks"),
+    [
+        pytest.param("async", 11, id="tight"),
+        pytest.param("async", 0, id="async", marks=pytest.mark.long),
+        pytest.param("sync", 0, id="sync", marks=pytest.mark.long),
+    ],
 )
 def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> None:
     """Token identity, seeds, n = 2, preemption and aborts, as on V1."""

@@ -10,10 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,12 @@ from tests.support.models import ROOT
 API_KEY = "test-key"
 START_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 60
+TOGETHER = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+"""An engine's worker inside the engine's own process: one start of Python less."""
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
 
@@ -38,7 +45,11 @@ class Started:
 
 @contextmanager
 def serving(
-    model: Path, log: Path, flags: Sequence[str] = (), module: str = "divserve"
+    model: Path,
+    log: Path,
+    flags: Sequence[str] = (),
+    module: str = "divserve",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Starts a server and waits until it is healthy; yields its address and process.
 
@@ -47,6 +58,7 @@ def serving(
         log: where it writes.
         flags: of ``divserve serve``, more than `FLAGS`.
         module: that is run.
+        environment: more variables than a user's shell has.
 
     Raises:
         RuntimeError: it did not start; the message ends with its log.
@@ -54,12 +66,12 @@ def serving(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", module, "serve", str(model), "--port", str(port)]
-    environment = clean_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    variables = {**clean_environment(), "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *FLAGS, *flags],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
