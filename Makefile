@@ -2,6 +2,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+# Or pytest compiles all tests again in each of its processes.
+unexport PYTHONDONTWRITEBYTECODE
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -13,6 +15,8 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOAKED := tests/api/test_schema.py tests/engine/test_draws.py tests/e2e/test_chaos.py
+# The order of the files is that of tests/support/sharing.py.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 50
 MODEL := .models/smollm2-135m-instruct
 
 # A step is done when its stamp exists. The stamp's name carries a checksum of what the step
@@ -41,14 +45,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
-.PHONY: help setup runtime model serve test test-deploy coverage mutants soak lint types format bench load clean
+.PHONY: help setup runtime model serve test test-all test-deploy coverage mutants soak lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-all, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -56,8 +60,11 @@ setup: $(DEV) runtime model  ## install everything into .venv and prepare the mo
 serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000
 	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)
 
-test: setup lint types  ## set up, then lint, type check and run the whole test suite
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup lint types  ## set up, then lint, type check and run the tests, but for the long ones
+	@$(PYTEST) -m "not long" --times tests/out/test.txt $(ARGS)
+
+test-all: setup  ## run the tests that `make test` leaves out: long runs, more shapes, more draws
+	@$(PYTEST) -m long --times tests/out/test-all.txt $(ARGS)
 
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
@@ -101,7 +108,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove everything that make has built: environment, model, caches
-	rm -rf .venv .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
+	rm -rf .venv .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)

@@ -1,19 +1,23 @@
-"""Models shared by the whole run."""
+"""Models shared by the whole run, and the order in which files are run."""
 
 from __future__ import annotations
 
 import os
 
-# Tiny models gain nothing from a second thread and lose much when the machine is busy; set before
-# torch is imported.
+# Set before torch is imported, for this process and those that tests start. Tiny models gain
+# nothing from a second thread. Threads of OpenMP that wait must sleep: on cores that other tests
+# use too, they would burn more time than all computations take.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import models
+from tests.support import durations, models, sharing
 from tests.support.hf import Reference
 
 # Seconds are not asserted: a busy machine would fail.
@@ -21,20 +25,32 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 
-LONG = ("smollm2", "e2e", "engine", "kernels")
-"""Folders whose files take minutes: these first, or one worker ends long after the other."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="long versions of chaos and fuzz tests")
+    parser.addoption("--times", metavar="FILE", help="write seconds of files and tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return LONG.index(folder) if folder in LONG else len(LONG)
-
-    items.sort(key=place)
+    """Long files first, or one worker ends long after the other."""
+    items.sort(key=lambda item: sharing.place(item.nodeid))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="long versions of chaos and fuzz tests")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker gets whole files; those that use one server go to one worker."""
+    return sharing.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    report.cpu = durations.spent()
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if path := config.getoption("--times"):
+        durations.write(Path(path), terminalreporter.stats)
 
 
 @pytest.fixture(scope="session")

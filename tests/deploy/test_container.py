@@ -33,7 +33,7 @@ ENVIRONMENT = image_environment(IMAGE["ENV"]) | {
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @dataclass(frozen=True)

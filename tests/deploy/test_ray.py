@@ -218,7 +218,7 @@ def answers_of_replicas() -> list[float]:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_guided_requests_reach_both_replicas(client: openai.OpenAI) -> None:
     before = answers_of_replicas()
     texts = set()
@@ -235,7 +235,7 @@ def test_guided_requests_reach_both_replicas(client: openai.OpenAI) -> None:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
     chunks = [chunk for chunk in guided(client, stream=True) if chunk.choices]
     assert len(chunks) > 4
@@ -243,7 +243,7 @@ def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_are_divserve_s(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
@@ -255,7 +255,7 @@ def test_errors_are_divserve_s(client: openai.OpenAI) -> None:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_strangers_are_refused(url: str) -> None:
     stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
@@ -263,7 +263,7 @@ def test_strangers_are_refused(url: str) -> None:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_chart_s_test_passes_against_a_real_server(url: str, keys: Path) -> None:
     """The program that `helm test` runs in the cluster."""
     done = subprocess.run(

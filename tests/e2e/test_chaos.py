@@ -1,4 +1,4 @@
-"""A server that is left, overrun and robbed of its engine."""
+"""A server that is left and overrun in earnest, and whose engine hangs at last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,21 @@ import httpx2
 import psutil
 import pytest
 
-from tests.e2e.test_disconnect import GAUGES, gauges
-from tests.support.losses import DECODINGS, gone, lose
-from tests.support.server import API_KEY, get, serving
+from tests.support.held import GRACE_S, held
+from tests.support.losses import DECODINGS, assert_all_are_told
+from tests.support.server import API_KEY, GAUGES, serving
 
 ABORTS, SOAK_ABORTS, WARM_UP = 2_000, 10_000, 500
 AT_ONCE = 12
 LONGEST_VISIT_S = 0.3
-GRACE_S = 20
 GROWTH = 1.02
 ROWS, QUEUE = 8, 48
 KNOCKS = 30
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 ENGINE_TIMEOUT_S = 8
 """Longer than a machine that also runs other tests lets the engine wait for a core."""
-GONE_WITHIN_S = 20
+
+pytestmark = pytest.mark.long
 
 log = logging.getLogger(__name__)
 # An import in the suite leaves the root logger at ERROR, and `make soak` shows these figures.
@@ -55,24 +54,6 @@ def started(
 @pytest.fixture
 def running(started: tuple[str, subprocess.Popen[bytes]]) -> tuple[str, psutil.Process]:
     return started[0], psutil.Process(started[1].pid)
-
-
-def tree(server: psutil.Process) -> list[psutil.Process]:
-    return [server, *server.children(recursive=True)]
-
-
-def held(url: str, server: psutil.Process) -> dict[str, float]:
-    """What a server at rest holds; waits until its gauges say that it rests."""
-    deadline = time.monotonic() + GRACE_S
-    while any(gauges(url).values()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
-    return gauges(url) | {
-        "processes": len(tree(server)),
-        "files": sum(process.num_fds() for process in tree(server)),
-        "tasks": float(get(url, "/tasks")),
-        "memory": sum(process.memory_info().rss for process in tree(server)),
-    }
 
 
 async def abort(url: str, rng: random.Random, statuses: Counter[str]) -> None:
@@ -124,7 +105,6 @@ async def abort_many(url: str, count: int, seed: int) -> Counter[str]:
     return statuses
 
 
-@pytest.mark.slow
 def test_nothing_is_left_of_aborted_streams(
     running: tuple[str, psutil.Process], soak: bool
 ) -> None:
@@ -144,7 +124,6 @@ def test_nothing_is_left_of_aborted_streams(
     assert after == {name: before[name] for name in after}
 
 
-@pytest.mark.slow
 def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
     """The queue is kept, the rest is refused at once, and whoever was let in is answered right."""
     url, fits = running[0], ROWS + QUEUE
@@ -202,32 +181,7 @@ def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
     assert quick < slow / 5
 
 
-@pytest.mark.slow
-def test_the_engine_is_killed(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
-    with serving(tiny_with_tokenizer, tmp_path / "log.txt") as (url, process):
-        assert_all_are_told(url, process, signal.SIGKILL, within_s=5)
-
-
-@pytest.mark.slow
 def test_the_engine_hangs(started: tuple[str, subprocess.Popen[bytes]]) -> None:
     """Stopped, its process is there and does nothing, not even at SIGTERM. Runs last."""
     url, process = started
     assert_all_are_told(url, process, signal.SIGSTOP, within_s=ENGINE_TIMEOUT_S + 5)
-
-
-def assert_all_are_told(
-    url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
-) -> None:
-    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
-    processes = tree(psutil.Process(process.pid))
-    (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
-    errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))
-    start = time.monotonic()
-    code = process.wait(GONE_WITHIN_S)
-    log.info("told after %.1f s, left %.1f s later", took, time.monotonic() - start)
-    assert code == 1
-    assert took < within_s
-    assert {error["code"] for error in errors} == {"engine_unavailable"}
-    assert {error["type"] for error in errors} == {"service_unavailable_error"}
-    assert all(error.keys() == {"message", "type", "param", "code"} for error in errors)
-    assert gone(processes)

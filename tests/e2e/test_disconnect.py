@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.chat import guided
 from tests.support.metrics import Changes, scraped
-from tests.support.server import get, hang_up
+from tests.support.server import GAUGES, gauges, hang_up
 
 CLIENTS = 200
 AT_ONCE = 16
 LONGEST_VISIT_S = 1.0
 GRACE_S = 20
-GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 
 def test_nothing_is_left_of_clients_that_leave_at_any_instant(server: str) -> None:
@@ -42,14 +41,3 @@ def visit(server: str, rng: random.Random) -> None:
         "ignore_eos": True,
     }
     hang_up(server, body, rng.random() * LONGEST_VISIT_S)
-
-
-def gauges(server: str) -> dict[str, float]:
-    """The server's own account of its load."""
-    lines = get(server, "/metrics").splitlines()
-    return {
-        name: float(line.split()[-1])
-        for name in GAUGES
-        for line in lines
-        if line.startswith(f"{name}{{")
-    }

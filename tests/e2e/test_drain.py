@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import openai
 import pytest
 
 from tests.support.chat import guided
-from tests.support.models import make_tiny
-from tests.support.server import API_KEY, serving
+from tests.support.otlp import Collector
+from tests.support.server import API_KEY, TOGETHER, Started, serving
 
 STREAMS = 48
 TOKENS = 120
-READY_TURNS_WITHIN_S = 1.0
 LEAVES_WITHIN_S = 60
 """Two engines have to be taken down, on a machine that may be busy."""
 KEY = {"Authorization": f"Bearer {API_KEY}"}
@@ -31,36 +29,28 @@ GUIDED = {"decoding": guided() | {"guide": {"without": "Document. "}}}
 SWITCH = {"decoding": {"method": "entropy_switch", "threshold": 15.0, "window": 1, "min_run": 1}}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("drain")
-    large, small = (
-        make_tiny(folder / name, vocab_size=49_152, seed=seed)
-        for seed, name in enumerate(["large", "small"])
-    )
-    return large, small
-
-
-@contextmanager
-def running(
-    models: tuple[Path, Path], log: Path, *flags: str
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    large, small = map(str, models)
-    more = ["--small", small, "--max-num-seqs", "32", *flags]
-    with serving(Path(large), log, more) as started:
-        yield started
-
-
 class Stream:
     """One answer, as it comes."""
 
-    def __init__(self, client: openai.AsyncOpenAI, tokens: int, extra: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        tokens: int,
+        extra: dict[str, Any],
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.begun = asyncio.Event()
         self.tokens = 0
         self.end = ""
-        self.task = asyncio.create_task(self._read(client, tokens, extra))
+        self.task = asyncio.create_task(self._read(client, tokens, extra, headers or {}))
 
-    async def _read(self, client: openai.AsyncOpenAI, tokens: int, extra: dict[str, Any]) -> None:
+    async def _read(
+        self,
+        client: openai.AsyncOpenAI,
+        tokens: int,
+        extra: dict[str, Any],
+        headers: dict[str, str],
+    ) -> None:
         try:
             chunks: Any = await client.completions.create(
                 model="smol",
@@ -69,6 +59,7 @@ class Stream:
                 stream=True,
                 stream_options={"include_usage": True},
                 extra_body={"ignore_eos": True} | extra,
+                extra_headers=headers,
             )
             async for chunk in chunks:
                 self.begun.set()
@@ -95,23 +86,28 @@ async def streams(
     return begun
 
 
-async def not_ready_after(http: httpx2.AsyncClient) -> float:
-    """Seconds until /ready says no."""
-    start = time.monotonic()
+async def not_ready(http: httpx2.AsyncClient) -> None:
+    """Waits until /ready says no; the answers under way take longer than that."""
     while (await http.get("/ready")).status_code == 200:
         await asyncio.sleep(0.01)
-    return time.monotonic() - start
 
 
-def test_no_stream_is_truncated(models: tuple[Path, Path], tmp_path: Path) -> None:
-    """Plain, guided and switching answers, some of them still waiting for a row."""
+def test_no_stream_is_truncated(tiny_server: Started, collector: Collector) -> None:
+    """Plain, guided and switching answers, some of them still waiting for a row; ends the server.
 
-    async def test(url: str, process: subprocess.Popen[bytes]) -> None:
+    Their spans are sent too: exporters send every five seconds, and the server ends sooner.
+    """
+    url, process = tiny_server.url, tiny_server.process
+    trace = secrets.token_hex(16)
+    traced = {"traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"}
+
+    async def test() -> None:
         async with client_of(url) as client, httpx2.AsyncClient(base_url=url, timeout=30) as http:
             assert (await http.get("/ready")).json() == {"status": "ready"}
-            under_way = await streams(client, TOKENS, STREAMS, [PLAIN, GUIDED, SWITCH])
+            last = Stream(client, TOKENS, GUIDED, traced)
+            under_way = [last, *await streams(client, TOKENS, STREAMS, [PLAIN, GUIDED, SWITCH])]
             process.send_signal(signal.SIGTERM)
-            assert await not_ready_after(http) < READY_TURNS_WITHIN_S
+            await not_ready(http)
             assert (await http.get("/ready")).json() == {"status": "draining"}
             for path in ("/v1/completions", "/v1/chat/completions"):
                 refused = await http.post(path, json={"prompt": "x"}, headers=KEY)
@@ -122,18 +118,23 @@ def test_no_stream_is_truncated(models: tuple[Path, Path], tmp_path: Path) -> No
             assert (await http.get("/health")).status_code == 200
             assert any(not stream.task.done() for stream in under_way)
             await asyncio.gather(*(stream.task for stream in under_way))
-        assert [stream.end for stream in under_way] == ["length"] * STREAMS
-        assert [stream.tokens for stream in under_way] == [TOKENS] * STREAMS
+        assert [stream.end for stream in under_way] == ["length"] * (STREAMS + 1)
+        assert [stream.tokens for stream in under_way] == [TOKENS] * (STREAMS + 1)
 
-    with running(models, tmp_path / "log.txt", "--drain-timeout", "90") as (url, process):
-        asyncio.run(test(url, process))
-        assert process.wait(LEAVES_WITHIN_S) == 0
+    asyncio.run(test())
+    assert process.wait(LEAVES_WITHIN_S) == 0
+    # One of each: the guide's row is no request of its own.
+    assert collector.count(trace) == {"divserve.request": 1, "llm_request": 1}
+    assert "Traceback" not in tiny_server.log.read_text()
 
 
-@pytest.mark.parametrize("how", ["time is up", "second signal"])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["time is up", "second signal", "no time"])
 def test_the_rest_ends_with_an_error_event(
-    models: tuple[Path, Path], tmp_path: Path, how: str
+    tiny_models: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
+    """`tests.api.test_edges_drain` does so without an engine."""
+
     async def test(url: str, process: subprocess.Popen[bytes]) -> None:
         async with client_of(url) as client:
             under_way = await streams(client, 900, 12, [PLAIN, GUIDED, SWITCH])
@@ -144,7 +145,10 @@ def test_the_rest_ends_with_an_error_event(
             await asyncio.gather(*(stream.task for stream in under_way))
         assert [stream.end for stream in under_way] == ["shutting_down"] * 12
 
-    timeout = "0.5" if how == "time is up" else "90"
-    with running(models, tmp_path / "log.txt", "--drain-timeout", timeout) as (url, process):
+    timeout = {"time is up": "0.5", "second signal": "90", "no time": "0"}[how]
+    flags = ["--small", str(tiny_models["small"]), "--max-num-seqs", "32"]
+    flags += ["--drain-timeout", timeout]
+    serve = serving(tiny_models["large"], tmp_path / "log.txt", flags, environment=TOGETHER)
+    with serve as (url, process):
         asyncio.run(test(url, process))
         assert process.wait(LEAVES_WITHIN_S) == 0

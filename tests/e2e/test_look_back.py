@@ -1,4 +1,4 @@
-"""A real server with --look-back, as users of the openai client see it."""
+"""Look-back decoding on a real server, as users of the openai client see it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import json
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.test_disconnect import gauges
 from tests.support.chat import Streamed, account, chat, complete
-from tests.support.server import API_KEY, hang_up, serving
+from tests.support.server import API_KEY, Started, gauges, hang_up
 
 OPENING = "The island is known for its birds. The birds of the island are known for"
 LOOK = {"method": "look_back", "threshold": 1.0, "k": 4, "trace": True}
@@ -25,19 +22,8 @@ GRACE_S = 30
 
 
 @pytest.fixture(scope="module")
-def started(
-    tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Path]]:
-    """Address and log of the server."""
-    log = tmp_path_factory.mktemp("look") / "log.txt"
-    with serving(tiny_with_tokenizer, log, ("--look-back", "--max-num-seqs", "16")) as (url, _):
-        yield url, log
-
-
-@pytest.fixture(scope="module")
-def client(started: tuple[str, Path]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{started[0]}/v1", api_key=API_KEY, max_retries=0) as client:
-        yield client
+def client(tiny_client: openai.OpenAI) -> openai.OpenAI:
+    return tiny_client
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +83,8 @@ def test_a_grammar_holds(client: openai.OpenAI) -> None:
     assert re.fullmatch("[0-9]{4}-[0-9]{2}", answer.choices[0].message.content)
 
 
-def test_the_method_is_listed(started: tuple[str, Path]) -> None:
-    methods = _get(started[0], "/v1/decoding/methods")["data"]
+def test_the_method_is_listed(tiny_server: Started) -> None:
+    methods = _get(tiny_server.url, "/v1/decoding/methods")["data"]
     (entry,) = [method for method in methods if method["method"] == "look_back"]
     assert entry["available"] is True
     assert entry["parameters"]["properties"]["k"]["maximum"] == 20
@@ -126,16 +112,7 @@ def test_it_stands_alone(client: openai.OpenAI) -> None:
         chat(client, [LOOK, {"method": "entropy_temperature"}])
 
 
-def test_a_server_without_the_store_says_so(server: str) -> None:
-    with (
-        openai.OpenAI(base_url=f"{server}/v1", api_key=API_KEY, max_retries=0) as plain,
-        pytest.raises(openai.BadRequestError, match="runs without --look-back") as caught,
-    ):
-        chat(plain, LOOK)
-    assert caught.value.code == "method_unavailable"
-
-
-def test_leavers_leave_nothing(started: tuple[str, Path]) -> None:
+def test_leavers_leave_nothing(tiny_server: Started) -> None:
     """Clients that go at any moment of an answer full of alarms."""
     body = {
         "model": "smol",
@@ -145,11 +122,11 @@ def test_leavers_leave_nothing(started: tuple[str, Path]) -> None:
         "decoding": {**LOOK, "threshold": 100.0, "k": 8},
     }
     with ThreadPoolExecutor(12) as pool:
-        list(pool.map(lambda i: hang_up(started[0], body, 0.02 * (i % 30)), range(LEAVERS)))
+        list(pool.map(lambda i: hang_up(tiny_server.url, body, 0.02 * (i % 30)), range(LEAVERS)))
     deadline = time.monotonic() + GRACE_S
-    while any(gauges(started[0]).values()) and time.monotonic() < deadline:
+    while any(gauges(tiny_server.url).values()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert set(gauges(started[0]).values()) == {0}
+    assert set(gauges(tiny_server.url).values()) == {0}
 
 
 def _get(url: str, path: str) -> Any:

@@ -31,7 +31,7 @@ GRACE_S = 30
 FLAGS = ("--api-server-count", "2", "--log-format", "json", "--max-model-len", "256")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     with serving(tiny_with_tokenizer, log, FLAGS) as (url, process):

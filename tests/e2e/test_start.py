@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.models import ROOT
 from tests.support.server import clean_environment
 
@@ -21,7 +23,6 @@ def start(*arguments: str) -> tuple[int, str]:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
     )
     return server.returncode, server.stderr.strip().splitlines()[-1]
 
@@ -38,12 +39,14 @@ def test_port_in_use(tiny: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_no_such_model(tmp_path: Path) -> None:
     code, line = start(str(tmp_path / "nothing"))
     assert code == 2
     assert line.startswith("divserve: vLLM refuses the configuration")
 
 
+@pytest.mark.long
 def test_unsupported_mode(tiny: Path) -> None:
     assert start(str(tiny), "--pipeline-parallel-size", "2") == (
         2,
@@ -51,6 +54,7 @@ def test_unsupported_mode(tiny: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_mode_that_vllm_refuses(tiny: Path) -> None:
     code, line = start(str(tiny), "--max-model-len", "100000")
     assert code == 2

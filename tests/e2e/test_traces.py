@@ -1,25 +1,17 @@
-"""Spans of a real server at a real collector, over the wire."""
+"""Spans of a real server at a real collector, over the wire; `test_drain` awaits the last ones."""
 
 from __future__ import annotations
 
 import secrets
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.support.chat import DOCUMENT, MESSAGES, account, chat, guided
-from tests.support.otlp import Collector, collecting
-from tests.support.server import API_KEY, STOP_TIMEOUT_S, serving
-
-pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="divserve[otel] is not here")
-pytest.importorskip("opentelemetry.proto", reason="divserve[otel] is not here")
+from tests.support.chat import DOCUMENT, account, chat, guided
+from tests.support.otlp import Collector
 
 OURS, VLLM = "divserve.request", "llm_request"
 SERVER, ERROR = 2, 2
@@ -28,23 +20,15 @@ SERVER, ERROR = 2, 2
 
 @dataclass(frozen=True)
 class Traced:
-    """A server and where its spans go."""
+    """A server's client and where its spans go."""
 
-    process: subprocess.Popen[bytes]
     client: openai.OpenAI
     collector: Collector
-    log: Path
 
 
-@pytest.fixture(scope="module")
-def traced(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    log = tmp_path_factory.mktemp("traced") / "log.txt"
-    with collecting() as collector:
-        flags = ("--otlp-traces-endpoint", collector.url)
-        with serving(tiny_with_tokenizer, log, flags) as (url, process):
-            client = openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
-            with client:
-                yield Traced(process, client, collector, log)
+@pytest.fixture
+def traced(tiny_client: openai.OpenAI, collector: Collector) -> Traced:
+    return Traced(tiny_client, collector)
 
 
 def parent() -> tuple[str, str, dict[str, str]]:
@@ -122,14 +106,3 @@ def test_a_refused_request(traced: Traced) -> None:
     assert refused[OURS]["divserve.outcome"] == "client_error"
     assert refused[OURS]["http.response.status_code"] == 400
     assert refused[OURS]["error.type"] == "invalid_request_error"
-
-
-def test_the_last_spans_are_sent_before_the_server_ends(traced: Traced) -> None:
-    """The last of the module: exporters send every five seconds, and the server ends sooner."""
-    trace, _, header = parent()
-    ask(traced, header, messages=MESSAGES)
-    traced.process.send_signal(signal.SIGTERM)
-    assert traced.process.wait(STOP_TIMEOUT_S) == 0
-    # One of each: the guide's row is no request of its own.
-    assert traced.collector.count(trace) == {OURS: 1, VLLM: 1}
-    assert "Traceback" not in traced.log.read_text()

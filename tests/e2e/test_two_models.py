@@ -1,67 +1,39 @@
-"""A real server with an amateur and a small engine, as users of the openai client see it.
-
-The models are tiny and random, so that an answer takes milliseconds: what is checked is the server.
-"""
+"""A real server with an amateur and a small engine, as users of the openai client see it."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from divserve.decoding import METHODS
-from tests.support.chat import MESSAGES, PROMPT, Streamed, account, chat, complete
+from tests.support.chat import PROMPT, Streamed, account, chat, complete
+from tests.support.held import held
 from tests.support.metrics import Changes, scraped
-from tests.support.models import make_tiny
-from tests.support.server import API_KEY, get, hang_up, serving
+from tests.support.server import Started, get, hang_up
 
 NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run": 3, "trace": True}
-LEAVERS = 500
+LEAVERS = 60
 AT_ONCE = 24
 GRACE_S = 30
-ENGINE_TIMEOUT_S = 8
-"""Longer than a machine that also runs other tests lets an engine wait for a core."""
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Address of the server, and its process id."""
-    folder = tmp_path_factory.mktemp("two")
-    models = [
-        make_tiny(folder / name, vocab_size=size, seed=seed)
-        for seed, (name, size) in enumerate(
-            [("large", 49_216), ("small", 49_152), ("amateur", 49_152), ("tuned", 49_280)]
-        )
-    ]
-    large, small, amateur, tuned = map(str, models)
-    more = ["--amateur", amateur, "--tuned", tuned, "--small", small, "--max-num-seqs", "32"]
-    more += ["--engine-timeout", str(ENGINE_TIMEOUT_S)]
-    with serving(Path(large), folder / "log.txt", more) as (url, process):
-        yield url, process.pid
-
-
-@pytest.fixture(scope="module")
-def client(started: tuple[str, int]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{started[0]}/v1", api_key=API_KEY, max_retries=0) as client:
-        yield client
+def client(tiny_client: openai.OpenAI) -> openai.OpenAI:
+    return tiny_client
 
 
 @pytest.fixture(scope="module")
 def switch(client: openai.OpenAI) -> dict[str, Any]:
-    """Switching at the mean entropy, so that these models take turns."""
-    bits = account(chat(client, NEVER, max_tokens=60).choices[0])["mean"]["entropy_bits"]
-    return {**NEVER, "threshold": bits}
+    """A switch that these models take often."""
+    return at_the_mean(client)
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.amateurs])
@@ -135,14 +107,27 @@ def test_the_small_model_by_name(client: openai.OpenAI) -> None:
     assert refused.value.param == "model"
 
 
-def test_500_clients_that_leave_in_the_middle(
-    started: tuple[str, int], switch: dict[str, Any]
-) -> None:
+def test_clients_that_leave_in_the_middle(tiny_server: Started, switch: dict[str, Any]) -> None:
+    """No request, KV block, answer, process or task stays; `test_small_engine` has more of them."""
+    server = psutil.Process(tiny_server.process.pid)
+    before = held(tiny_server.url, server)
+    assert_nothing_stays(tiny_server.url, switch, LEAVERS)
+    after = held(tiny_server.url, server)
+    for name in ("processes", "tasks"):
+        assert after[name] == before[name]
+
+
+def at_the_mean(client: openai.OpenAI) -> dict[str, Any]:
+    """Switching at the mean entropy, so that tiny models take turns."""
+    bits = account(chat(client, NEVER, max_tokens=60).choices[0])["mean"]["entropy_bits"]
+    return {**NEVER, "threshold": bits}
+
+
+def assert_nothing_stays(url: str, switch: dict[str, Any], leavers: int) -> None:
     """Aborted at random instants: no request, no KV block, no answer stays on either engine."""
-    url, _ = started
     changes = Changes(lambda: scraped(url))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda seed: leave(url, switch, random.Random(seed)), range(LEAVERS)))
+        list(pool.map(lambda seed: leave(url, switch, random.Random(seed)), range(leavers)))
     deadline = time.monotonic() + GRACE_S
     while any((left := gauges(url)).values()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -150,7 +135,7 @@ def test_500_clients_that_leave_in_the_middle(
     assert set(left.values()) == {0.0}
     # A server that had refused them would have nothing left either.
     aborted = changes.of("requests_total", method="entropy_switch", outcome="aborted")
-    assert aborted > LEAVERS / 2
+    assert aborted > leavers / 2
 
 
 def leave(url: str, switch: dict[str, Any], rng: random.Random) -> None:
@@ -173,51 +158,3 @@ def gauges(url: str) -> dict[str, float]:
     starts = tuple(f"{name}{{" for name in (*names, *ours))
     lines = get(url, "/metrics").splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith(starts)}
-
-
-def test_the_small_engine_hangs(
-    started: tuple[str, int], client: openai.OpenAI, switch: dict[str, Any]
-) -> None:
-    """Answers go on with the large model, new ones work, /health tells. Runs last.
-
-    `tests.engine.test_switching` kills it.
-    """
-    url, server = started
-    assert health(url) == {"status": "ok", "engines": {"large": "ok", "small": "ok"}}
-
-    def ask(_: int) -> Any:
-        return complete(client, switch, max_tokens=700)
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, i) for i in range(8)]
-        time.sleep(0.7)
-        os.kill(small_engine(server), signal.SIGSTOP)
-        choices = [answer.result(timeout=120).choices[0] for answer in answers]
-    for choice in choices:
-        report = account(choice)
-        assert report["applied_steps"] == 700
-        assert report["trace"][-1]["model"] == "large"
-        assert report["tokens"]["small"] > 0
-    assert health(url) == {"status": "degraded", "engines": {"large": "ok", "small": "dead"}}
-    assert account(chat(client, switch).choices[0])["tokens"] == {"small": 0, "large": 12}
-    assert chat(client).choices[0].message.content
-    with pytest.raises(openai.InternalServerError) as stopped:
-        client.chat.completions.create(model="smol@small", messages=MESSAGES)
-    assert (stopped.value.status_code, stopped.value.code) == (503, "engine_unavailable")
-
-
-def small_engine(server: int) -> int:
-    """The process id of the small engine: the server starts it first."""
-    children = " ".join(f.read_text() for f in Path(f"/proc/{server}/task").glob("*/children"))
-    engines = [
-        pid
-        for pid in map(int, children.split())
-        if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert len(engines) == 2
-    return min(engines)
-
-
-def health(url: str) -> Any:
-    with urllib.request.urlopen(f"{url}/health", timeout=30) as response:
-        return json.loads(response.read())

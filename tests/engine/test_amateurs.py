@@ -185,9 +185,9 @@ def test_a_temperature_beside_the_amateur_has_a_guide_of_its_own(
         assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
 
 
-@pytest.mark.parametrize("amateur", [0, 1], ids=["amateur", "tuned"])
+@pytest.mark.parametrize("which", [0, 1], ids=["amateur", "tuned"])
 def test_logits_of_a_helper_are_not_numbers(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, amateur: int
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     """Those of one request in the fourth step: it ends there, and no other one."""
     batch = [
@@ -203,7 +203,7 @@ def test_logits_of_a_helper_are_not_numbers(
         def poisoned(rows: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = amateur_logits(rows)
             if steps == 4:
-                found[amateur * len(rows)] = float("nan")
+                found[which * len(rows)] = float("nan")
             return found
 
         return guide(plan, logits, vectors, poisoned, *rest)

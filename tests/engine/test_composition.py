@@ -27,7 +27,14 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+# The servers of the end-to-end tests, on a CPU, are synchronous.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="sync", marks=pytest.mark.long),
+        pytest.param(True, id="async"),
+    ],
+)
 def engine(tiny_with_tokenizer: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """A model with a tokenizer; logprobs after temperature and penalties."""
     engine = Engine(

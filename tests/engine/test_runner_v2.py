@@ -23,7 +23,7 @@ def ran(module: str, *arguments: str) -> Any:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
     """The methods of several models, and answers that another engine began."""
     amateur = make_tiny(tmp_path / "amateur", vocab_size=TINY_VOCAB - 24, seed=1)
@@ -37,9 +37,13 @@ def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
     assert set(result["leftovers"].values()) == {0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "blocks"), [("async", 0), ("async", 11), ("sync", 0)], ids=["async", "tight", "sync"]
+    ("mode", "blocks"),
+    [
+        pytest.param("async", 11, id="tight"),
+        pytest.param("async", 0, id="async", marks=pytest.mark.long),
+        pytest.param("sync", 0, id="sync", marks=pytest.mark.long),
+    ],
 )
 def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> None:
     """Token identity, seeds, n = 2, preemption and aborts, as on V1."""
@@ -53,7 +57,7 @@ def test_mixed_batch_equals_reference(tiny: Path, mode: str, blocks: int) -> Non
         assert set(result[moment].values()) == {0}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "blocks"), [("async", 0), ("sync", 11)], ids=["async", "tight"])
 def test_look_back(tiny: Path, mode: str, blocks: int) -> None:
     """Tokens, KLs and candidates as Hugging Face has them, preemption and aborts, as on V1."""

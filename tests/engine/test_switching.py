@@ -120,16 +120,17 @@ def test_answers_equal_the_replay(
     assert set(pair.figures().values()) == {0}
 
 
-def test_two_hundred_prompts(pair: Pair, models: Models, threshold: float) -> None:
-    rng, tokens = random.Random(12), 8
-    prompts = [random_prompt(rng, rng.randrange(1, 60), VOCAB) for _ in range(200)]
+@pytest.mark.parametrize("count", [40, pytest.param(160, marks=pytest.mark.long)])
+def test_many_prompts(pair: Pair, models: Models, threshold: float, count: int) -> None:
+    rng, tokens = random.Random(count), 8
+    prompts = [random_prompt(rng, rng.randrange(1, 60), VOCAB) for _ in range(count)]
     order = switching(threshold=threshold, **RULE)
     answers = pair.ask_all([(prompt, order) for prompt in prompts], max_tokens=tokens)
     expected = [replay(models, prompt, threshold, tokens) for prompt in prompts]
     pairs = zip(answers, expected, strict=True)
-    assert [agrees(answer, moved, tokens) for answer, moved in pairs] == [True] * 200
-    assert sum(moved.sure(NEAR_TIE) for moved in expected) > 0.9 * 200 * tokens
-    assert sum(answer.switches for answer in answers) > 200
+    assert [agrees(answer, moved, tokens) for answer, moved in pairs] == [True] * count
+    assert sum(moved.sure(NEAR_TIE) for moved in expected) > 0.9 * count * tokens
+    assert sum(answer.switches for answer in answers) > count
 
 
 def test_the_second_visit_hits_the_prefix_cache(pair: Pair, threshold: float) -> None:

@@ -37,7 +37,23 @@ def cases(tiny_reference: Reference) -> list[Case]:
     return mixed_cases(tiny_reference, guided=20, plain=8, longest=200, seed=1)
 
 
-@pytest.fixture(scope="module", params=list(MODES.values()), ids=list(MODES))
+PAIRS = {
+    "async",
+    "no prefix cache",
+    "budget of 32 tokens, 5 rows",
+    "tight, async, no prefix cache",
+    "tight, priority",
+}
+"""Any two settings meet in one; `test_tight_cache_does_preempt_groups` is tight and sync."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(options, id=name, marks=() if name in PAIRS else pytest.mark.long)
+        for name, options in MODES.items()
+    ],
+)
 def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """One engine a mode."""
     engine = Engine(tiny, **request.param)

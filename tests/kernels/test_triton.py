@@ -23,7 +23,7 @@ CPU_ONLY = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
 def test_parity_through_the_interpreter() -> None:
     """Golden vectors and parity, in a process whose Triton interprets: the passes one by one."""

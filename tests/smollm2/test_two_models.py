@@ -26,7 +26,7 @@ DROPPED = sorted(set(range(30)) - set(kept_layers(30, 4)))
 THRESHOLD = 1.2
 RULE: dict[str, Any] = {"threshold": THRESHOLD, "window": 2, "min_run": 2}
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

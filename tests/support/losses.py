@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import signal
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx2
 import psutil
 
+from tests.support.held import tree
 from tests.support.server import API_KEY
 
 GUIDE = {"guide": {"without": "Document. "}}
@@ -24,6 +29,9 @@ BODY = {"prompt": "Document. x", "max_tokens": 900, "ignore_eos": True}
 TIMEOUT_S = 60
 ARRIVE_S = 0.2
 GONE_WITHIN_S = 10
+LEAVES_WITHIN_S = 60
+
+log = logging.getLogger(__name__)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -89,3 +97,21 @@ async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event)
             begun.set()
     # vLLM ends a plain stream with [DONE] even after an error.
     return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
+
+
+def assert_all_are_told(
+    url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
+) -> None:
+    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
+    processes = tree(psutil.Process(process.pid))
+    (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
+    errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))
+    start = time.monotonic()
+    code = process.wait(LEAVES_WITHIN_S)
+    log.info("told after %.1f s, left %.1f s later", took, time.monotonic() - start)
+    assert code == 1
+    assert took < within_s
+    assert {error["code"] for error in errors} == {"engine_unavailable"}
+    assert {error["type"] for error in errors} == {"service_unavailable_error"}
+    assert all(error.keys() == {"message", "type", "param", "code"} for error in errors)
+    assert gone(processes)

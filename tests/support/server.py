@@ -10,9 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,14 +22,34 @@ from tests.support.engine import ENVIRONMENT
 from tests.support.models import ROOT
 
 API_KEY = "test-key"
-START_TIMEOUT_S = 240
-STOP_TIMEOUT_S = 30
+START_TIMEOUT_S = 600
+STOP_TIMEOUT_S = 60
+TOGETHER = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+"""An engine's worker inside the engine's own process: one start of Python less."""
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server, its process and what it has written."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 @contextmanager
 def serving(
-    model: Path, log: Path, flags: Sequence[str] = (), module: str = "divserve"
+    model: Path,
+    log: Path,
+    flags: Sequence[str] = (),
+    module: str = "divserve",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Starts a server and waits until it is healthy; yields its address and process.
 
@@ -36,6 +58,7 @@ def serving(
         log: where it writes.
         flags: of ``divserve serve``, more than `FLAGS`.
         module: that is run.
+        environment: more variables than a user's shell has.
 
     Raises:
         RuntimeError: it did not start; the message ends with its log.
@@ -43,12 +66,12 @@ def serving(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", module, "serve", str(model), "--port", str(port)]
-    environment = clean_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    variables = {**clean_environment(), "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *FLAGS, *flags],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -56,8 +79,7 @@ def serving(
         _wait_until_ready(url, process, log)
         yield url, process
     finally:
-        process.terminate()
-        process.wait(STOP_TIMEOUT_S)
+        _stop(process)
 
 
 def get(url: str, path: str) -> str:
@@ -66,6 +88,17 @@ def get(url: str, path: str) -> str:
     with urllib.request.urlopen(request, timeout=60) as response:
         text: str = response.read().decode()
     return text
+
+
+def gauges(url: str) -> dict[str, float]:
+    """The server's own account of its load."""
+    lines = get(url, "/metrics").splitlines()
+    return {
+        name: float(line.split()[-1])
+        for name in GAUGES
+        for line in lines
+        if line.startswith(f"{name}{{")
+    }
 
 
 def free_port() -> int:
@@ -94,6 +127,17 @@ def clean_environment() -> dict[str, str]:
     ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     return environment | {"VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server, with force in the end, so that none outlives the tests."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,4 +1,4 @@
-"""A large and a small engine behind one client, each in processes of its own, for async tests."""
+"""A large and a small engine behind one client, each in a process of its own, for async tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from divserve.decoding import METHODS, Stack
+from tests.support.engine import ENVIRONMENT
 
-__all__ = ["Answer", "Pair", "switching"]
+__all__ = ["Answer", "Pair", "switching", "two_engines"]
 
 
 def switching(**fields: Any) -> Any:
@@ -145,7 +146,6 @@ def two_engines(
         "block_size": 32,
         "disable_log_stats": False,
     }
-    alone = os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     args = AsyncEngineArgs(model=str(large), **settings | options)
     try:
         with asyncio.Runner() as runner:
@@ -160,6 +160,5 @@ def two_engines(
                     # vLLM leaves it to the end of the process.
                     stopped.engine_core.resources.ctx.destroy(linger=0)
     finally:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-        if alone is not None:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = alone
+        # `Extras.split_memory` removes it.
+        os.environ.update(ENVIRONMENT)
