@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class Programs:
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
-        self._host: dict[int, tuple[float, ...]] = {}
+        self._host = np.zeros((len(PARAMETERS), capacity))
+        """The same in float64, so that no device is asked."""
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
@@ -35,33 +37,22 @@ class Programs:
         """
         if not programs:
             return
-        for slot, program in programs.items():
+        for program in programs.values():
             if len(program) != len(PARAMETERS):
                 raise ValueError(f"{len(program)} numbers, not {len(PARAMETERS)}")
             if program[_FORM] == Form.PROBABILITY and program[_JSD_SCALE] != 0:
                 raise ValueError("Form.PROBABILITY has constant weights")
-            self._host[slot] = tuple(program)
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
+            self._host = np.concatenate((self._host, np.zeros_like(self._host)), axis=1)
+        self._host[:, list(programs)] = np.array(list(programs.values())).T
         slots = send(list(programs), torch.int64, self.table.device)
         values = send(list(programs.values()), torch.float32, self.table.device)
         self.table.index_copy_(1, slots, values.T)
 
-    def forms(self, slots: Iterable[int]) -> frozenset[Form]:
-        """The forms that occur in these slots."""
-        return frozenset(Form(int(self._host[slot][_FORM])) for slot in slots)
-
-    def any_third(self, slots: Iterable[int]) -> bool:
-        """Whether a third stream has a weight in these slots."""
-        return any(self._host[slot][_THIRD_WEIGHT] != 0 for slot in slots)
-
-    def any_plausibility(self, slots: Iterable[int]) -> bool:
-        """Whether one of these slots keeps plausible tokens only."""
-        return any(self._host[slot][_LOG_PLAUSIBILITY] > -math.inf for slot in slots)
-
-    def any_nucleus(self, slots: Iterable[int]) -> bool:
-        """Whether one of these slots keeps a nucleus only."""
-        return any(self._host[slot][_TOP_P] < 1 for slot in slots)
+    def columns(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
+        """``[len(PARAMETERS), G] float64``: the programs of these slots, on the host."""
+        return self._host[:, slots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +105,30 @@ class Streams:
         none = [ABSENT] * len(slots)
         streams = (primary, none if guide is None else guide, none if third is None else third)
         assert all(len(stream) == len(slots) for stream in streams)
-        device = programs.table.device
-        sent = send([*streams, slots], torch.int64, device)
+        sent = send([*streams, slots], torch.int64, programs.table.device)
+        return cls.of(programs, slots, sent)
+
+    @classmethod
+    def of(cls, programs: Programs, slots: Sequence[int] | np.ndarray, sent: Tensor) -> Streams:
+        """From arrays that the device has, or will have before it is used.
+
+        Args:
+            programs: the programs.
+            slots: ``[G]``: columns of their table.
+            sent: ``[4, G] int64``: the primaries, guides, third streams and ``slots``.
+        """
+        primary, guide, third, slot = sent.unbind()
+        used = programs.columns(slots)
         return cls(
-            primary=sent[0],
-            guide=sent[1],
-            third=sent[2],
+            primary=primary,
+            guide=guide,
+            third=third,
             table=programs.table,
-            slot=sent[3],
-            forms=programs.forms(slots),
-            any_third=programs.any_third(slots),
-            any_nucleus=programs.any_nucleus(slots),
-            any_plausibility=programs.any_plausibility(slots),
+            slot=slot,
+            forms=frozenset(Form(int(form)) for form in set(used[_FORM].tolist())),
+            any_third=bool(used[_THIRD_WEIGHT].any()),
+            any_nucleus=bool((used[_TOP_P] < 1).any()),
+            any_plausibility=bool((used[_LOG_PLAUSIBILITY] > -math.inf).any()),
         )
 
 
