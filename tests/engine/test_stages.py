@@ -208,10 +208,14 @@ def test_a_fault_in_one_group_leaves_the_others(
     assert "requests concerned end with an error" in caplog.text
 
 
-def test_a_group_with_more_guides_than_rows_is_not_taken_up() -> None:
+def test_orders_that_make_no_sense_are_not_taken_up() -> None:
     worker = Worker()
     worker.observe(a=replace(PLAIN, guides=("1", "2", "3")), b=pair("b"))
     assert len(worker.stages) == 1
+    many = {f"g{number}": pair(f"g{number}") for number in range(SLOTS - 1)}
+    temperature = Program(form=float(Form.OBSERVE), kl_rate=1.0)
+    worker.observe(**many, one_more=replace(PLAIN, temperature_program=temperature))
+    assert len(worker.stages) == SLOTS
     with pytest.raises(ValueError, match="3 guides"):
         Slots().take("a", ("1", "2", "3"))
 
@@ -226,6 +230,7 @@ def test_what_does_not_fit_one_copy_takes_another(monkeypatch: pytest.MonkeyPatc
         np.linspace(0, 1, 5, dtype=np.float32),
         np.zeros((0, 0), np.float32),
         np.arange(40, dtype=np.int64).reshape(4, 10),
+        np.arange(27, dtype=np.float32).reshape(3, 9),
         np.arange(2, dtype=np.int64),
     ]
     made = Staging(CPU)

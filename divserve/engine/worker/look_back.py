@@ -138,7 +138,8 @@ class LookBack:
         return True
 
     def release(self, slot: int) -> None:
-        """The slot's group has ended."""
+        """The slot's group has ended, or could not be taken up."""
+        self._requests = grown(self._requests, slot)
         self._requests[slot] = NOTHING
 
     def lay_out(self, groups: Groups, located: Located, staging: Staging) -> bool:

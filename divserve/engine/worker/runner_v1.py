@@ -68,6 +68,7 @@ class GuidedRunner:
             output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         finally:
             self.input_batch.generators.update(hidden)  # type: ignore[attr-defined]
+            self.divserve_guided = False
         return output if pending is None else attach(output, pending)
 
     def _guide(self, state: Any) -> PendingGuidance | None:

@@ -8,6 +8,7 @@ and array operations.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -62,8 +63,11 @@ class Groups:
         """These, then those."""
         if not len(second):
             return first
-        pairs = ((first.slots, second.slots), (first.names, second.names))
-        return cls(*map(np.concatenate, pairs), np.concatenate((first.rows, second.rows)))
+        return cls(
+            np.concatenate((first.slots, second.slots)),
+            np.concatenate((first.names, second.names)),
+            np.concatenate((first.rows, second.rows)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Slots:
     _sizes: np.ndarray = field(default_factory=lambda: np.zeros(SLOTS, np.int64))
     """``[capacity] int64``: members by slot; 0: it is free."""
     _free: list[int] = field(default_factory=list)
+    """A heap: low slots are used first."""
     _probes: set[str] = field(default_factory=set)
     """Ids of those that have not ended."""
 
@@ -113,7 +118,7 @@ class Slots:
         slot = self._slots.get(primary)
         if slot is None:
             # Every slot is free, held, or beyond the ones used so far.
-            slot = self._free.pop() if self._free else len(self._slots)
+            slot = heapq.heappop(self._free) if self._free else len(self._slots)
             self._names, self._sizes = grown(self._names, slot), grown(self._sizes, slot)
             self._slots[primary], self._names[slot] = slot, primary
             self._sizes[slot] = 1 + len(guides)
@@ -143,7 +148,7 @@ class Slots:
             for name in self._requests.pop(slot):
                 self._places.pop(name, None)
             self._names[slot], self._sizes[slot] = None, 0
-            self._free.append(slot)
+            heapq.heappush(self._free, slot)
         return slot
 
     def locate(self, req_ids: Sequence[str], samples: np.ndarray) -> Located:

@@ -38,9 +38,10 @@ class Staging:
 
     def put(self, values: np.ndarray) -> Tensor:
         """A tensor on the device of these values, shape and dtype, valid after `send`."""
-        if self._used + values.nbytes > len(self._host):
+        used = -(-values.nbytes // ALIGNMENT) * ALIGNMENT
+        if self._used + used > len(self._host):
             self.send()
-            self._begin(max(CHUNK, values.nbytes))
+            self._begin(max(CHUNK, used))
         if (views := self._views.get(values.dtype)) is None:
             dtype = DTYPES[values.dtype]
             views = self._host.view(dtype).numpy(), self._target.view(dtype)
@@ -48,7 +49,7 @@ class Staging:
         host, target = views
         size, start = values.size, self._used // values.itemsize
         host[start : start + size] = values.ravel()
-        self._used += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
+        self._used += used
         steps = (values.shape[1], 1) if values.ndim == 2 else (1,)
         return target.as_strided(values.shape, steps, start)
 
