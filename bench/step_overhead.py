@@ -84,18 +84,18 @@ def instrument(clock: Clock, cls: type) -> None:
 
 
 def install(clock: Clock, engine: Engine) -> None:
-    """Puts the clock into the scheduler, the runner, its table of groups and the kernels."""
-    from divserve.engine.worker import groups, report, runner_v1
+    """Puts the clock into the scheduler, the runner, its stages and the kernels."""
+    from divserve.engine.worker import amateurs, contrast, guidance, report, runner_v1, temperature
     from divserve_kernels import guide
 
     core = engine.core.engine_core.engine_core
     instrument(clock, type(core.scheduler))
     instrument(clock, type(core.model_executor.driver_worker.worker.model_runner))
-    instrument(clock, groups.GroupTable)
-    instrument(clock, groups.Plan)
-    instrument(clock, report.Report)
+    instrument(clock, guidance.GuidanceStages)
+    instrument(clock, report.PendingGuidance)
     # Names that these modules imported: replaced where they are called.
-    setattr(groups, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
+    for module in (contrast, amateurs, temperature):
+        setattr(module, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
     setattr(runner_v1, "attach", clock.wrap(report.attach, "ours"))  # noqa: B010
 
 

@@ -79,7 +79,8 @@ PAIR_WAIT = Histogram(
 )  # fmt: skip
 KERNEL = Histogram(
     "divserve_kernel_seconds",
-    "Time of the guidance operation of a step, all its guided rows together.",
+    "Time of the guidance operation of a step, all its guided rows together: of every step on CPU, "
+    "of one in 16 on NVIDIA.",
     buckets=(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
              0.5),
 )  # fmt: skip

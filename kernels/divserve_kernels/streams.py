@@ -1,11 +1,12 @@
-"""What is done in a step: the programs, kept by slot, and the streams of the rows they guide."""
+"""What is done in a step: the programs, kept by slot, and the rows that follow them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class Programs:
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
-        self._host: dict[int, Program] = {}
+        self._host = np.zeros((len(PARAMETERS), capacity))
+        """The same in float64, so that no device is asked."""
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
@@ -32,39 +34,28 @@ class Programs:
         """
         if not programs:
             return
-        for slot, numbers in programs.items():
+        for numbers in programs.values():
             if len(numbers) != len(PARAMETERS):
                 raise ValueError(f"{len(numbers)} numbers, not {len(PARAMETERS)}")
             program = Program(*numbers)
             if program.form == Form.PROBABILITY and program.jsd_scale != 0:
                 raise ValueError("Form.PROBABILITY has constant weights")
-            self._host[slot] = program
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
+            self._host = np.concatenate((self._host, np.zeros_like(self._host)), axis=1)
+        self._host[:, list(programs)] = np.array(list(programs.values())).T
         slots = send(list(programs), torch.int64, self.table.device)
         values = send(list(programs.values()), torch.float32, self.table.device)
         self.table.index_copy_(1, slots, values.T)
 
-    def forms(self, slots: Iterable[int]) -> frozenset[Form]:
-        """The forms that occur in these slots."""
-        return frozenset(Form(int(self._host[slot].form)) for slot in slots)
-
-    def any_third(self, slots: Iterable[int]) -> bool:
-        """Whether a third stream has a weight in these slots."""
-        return any(self._host[slot].third_weight != 0 for slot in slots)
-
-    def any_plausibility(self, slots: Iterable[int]) -> bool:
-        """Whether one of these slots keeps plausible tokens only."""
-        return any(self._host[slot].log_plausibility > -math.inf for slot in slots)
-
-    def any_nucleus(self, slots: Iterable[int]) -> bool:
-        """Whether one of these slots keeps a nucleus only."""
-        return any(self._host[slot].top_p < 1 for slot in slots)
+    def parameters(self, slots: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """``[G] float64`` each, by name: the programs of these slots, on the host."""
+        return dict(zip(PARAMETERS, self._host[:, slots], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The streams of one step's guided rows, as a structure of arrays on the logits' device.
+    """The rows of one step, as a structure of arrays on the logits' device.
 
     A stream index is a row of the step's logits, `ABSENT`, or a row of the side tensor
     (`side_row`). The last four fields are what the host knows, so that no device is asked.
@@ -89,7 +80,7 @@ class Streams:
         return self.primary.shape[0]
 
     def part(self, start: int, stop: int) -> Streams:
-        """The guided rows ``start:stop``, as views."""
+        """The rows ``start:stop``, as views."""
         part = slice(start, stop)
         return replace(
             self,
@@ -112,18 +103,30 @@ class Streams:
         none = [ABSENT] * len(slots)
         streams = (primary, none if guide is None else guide, none if third is None else third)
         assert all(len(stream) == len(slots) for stream in streams)
-        device = programs.table.device
-        sent = send([*streams, slots], torch.int64, device)
+        sent = send([*streams, slots], torch.int64, programs.table.device)
+        return cls.of(programs, slots, sent)
+
+    @classmethod
+    def of(cls, programs: Programs, slots: Sequence[int] | np.ndarray, sent: Tensor) -> Streams:
+        """From arrays that the device has, or will have before it is used.
+
+        Args:
+            programs: the programs.
+            slots: ``[G]``: columns of their table.
+            sent: ``[4, G] int64``: the primaries, guides, third streams and ``slots``.
+        """
+        primary, guide, third, slot = sent.unbind()
+        used = programs.parameters(slots)
         return cls(
-            primary=sent[0],
-            guide=sent[1],
-            third=sent[2],
+            primary=primary,
+            guide=guide,
+            third=third,
             table=programs.table,
-            slot=sent[3],
-            forms=programs.forms(slots),
-            any_third=programs.any_third(slots),
-            any_nucleus=programs.any_nucleus(slots),
-            any_plausibility=programs.any_plausibility(slots),
+            slot=slot,
+            forms=frozenset(Form(int(form)) for form in set(used["form"].tolist())),
+            any_third=bool(used["third_weight"].any()),
+            any_nucleus=bool((used["top_p"] < 1).any()),
+            any_plausibility=bool((used["log_plausibility"] > -math.inf).any()),
         )
 
 

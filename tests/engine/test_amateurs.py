@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
-from divserve.engine.worker.plan import Plan
+from divserve.engine.worker import amateurs
 from tests.engine.cases import Case, mismatches
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, stacked
@@ -194,21 +194,17 @@ def test_logits_of_a_helper_are_not_numbers(
         (list(range(n, 60)), greedy(stacked([{"method": "dexperts"}], [None]))) for n in (9, 20)
     ]
     healthy = [output.outputs[0] for output in engine.generate(batch)]
-    guide, steps = Plan.guide, 0
+    compute, steps = amateurs.amateur_logits, 0
 
-    def broken(plan: Plan, logits: Any, vectors: Any, amateur_logits: Any, *rest: Any) -> Any:
+    def poisoned(model: Any, hidden_states: Any, rows: torch.Tensor) -> torch.Tensor:
         nonlocal steps
         steps += 1
+        found = compute(model, hidden_states, rows)
+        if steps == 4:
+            found[which * len(rows)] = float("nan")
+        return found
 
-        def poisoned(rows: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = amateur_logits(rows)
-            if steps == 4:
-                found[which * len(rows)] = float("nan")
-            return found
-
-        return guide(plan, logits, vectors, poisoned, *rest)
-
-    monkeypatch.setattr(Plan, "guide", broken)
+    monkeypatch.setattr(amateurs, "amateur_logits", poisoned)
     victim, other = (output.outputs[0] for output in engine.generate(batch))
     assert (victim.finish_reason, other.finish_reason) == ("error", "length")
     assert victim.token_ids == healthy[0].token_ids[:3]

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from vllm import SamplingParams
@@ -15,8 +14,9 @@ from vllm import SamplingParams
 from divserve.engine.faults import NOT_NUMBERS
 from divserve.engine.scheduler.scheduler import LOST
 from divserve.engine.worker.grounding import Groundings
-from divserve.engine.worker.groups import GroupTable, Plan
-from divserve.engine.worker.packing import Packer
+from divserve.engine.worker.guidance import GuidanceStages
+from divserve.engine.worker.programs import GroupPrograms
+from divserve.engine.worker.vocabulary import VocabularyCap
 from tests.support.engine import Engine, report_of, stacked
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
@@ -74,19 +74,17 @@ def assert_only_victim_failed(
 
 def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers forget the first pair after three tokens: no fourth token is sent."""
-    build, steps = GroupTable.plan, 0
+    place, steps = GuidanceStages.place, 0
 
-    def forgetful(table: GroupTable, req_ids: list[str], samples: np.ndarray) -> Any:
+    def forgetful(stages: GuidanceStages, *args: Any) -> bool:
         nonlocal steps
-        plan = build(table, req_ids, samples)
-        steps += plan is not None
-        if steps == 4 and len(table) == 2:
-            table._entries.pop(next(iter(table._entries)))
-            table._layout = []
-            return build(table, req_ids, samples)
-        return plan
+        steps += (found := place(stages, *args))
+        if steps == 4 and len(stages) == 2:
+            stages._drop(stages._names[0])
+            return place(stages, *args)
+        return found
 
-    monkeypatch.setattr(GroupTable, "plan", forgetful)
+    monkeypatch.setattr(GuidanceStages, "place", forgetful)
     assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=3)
 
 
@@ -95,36 +93,37 @@ def test_logits_are_not_numbers(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch, member: str
 ) -> None:
     """NaN in one row of the fourth step: its token is not sent, and the other rows stay numbers."""
-    guide, steps = Plan.guide, 0
+    guide, steps = GuidanceStages.guide, 0
 
-    def broken(plan: Plan, logits: torch.Tensor, *args: Any) -> Any:
+    def broken(stages: GuidanceStages, logits: torch.Tensor, *args: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 4:
-            rows, guide_rows = plan.copies
+            rows, guide_rows = stages._guide_tokens._copies
             logits[(rows if member == "primary" else guide_rows)[0]] = float("nan")
-        return guide(plan, logits, *args)
+        return guide(stages, logits, *args)
 
-    monkeypatch.setattr(Plan, "guide", broken)
+    monkeypatch.setattr(GuidanceStages, "guide", broken)
     got = run_with_neighbours(engine)
     assert_only_victim_failed(engine, healthy, got, tokens=3, why=NOT_NUMBERS)
 
 
-def test_planning_one_group_raises(
+def test_laying_out_one_group_raises(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its group is left out of the step, in which the others are guided all the same."""
-    pack, victim = Packer.pack, ""
+    lay_out, victim = VocabularyCap.lay_out, ""
 
-    def raising(packer: Packer, found: Any, look: Any) -> Any:
+    def raising(stage: VocabularyCap, groups: Any, *args: Any) -> None:
         nonlocal victim
-        if len(found) == 2:
-            victim = found[0][0]
-        if found[0][0] == victim:
+        names = groups.names.tolist()
+        if len(names) == 2 and not victim:
+            victim = names[0]
+        if victim in names:
             raise KeyError("for this test")
-        return pack(packer, found, look)
+        lay_out(stage, groups, *args)
 
-    monkeypatch.setattr(Packer, "pack", raising)
+    monkeypatch.setattr(VocabularyCap, "lay_out", raising)
     got = run_with_neighbours(engine)
     sent = len(got[0].outputs[0].token_ids)
     assert sent < 12
@@ -135,17 +134,33 @@ def test_an_order_cannot_be_taken_up(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is known of the group, so not even its first token is sent."""
-    add, calls = GroupTable._add, 0
+    add, calls = VocabularyCap.add, 0
 
-    def raising(table: GroupTable, *args: Any) -> Any:
+    def raising(stage: VocabularyCap, *args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise ValueError("for this test")
-        return add(table, *args)
+        add(stage, *args)
 
-    monkeypatch.setattr(GroupTable, "_add", raising)
+    monkeypatch.setattr(VocabularyCap, "add", raising)
     assert_only_victim_failed(engine, healthy, run_with_neighbours(engine), tokens=0)
+
+
+def test_programs_cannot_be_sent(
+    engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All groups that are new in the step end; the plain request and the engine go on."""
+
+    def raising(*args: Any) -> None:
+        raise RuntimeError("for this test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupPrograms, "send", raising)
+        *guided, plain = run_with_neighbours(engine)
+    assert [o.outputs[0].finish_reason for o in guided] == ["error"] * 2
+    assert plain.outputs[0].token_ids == healthy[2].outputs[0].token_ids
+    assert set(engine.leftovers().values()) == {0}
 
 
 @pytest.mark.parametrize("fault", ["raises", "NaN"])
@@ -190,7 +205,7 @@ def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.Monkey
         raise RuntimeError("for this test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "guide", raising)
+        patch.setattr(GuidanceStages, "_guided", raising)
         *guided, plain = run_with_neighbours(engine)
     assert [o.outputs[0].finish_reason for o in guided] == ["error"] * 2
     assert [list(o.outputs[0].token_ids) for o in guided] == [[]] * 2

@@ -6,11 +6,20 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 from divserve.decoding.look import Look
+from divserve.engine.order import ProbeOrder
+from divserve.engine.worker import look_back
+from divserve.engine.worker.look_back import LookBack
 from divserve.engine.worker.look_step import FAR, LookStep
-from divserve.engine.worker.look_table import Looker, LookTable
+from divserve.engine.worker.slots import Slots
+from divserve.engine.worker.staging import Staging
+
+CPU = torch.device("cpu")
+LOOK = Look(threshold=1.0, k=2, window=8, reference="generated", greedy=True)
 
 
 def test_a_row_is_offered_its_own_candidates_only() -> None:
@@ -31,20 +40,86 @@ def test_a_row_is_offered_its_own_candidates_only() -> None:
     assert guided[0].isnan().any()
 
 
-def test_a_step_that_failed_leaves_nothing_to_the_next() -> None:
+class Requests:
+    """A request "a" of 4 prompt tokens and 2 more that looks back, and where its rows are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slots, self.stage = Slots(), LookBack(CPU)
+        self.slot = self.slots.take("a", ())
+        self.stage.add(self.slot, LOOK, 4, 6)
+        self.filled: list[Any] = []
+        store = SimpleNamespace(fill=lambda fills, head: self.filled.extend(fills))
+        monkeypatch.setattr(look_back, "store_of", lambda model: store)
+        monkeypatch.setattr(LookStep, "run", lambda *args: torch.zeros(1, 7))
+
+    def step(self, req_ids: list[str]) -> LookStep | None:
+        """Lays a batch out and compares; what the device is told."""
+        located = self.slots.locate(req_ids, np.ones(len(req_ids), np.bool_))
+        self.stage.lay_out(located.groups, located, Staging(CPU))
+        any_model: Any = None
+        self.stage.apply(torch.zeros(0), torch.zeros(0), any_model, any_model)
+        return self.stage._step
+
+    def add_probe(self, index: int, token: int) -> None:
+        """One that comes into the batch as ``p<index>``, with a copied block from position 2."""
+        order = ProbeOrder("a", index, token, copied=2)
+        self.stage.add_probe(self.slots.add_probe(f"p{index}", "a", index), order)
+
+
+def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are those of another batch by then."""
-    filled: list[Any] = []
-    store: Any = SimpleNamespace(fill=lambda fills, head: filled.append(list(fills)))
-    head: Any = None
-    look = Look(threshold=1.0, k=2, window=8, reference="generated", greedy=True)
-    table = LookTable(torch.device("cpu"), {"a": Looker(0, look, prompt=4, known=6)})
-    table.kls = torch.zeros(8)
-    assert table.plan([("a", 3)], {"a": 3}) is not None
-    table.lose()
-    table.fill(store, head)
-    assert filled == []
-    assert table.kls.isnan().all()
-    table.resume("a", 2)
-    assert table.plan([("a", 0)], {"a": 0}) is not None
-    table.fill(store, head)
-    assert [row for fills in filled for row, *_ in fills] == [0]
+    requests = Requests(monkeypatch)
+    located = requests.slots.locate(["x", "x", "x", "a"], np.ones(4, np.bool_))
+    assert requests.stage.lay_out(located.groups, located, Staging(CPU))
+    requests.stage.lose()
+    assert requests.stage.kls.isnan().all()
+    requests.step(["a"])
+    assert requests.filled == []
+    requests.stage.resume(requests.slot, 2)
+    requests.step(["a"])
+    assert requests.filled == [(0, 3, 5)]
+
+
+def test_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are read in one step each; in that of the last one the request takes a candidate."""
+    requests = Requests(monkeypatch)
+    first = requests.step(["a"])
+    assert first is not None
+    assert first.limits.tolist() == [[3], [look_back.NO_LIMIT], [8]]
+    assert requests.stage.temperatures is not None
+    assert requests.stage.temperatures.values.tolist() == [0.0]
+    requests.filled.clear()
+    requests.add_probe(0, 11)
+    alone = requests.step(["x", "p0"])
+    assert alone is not None
+    assert (alone.rows.tolist(), alone.probe_cells.tolist()) == ([1], [0])
+    assert alone.limits.tolist() == [[0], [3], [look_back.NO_LIMIT]]
+    requests.add_probe(1, 12)
+    requests.stage.choose([requests.slot])
+    requests.stage.add(requests.slot, LOOK, 4, 9)
+    last = requests.step(["p1", "x", "a"])
+    assert last is not None
+    assert last.rows.tolist() == [2, 0]
+    assert last.choices.tolist() == [[2, 2], [11, 12], [0, 1]]
+    assert (last.candidates.tolist(), last.candidate_cells.tolist()) == ([[11, 12]], [[0, 1]])
+    assert requests.stage.temperatures.values.tolist() == [1.0]
+    # The whole prefix once, then the copied block, then the request's own.
+    assert requests.filled == [(1, 0, 3), (0, 2, 3), (2, 2, 3)]
+    requests.stage.choose([])
+    requests.slots.release("p0")
+    requests.slots.release("p1")
+    after = requests.step(["a"])
+    assert after is not None
+    assert (after.rows.tolist(), after.chosen.tolist()) == ([0], [False])
+
+
+def test_probes_of_nobody_and_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = Requests(monkeypatch)
+    with pytest.raises(ValueError, match="candidate 1 of 0"):
+        requests.add_probe(1, 5)
+    requests.stage.release(requests.slot)
+    with pytest.raises(ValueError, match="candidate 0 of 0"):
+        requests.add_probe(0, 5)
+    requests.slots.release("a")
+    with pytest.raises(KeyError):
+        requests.add_probe(0, 5)

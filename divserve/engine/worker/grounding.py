@@ -1,4 +1,4 @@
-"""Worker side of grounding texts: their distributions, reduced to one vector per request.
+"""Grounding texts: their distributions, reduced to one vector per request.
 
 While a text is prefilled, the logits of all its positions are computed in slices and reduced at
 once, to max_j ln q_j(v) or mean_j ln q_j(v): V numbers are kept, whatever the length of the text.
@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divserve.engine.faults import Contained
-from divserve.engine.order import TextOrder
+from divserve.engine.faults import log_fault
+from divserve.engine.order import GroupOrder, TextOrder
+from divserve.engine.worker.slots import SLOTS, Groups, grown
+from divserve_kernels import ABSENT, side_row
 
 __all__ = ["Groundings"]
 
 SLICE = 64
 """Positions whose logits are in memory at a time."""
-ROWS = 8
+VECTORS = 8
 """Vectors kept at first; the table doubles when it is full."""
 
 
@@ -30,7 +32,7 @@ class Text:
     """A text that is being read."""
 
     primary: str
-    row: int
+    vector: int
     tokens: int
     average: bool
     started: bool = False
@@ -43,18 +45,26 @@ class Groundings:
         self._device = device
         self._vocab = vocab
         self.table: Tensor | None = None
-        """``[rows, V] float32``: a vector per grounded request; None before the first."""
-        self.rows: dict[str, int] = {}
-        """Program of each primary."""
+        """``[capacity, V] float32``: a vector per grounded request; None before the first."""
+        self._vectors: dict[str, int] = {}
+        """Index in `table`, by primary."""
         self._free: list[int] = []
         self._texts: dict[str, Text] = {}
+        self._grounded = np.zeros(SLOTS, np.bool_)
+        """``[capacity] bool``: which groups have one, by slot."""
 
-    def add(self, request_id: str, order: TextOrder) -> None:
+    def add(self, slot: int, order: GroupOrder) -> None:
+        """Writes the state of a group's slot."""
+        self._grounded = grown(self._grounded, slot)
+        self._grounded[slot] = order.grounded
+
+    def add_text(self, request_id: str, order: TextOrder) -> None:
         """Takes up a text, or starts it again after a preemption."""
         primary = order.primary
-        if primary not in self.rows:
-            self.rows[primary] = self._free.pop() if self._free else len(self.rows)
-        self._texts[request_id] = Text(primary, self.rows[primary], order.tokens, order.average)
+        if primary not in self._vectors:
+            self._vectors[primary] = self._free.pop() if self._free else len(self._vectors)
+        vector = self._vectors[primary]
+        self._texts[request_id] = Text(primary, vector, order.tokens, order.average)
 
     def restart(self, request_ids: set[str]) -> None:
         """Preempted texts are read again from their first token."""
@@ -64,12 +74,22 @@ class Groundings:
     def end(self, request_id: str) -> None:
         """A request has ended: a text, a primary, or none of ours."""
         self._texts.pop(request_id, None)
-        if (row := self.rows.pop(request_id, None)) is not None:
-            self._free.append(row)
+        if (vector := self._vectors.pop(request_id, None)) is not None:
+            self._free.append(vector)
 
-    def reading(self) -> bool:
-        """Whether a text may be read in this step."""
-        return len(self._texts) > 0
+    def legible(self, groups: Groups) -> np.ndarray:
+        """``[G] bool``: which groups do not lack the vector of a text that could not be read."""
+        found = ~self._grounded[groups.slots]
+        for place in np.flatnonzero(~found):
+            found[place] = groups.names[place] in self._vectors
+        return found
+
+    def streams(self, groups: Groups) -> np.ndarray:
+        """``[G] int64``: each group's vector as a stream of the kernel, or `ABSENT`."""
+        streams = np.full(len(groups), ABSENT)
+        for place in np.flatnonzero(self._grounded[groups.slots]):
+            streams[place] = side_row(self._vectors[groups.names[place]])
+        return streams
 
     def read(
         self,
@@ -77,32 +97,40 @@ class Groundings:
         starts: np.ndarray,
         hidden_states: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
-    ) -> None:
+    ) -> bool:
         """Reduces what the texts of this step have read.
 
         One that fails takes the vector of its request along, which is then not guided any more.
 
         Args:
-            req_ids: request id of each batch row.
+            req_ids: request id of each row.
             starts: ``[R + 1] int32``: where the rows' tokens begin.
             hidden_states: ``[T, H]`` of all tokens of the step.
             compute_logits: the model's head, ``[n, H]`` to ``[n, V]``.
+
+        Returns:
+            Whether all could be read.
         """
-        for batch_row, request_id in enumerate(req_ids):
-            text = self._texts.get(request_id)
-            if text is None:
+        if not self._texts:
+            return True
+        well = True
+        for row, request_id in enumerate(req_ids):
+            if (text := self._texts.get(request_id)) is None:
                 continue
-            start, stop = int(starts[batch_row]), int(starts[batch_row + 1])
-            with Contained(f"Reading {request_id}"):
-                self._reduce(text, hidden_states[start:stop], compute_logits)
-                continue
-            self.end(request_id)
-            self.end(text.primary)
+            try:
+                states = hidden_states[int(starts[row]) : int(starts[row + 1])]
+                self._reduce(text, states, compute_logits)
+            except Exception as error:
+                log_fault(f"Reading {request_id}", error)
+                self.end(request_id)
+                self.end(text.primary)
+                well = False
+        return well
 
     def _reduce(
         self, text: Text, hidden_states: Tensor, compute_logits: Callable[[Tensor], Tensor]
     ) -> None:
-        vector = self._vector(text.row)
+        vector = self._vector(text.vector)
         if not text.started:
             vector.fill_(0.0 if text.average else -math.inf)
             text.started = True
@@ -113,9 +141,9 @@ class Groundings:
             else:
                 torch.maximum(vector, log_probs.amax(0), out=vector)
 
-    def _vector(self, row: int) -> Tensor:
+    def _vector(self, index: int) -> Tensor:
         if self.table is None:
-            self.table = torch.zeros(ROWS, self._vocab, device=self._device)
-        while row >= self.table.shape[0]:
+            self.table = torch.zeros(VECTORS, self._vocab, device=self._device)
+        while index >= self.table.shape[0]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)))
-        return self.table[row]
+        return self.table[index]

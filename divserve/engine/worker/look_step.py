@@ -1,25 +1,19 @@
-"""Worker side of look-back decoding: the comparisons and draws of one step, on the device."""
+"""Look-back decoding, the device's part: the comparisons and draws of one step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from divserve.decoding.look import MAX_CANDIDATES, LookState, prefix_end
+from divserve.decoding.look import LookState
 from divserve.engine.models.hidden_store import HiddenStore
-from divserve_kernels.streams import send
-
-if TYPE_CHECKING:
-    from divserve.engine.worker.look_table import Looker
 
 __all__ = ["LookStep", "readable"]
 
-NO_LIMIT = 2**31 - 1
 LEAST = -1e30
 """What stands for a logit of −inf."""
 FAR = 60.0
@@ -29,98 +23,30 @@ bias of the request forbids every candidate."""
 
 @dataclass(frozen=True, slots=True)
 class LookStep:
-    """The lookers and probes of one step; lookers come first in every tensor."""
+    """The L requests that look back in a step, then their probes; N in all."""
 
-    places: tuple[int, ...]
-    """Places of the lookers among the primaries of the report."""
-    ks: tuple[int, ...]
-    chosen: Tensor
-    """``[L] bool``: lookers that take one of their candidates."""
     rows: Tensor
-    """``[N] int64``: batch rows."""
-    floors: Tensor
-    """``[N] int32``: first position that may be compared with."""
-    caps: Tensor
-    """``[N] int32``: one past the last."""
-    windows: Tensor
-    """``[N] int32``: most positions, the last ones."""
+    """``[N] int64``."""
+    limits: Tensor
+    """``[3, N] int32``: first position that may be compared with, one past the last, and most
+    positions (the last ones)."""
     most: int
     """At least as long as every span."""
     thresholds: Tensor
     """``[L] float32``."""
-    cells: Tensor
-    """``[N − L] int64``: where the probes' results go in `LookTable.kls`."""
-    choices: Tensor
-    """``[3, M] int64``: batch row, token id and cell of each candidate that may be drawn."""
+    chosen: Tensor
+    """``[L] bool``: requests that take one of their candidates."""
     chosen_rows: Tensor
-    """``[C] int64``: their batch rows."""
+    """``[C] int64``: their rows."""
+    choices: Tensor
+    """``[3, M] int64``: row, token id and cell of each candidate that may be drawn; a cell is a
+    place in the table of KLs."""
     candidates: Tensor
-    """``[L, K] float32``: token ids; those of `chosen` lookers only."""
+    """``[L, K] float32``: token ids; those of `chosen` requests only."""
     candidate_cells: Tensor
-    """``[L, K] int64``: where their results are."""
-    temperatures: tuple[Tensor, Tensor] | None
-    """Batch rows ``[A] int64`` that are not sampled at their request's temperature, and theirs
-    ``[A] float32``: 0 in clear steps of greedy lookers, 1 for the candidates."""
-    host_temperatures: tuple[Sequence[int], Sequence[float]]
-    """The same on the host."""
-
-    @classmethod
-    def pack(
-        cls,
-        lookers: Sequence[tuple[int, int, Looker]],
-        chosen: Sequence[bool],
-        probes: Sequence[tuple[int, Looker, int]],
-        device: torch.device,
-    ) -> LookStep:
-        """Builds the arrays on the host and sends them without waiting for the device.
-
-        Args:
-            lookers: place, batch row and state of each.
-            chosen: whether it takes one of its candidates.
-            probes: batch row, looker and index of each.
-            device: where the logits are.
-        """
-        most_k = max((looker.look.k for _, _, looker in lookers), default=0)
-        spans = [_limits(looker) for _, _, looker in lookers]
-        spans += [(0, prefix_end(looker.prompt), NO_LIMIT) for _, looker, _ in probes]
-        taking = list(zip(lookers, chosen, strict=True))
-        drawn = [
-            (row, token, looker.slot * MAX_CANDIDATES + index)
-            for (_, row, looker), taken in taking
-            if taken
-            for index, token in looker.probes.items()
-        ]
-        tokens, cells = [], []
-        for (_, _, looker), taken in taking:
-            known = [looker.probes[i] for i in range(len(looker.probes))] if taken else []
-            tokens.append([*known, *[0] * (most_k - len(known))])
-            cells.append([looker.slot * MAX_CANDIDATES + i for i in range(most_k)])
-        floors, caps, windows = zip(*spans, strict=True)
-        own = [
-            (row, float(taken)) for (_, row, looker), taken in taking if taken or looker.look.greedy
-        ]
-
-        def sent(values: object, dtype: torch.dtype = torch.int64) -> Tensor:
-            return send(values, dtype, device)
-
-        return cls(
-            places=tuple(place for place, _, _ in lookers),
-            ks=tuple(looker.look.k for _, _, looker in lookers),
-            chosen=sent(list(chosen), torch.bool),
-            rows=sent([row for _, row, _ in lookers] + [row for row, _, _ in probes]),
-            floors=sent(floors, torch.int32),
-            caps=sent(caps, torch.int32),
-            windows=sent(windows, torch.int32),
-            most=max(min(cap - floor, window) for floor, cap, window in spans),
-            thresholds=sent([looker.look.threshold for _, _, looker in lookers], torch.float32),
-            cells=sent([looker.slot * MAX_CANDIDATES + index for _, looker, index in probes]),
-            choices=sent(drawn).reshape(-1, 3).T,
-            chosen_rows=sent([row for (_, row, _), taken in taking if taken]),
-            candidates=sent(tokens, torch.float32).reshape(len(lookers), most_k),
-            candidate_cells=sent(cells).reshape(len(lookers), most_k),
-            temperatures=_split(own, device) if own else None,
-            host_temperatures=([row for row, _ in own], [value for _, value in own]),
-        )
+    """``[L, K] int64``: where their KLs are."""
+    probe_cells: Tensor
+    """``[N − L] int64``: where the probes' KLs go."""
 
     def run(self, logits: Tensor, guided: Tensor, store: HiddenStore, kls: Tensor) -> Tensor:
         """Compares the distributions of the step with earlier ones.
@@ -129,7 +55,7 @@ class LookStep:
             logits: ``[R, V]``: raw ones of all rows.
             guided: ``[R, V] float32``: the rows that take a candidate are overwritten.
             store: has the hidden states of this step, and the log-sum-exps of all spans.
-            kls: `LookTable.kls`; the probes' results are written to it.
+            kls: ``[cells] float32``: KL of each candidate to its prefix; the probes' are written.
 
         Returns:
             ``[L, 3 + 2 K] float32`` on the device: smallest KL, token that the nearest step
@@ -142,16 +68,17 @@ class LookStep:
         probs = (raw - lse[:, None]).exp_()
         negative_entropy = torch.linalg.vecdot(probs, raw) - lse
         found = store.nearest(self.rows, self._spans(store), self.most, probs, negative_entropy)
-        count = len(self.places)
-        kls.index_copy_(0, self.cells, found.kl[count:])
+        count = len(self.thresholds)
+        kls.index_copy_(0, self.probe_cells, found.kl[count:])
         self._offer(guided, kls)
         return self._report(raw[:count], found.kl[:count], found.position[:count], kls)
 
     def _spans(self, store: HiddenStore) -> tuple[Tensor, Tensor]:
+        floors, caps, windows = self.limits
         last = store.seq_lens.index_select(0, self.rows).to(torch.int32) - 1
-        stops = torch.minimum(last, self.caps)
-        firsts = torch.minimum(self.floors, stops)
-        return torch.maximum(firsts, stops - self.windows), stops
+        stops = torch.minimum(last, caps)
+        firsts = torch.minimum(floors, stops)
+        return torch.maximum(firsts, stops - windows), stops
 
     def _offer(self, guided: Tensor, kls: Tensor) -> None:
         """Gives the rows that choose the logits −KL at their candidates."""
@@ -179,22 +106,8 @@ class LookStep:
         return torch.cat((head, candidates, kls[self.candidate_cells]), dim=1)
 
 
-def _split(own: Sequence[tuple[int, float]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows ``[A] int64`` and their values ``[A] float32``."""
-    rows, values = zip(*own, strict=True)
-    return send(rows, torch.int64, device), send(values, torch.float32, device)
-
-
-def _limits(looker: Looker) -> tuple[int, int, int]:
-    """First position, one past the last, and most positions that a looker is compared with."""
-    look = looker.look
-    cap = prefix_end(looker.prompt) if look.reference == "prefix" else NO_LIMIT
-    floor = looker.prompt - 1 if look.reference == "generated" else 0
-    return floor, cap, look.window or NO_LIMIT
-
-
 def readable(values: Sequence[float], k: int) -> tuple[float, ...]:
-    """A row of `LookStep.run` without what its state does not have (see ``LookRow``).
+    """A request's numbers of `LookStep.run` without what its state does not have (``LookRow``).
 
     Args:
         values: ``3 + 2 K`` numbers.

@@ -1,4 +1,4 @@
-"""The runner's report of guided tokens, on its way to the scheduler beside the sampled tokens."""
+"""The statistics of a step on their way to the scheduler, beside the sampled tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from divserve.engine.order import Guidance, set_guidance
+from divserve.engine.order import Guidance, Statistics, set_guidance
 from divserve.engine.worker.look_step import readable
 
-__all__ = ["GuidedOutput", "Looked", "Report", "Timer", "attach"]
+__all__ = ["Comparisons", "GuidedOutput", "PendingGuidance", "Timer", "attach"]
+
+TIMED_EVERY = 16
+"""Of so many guided steps on a GPU one is timed: its two events cost more than a histogram that
+few scrape is worth in every step."""
 
 
 class Timer:
     """Times what is done between its making and `stop`: on the device, without waiting for it."""
+
+    @classmethod
+    def for_step(cls, device: torch.device, step: int) -> Timer | None:
+        """Started for the guided step of this number, if it is one that is timed."""
+        return cls(device) if device.type == "cpu" or step % TIMED_EVERY == 0 else None
 
     def __init__(self, device: torch.device) -> None:
         self._events: list[torch.cuda.Event] = []
@@ -47,71 +56,67 @@ class Timer:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What lookers of one step found (`divserve.engine.worker.look_table`)."""
+class Comparisons:
+    """What the requests that look back have found in a step (`LookStep.run`)."""
 
     places: tuple[int, ...]
-    """Their places among the primaries."""
+    """Which groups of the step they are."""
     ks: tuple[int, ...]
+    """Their candidates."""
     values: Tensor
     """``[L, 3 + 2 K] float32``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Statistics of one step on their way to the host."""
+class PendingGuidance:
+    """The `Guidance` of one step, until the device has got there."""
 
-    primaries: tuple[str, ...]
-    cooled: tuple[int, ...]
-    """Places among `primaries` of those with a second program."""
+    names: tuple[str, ...]
+    """Primary request ids of its groups."""
     statistics: Tensor
-    """``[G + C, len(STATISTICS)] float32`` on the host, valid after `event`: first those of all
-    primaries, then those of the second programs."""
-    event: torch.cuda.Event | None
-    looked: Looked | None = None
+    """``[G + N, len(STATISTICS)] float32`` on the host, valid after `event`: those of all groups,
+    then those of the second programs."""
+    second: tuple[int, ...]
+    """Which groups have a second program."""
+    comparisons: Comparisons | None = None
     timer: Timer | None = None
-    """Of the operation that made them."""
+    """Of the operation that made them; None in most steps (`Timer`)."""
+    event: torch.cuda.Event | None = None
 
-    @classmethod
-    def start(
-        cls,
-        primaries: tuple[str, ...],
-        statistics: Tensor,
-        cooled: tuple[int, ...] = (),
-        looked: Looked | None = None,
-        timer: Timer | None = None,
-    ) -> Report:
-        """Starts the copy of ``statistics`` ``[G + C, S] float32`` to the host; does not wait."""
-        if statistics.device.type != "cuda":
-            return cls(primaries, cooled, statistics, None, looked, timer)
-        host = _start_copy(statistics)
-        if looked is not None:
-            looked = replace(looked, values=_start_copy(looked.values))
+    def copied(self) -> PendingGuidance:
+        """The same on its way to the host; the device is not waited for."""
+        if self.statistics.device.type != "cuda":
+            return self
+        statistics, comparisons = _start_copy(self.statistics), self.comparisons
+        if comparisons is not None:
+            comparisons = replace(comparisons, values=_start_copy(comparisons.values))
         event = torch.cuda.Event()
         event.record()
-        return cls(primaries, cooled, host, event, looked, timer)
+        return replace(self, statistics=statistics, comparisons=comparisons, event=event)
 
-    def rows(self) -> dict[str, tuple[float, ...]]:
-        """Waits for the copy; statistics by primary request id."""
+    def collect(self) -> Guidance:
+        """Waits for the copy."""
         if self.event is not None:
             self.event.synchronize()
-        rows = self.statistics.tolist()
-        count = len(self.primaries)
-        for place, second in zip(self.cooled, rows[count:], strict=True):
-            rows[place] += second
-        if self.looked is not None:
-            values = self.looked.values.tolist()
-            for place, k, found in zip(self.looked.places, self.looked.ks, values, strict=True):
-                rows[place] += readable(found, k)
-        return dict(zip(self.primaries, map(tuple, rows[:count]), strict=True))
-
-    def put_on(self, output: ModelRunnerOutput) -> None:
-        """Waits for the copy and attaches what has been found."""
-        statistics = self.rows()
-        # The event behind the copy, which `rows` has waited for, is behind the timer's.
+        numbers = self.statistics.tolist()
+        count = len(self.names)
+        for place, more in zip(self.second, numbers[count:], strict=True):
+            numbers[place] += more
+        if (found := self.comparisons) is not None:
+            values = found.values.tolist()
+            for place, k, own in zip(found.places, found.ks, values, strict=True):
+                numbers[place] += readable(own, k)
+        statistics = dict(zip(self.names, map(tuple, numbers[:count]), strict=True))
+        # The event behind the copy, which has been waited for, is behind the timer's.
         seconds = None if self.timer is None else self.timer.seconds()
-        broken = frozenset(name for name, row in statistics.items() if any(map(math.isnan, row)))
-        set_guidance(output, Guidance(statistics, seconds, broken))
+        return Guidance(statistics, seconds, self._broken(statistics))
+
+    def _broken(self, statistics: dict[str, Statistics]) -> frozenset[str]:
+        """Groups whose numbers are not all numbers (NaN)."""
+        compared = () if self.comparisons is None else self.comparisons.places
+        if not self.statistics.isnan().any() and not compared:
+            return frozenset()
+        return frozenset(name for name, found in statistics.items() if any(map(math.isnan, found)))
 
 
 def _start_copy(values: Tensor) -> Tensor:
@@ -122,24 +127,24 @@ def _start_copy(values: Tensor) -> Tensor:
 
 
 class GuidedOutput(AsyncModelRunnerOutput):
-    """An asynchronous runner output that brings its report along when it is collected."""
+    """An asynchronous runner output that brings its guidance along when it is collected."""
 
-    def __init__(self, inner: AsyncModelRunnerOutput, report: Report) -> None:
+    def __init__(self, inner: AsyncModelRunnerOutput, pending: PendingGuidance) -> None:
         self._inner = inner
-        self._report = report
+        self._pending = pending
 
     def get_output(self) -> ModelRunnerOutput:
-        """Waits for the device; the runner's output with the report attached."""
+        """Waits for the device; the runner's output with the guidance attached."""
         output = self._inner.get_output()
-        self._report.put_on(output)
+        set_guidance(output, self._pending.collect())
         return output
 
 
 def attach(
-    output: ModelRunnerOutput | AsyncModelRunnerOutput, report: Report
+    output: ModelRunnerOutput | AsyncModelRunnerOutput, pending: PendingGuidance
 ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
-    """Attaches the report to what ``sample_tokens`` returns, synchronous or not."""
+    """Attaches the guidance to what ``sample_tokens`` returns, synchronous or not."""
     if isinstance(output, AsyncModelRunnerOutput):
-        return GuidedOutput(output, report)
-    report.put_on(output)
+        return GuidedOutput(output, pending)
+    set_guidance(output, pending.collect())
     return output

@@ -1,0 +1,271 @@
+"""What is done to the logits and tokens of a step, stage by stage.
+
+A group has a slot (`divserve.engine.worker.slots`). Each stage is one file: it keeps what it knows
+of a group by slot, written once when the group is taken up (`add`); it takes in where the groups
+are when the layout of the batch has changed (`lay_out`); and it works on the device (`apply`). A
+step whose layout is that of the step before costs two comparisons and the stages' work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from divserve.engine.faults import log_fault
+from divserve.engine.models.hidden_store import Head
+from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
+from divserve.engine.worker.amateurs import AmateurContrast
+from divserve.engine.worker.contrast import Contrast
+from divserve.engine.worker.grounding import Groundings
+from divserve.engine.worker.guide_tokens import GuideTokens
+from divserve.engine.worker.look_back import LookBack, Temperatures
+from divserve.engine.worker.programs import GroupPrograms
+from divserve.engine.worker.report import PendingGuidance, Timer
+from divserve.engine.worker.slots import Groups, Located, Slots
+from divserve.engine.worker.staging import Staging
+from divserve.engine.worker.temperature import OwnTemperature
+from divserve.engine.worker.third_streams import ThirdStreamCheck
+from divserve.engine.worker.vocabulary import VocabularyCap
+
+__all__ = ["Forward", "GuidanceStages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward pass has left for the stages."""
+
+    model: nn.Module
+    head: Head
+    """Its ``compute_logits``."""
+    hidden_states: Tensor
+    """``[R, sum of the hidden sizes]`` of the rows' last tokens."""
+
+
+class GuidanceStages:
+    """All stages and the layout that they have taken in."""
+
+    def __init__(self, vocab: int, device: torch.device) -> None:
+        self.device = device
+        self._slots = Slots()
+        self._programs = GroupPrograms(device)
+        self._groundings = Groundings(vocab, device)
+        self._temperature = OwnTemperature(self._programs)
+        self._contrast = Contrast(self._programs, self._groundings)
+        self._amateurs = AmateurContrast(self._programs)
+        self._look_back = LookBack(device)
+        self._vocabulary = VocabularyCap(vocab)
+        self._third_streams = ThirdStreamCheck()
+        self._guide_tokens = GuideTokens()
+        self._handed: dict[str, list[int]] = {}
+        self._stale = True
+        """Whether the layout must be made again, whatever the rows."""
+        self._req_ids: list[str] = []
+        self._sampling = b""
+        """`samples` of `place`, as bytes."""
+        self._names: tuple[str, ...] = ()
+        """Primaries of the layout, in the order of their statistics."""
+        self._active = False
+        self._guided_steps = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    # What the scheduler says of a step.
+
+    def observe(self, scheduler_output: SchedulerOutput) -> None:
+        """Takes up new groups and drops finished ones. Call once a step, before `place`."""
+        for request_id in scheduler_output.finished_req_ids:
+            self._drop(request_id)
+        self._resume(scheduler_output)
+        self._handed = {}
+        taken = []
+        for new in scheduler_output.scheduled_new_reqs:
+            order = row_order_of(new.sampling_params)
+            if order is None:
+                continue
+            try:
+                self._take_up(new, order)
+            except Exception as error:
+                log_fault(f"Taking up request {new.req_id}", error)
+                self._drop(new.req_id)
+            else:
+                taken.append(new.req_id)
+        try:
+            self._programs.send()
+        except Exception as error:
+            log_fault("Sending programs", error)
+            for request_id in taken:
+                self._drop(request_id)
+
+    def _take_up(self, new: Any, order: GroupOrder | TextOrder | ProbeOrder) -> None:
+        self._stale = True
+        if isinstance(order, TextOrder):
+            self._groundings.add_text(new.req_id, order)
+        elif isinstance(order, ProbeOrder):
+            slot = self._slots.add_probe(new.req_id, order.primary, order.index)
+            self._look_back.add_probe(slot, order)
+        else:
+            slot = self._slots.take(new.req_id, order.guides)
+            self._add(slot, order, new)
+            if order.output:
+                self._handed[new.req_id] = list(order.output)
+
+    def _add(self, slot: int, order: GroupOrder, new: Any) -> None:
+        """Writes the state of a slot in every stage that has one."""
+        for stage in (
+            self._programs,
+            self._groundings,
+            self._temperature,
+            self._amateurs,
+            self._vocabulary,
+            self._third_streams,
+        ):
+            stage.add(slot, order)
+        prompt = len(new.prompt_token_ids)
+        known = len(new.prefill_token_ids or new.prompt_token_ids)
+        self._look_back.add(slot, order.look, prompt, known)
+
+    def _drop(self, request_id: str) -> None:
+        """A request has ended, or could not be taken up."""
+        self._groundings.end(request_id)
+        if (slot := self._slots.release(request_id)) is not None:
+            self._look_back.release(slot)
+            self._stale = True
+
+    def _resume(self, scheduler_output: SchedulerOutput) -> None:
+        """Requests that come back: preempted ones, and those that waited for their probes."""
+        chosen = map(self._slots.find, chosen_of(scheduler_output))
+        if self._look_back.choose([slot for slot in chosen if slot is not None]):
+            self._stale = True
+        cached = scheduler_output.scheduled_cached_reqs
+        if not cached.resumed_req_ids:
+            return
+        self._groundings.restart(cached.resumed_req_ids)
+        for request_id, output in zip(cached.req_ids, cached.num_output_tokens, strict=True):
+            slot = self._slots.find(request_id) if request_id in cached.resumed_req_ids else None
+            if slot is not None and self._look_back.resume(slot, output):
+                self._stale = True
+
+    def handed_over(self) -> dict[str, list[int]]:
+        """Tokens that requests which are new in this step have from another engine, by their id."""
+        return self._handed
+
+    # Where the groups are in the batch.
+
+    def place(self, req_ids: list[str], samples: np.ndarray) -> bool:
+        """Finds the groups in the batch; returns whether anything is to be done in this step.
+
+        Args:
+            req_ids: request id of each row.
+            samples: ``[R] bool``: which rows take a token in this step. A group of which a row does
+                not is left out; the scheduler then stops its request.
+        """
+        sampling = samples.tobytes()
+        if self._stale or req_ids != self._req_ids or sampling != self._sampling:
+            self._stale, self._req_ids, self._sampling = False, list(req_ids), sampling
+            self._lay_out_what_can(self._slots.locate(req_ids, samples))
+        return self._active
+
+    def _lay_out_what_can(self, located: Located) -> None:
+        """Lays out all groups; if that fails, those that can be laid out alone."""
+        groups = located.groups
+        try:
+            self._lay_out(groups, located)
+            return
+        except Exception as error:
+            log_fault("Laying out a step", error)
+        each = [groups.select(np.array([place])) for place in range(len(groups))]
+        well = np.array([self._can_lay_out(group, located) for group in each], np.bool_)
+        try:
+            self._lay_out(groups.select(well), located)
+        except Exception as error:
+            log_fault("Laying out the rest of a step", error)
+            self._look_back.lose()
+            self._active = False
+
+    def _can_lay_out(self, group: Groups, located: Located) -> bool:
+        try:
+            self._lay_out(group, located)
+        except Exception as error:
+            log_fault(f"Laying out a step of request {group.names[0]}", error)
+            return False
+        return True
+
+    def _lay_out(self, groups: Groups, located: Located) -> None:
+        groups = groups.select(self._groundings.legible(groups))
+        staging, among = Staging(self.device), self._amateurs.among(groups)
+        alone, compared = groups.select(~among), groups.select(among)
+        # As their statistics come: those of amateurs behind the others.
+        groups = Groups.joined(alone, compared)
+        self._temperature.lay_out(groups, staging)
+        self._contrast.lay_out(alone, staging)
+        self._amateurs.lay_out(compared, staging)
+        looks = self._look_back.lay_out(groups, located, staging)
+        self._vocabulary.lay_out(groups, staging)
+        self._third_streams.lay_out(groups, staging)
+        self._guide_tokens.lay_out(groups, staging)
+        staging.send()
+        self._names = tuple(groups.names.tolist())
+        self._active = len(groups) > 0 or looks
+
+    # The work of a step.
+
+    def read_texts(
+        self,
+        req_ids: list[str],
+        starts: np.ndarray,
+        hidden_states: Tensor,
+        compute_logits: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`Groundings.read`; a request whose text fails is not guided any more."""
+        if not self._groundings.read(req_ids, starts, hidden_states, compute_logits):
+            self._stale = True
+
+    @property
+    def temperatures(self) -> Temperatures | None:
+        """Of rows that are not sampled at their request's, by the layout."""
+        return self._look_back.temperatures
+
+    def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:
+        """Guides the primaries' rows of the raw logits ``[R, V]``; float32 ones are overwritten.
+
+        Returns:
+            The logits in float32 and what is reported, on its way to the host without a wait for
+            the device. None if it fails: the scheduler then stops all requests of the layout.
+        """
+        try:
+            return self._guided(logits, forward)
+        except Exception as error:
+            log_fault("Guiding the logits of a step", error)
+            self._look_back.lose()
+            return None
+
+    def _guided(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance]:
+        timer = Timer.for_step(self.device, self._guided_steps)
+        self._guided_steps += 1
+        guided = logits.to(torch.float32)
+        measured = self._temperature.measure(logits, guided)
+        found = self._contrast.apply(logits, guided)
+        found += self._amateurs.apply(logits, guided, forward.model, forward.hidden_states)
+        self._temperature.apply(guided, measured)
+        found += measured
+        comparisons = self._look_back.apply(logits, guided, forward.model, forward.head)
+        self._vocabulary.apply(guided)
+        statistics = found[0] if len(found) == 1 else torch.cat(found or [logits.new_zeros(0, 0)])
+        self._third_streams.apply(guided, statistics)
+        if timer is not None:
+            timer.stop()
+        pending = PendingGuidance(
+            self._names, statistics, self._temperature.places, comparisons, timer
+        )
+        return guided, pending.copied()
+
+    def copy_tokens(self, sampled: Tensor) -> None:
+        """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
+        self._guide_tokens.apply(sampled)

@@ -1,0 +1,33 @@
+"""Lock-step: the rows of guides take the token that their primary has sampled."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from divserve.engine.worker.slots import Groups
+from divserve.engine.worker.staging import Staging
+from divserve_kernels import ABSENT
+
+__all__ = ["GuideTokens"]
+
+
+class GuideTokens:
+    """Copies tokens between rows; it has no state but the layout."""
+
+    def __init__(self) -> None:
+        self._copies: Tensor | None = None
+        """``[2, N] int64``: rows of primaries, and the rows that get their tokens."""
+
+    def lay_out(self, groups: Groups, staging: Staging) -> None:
+        """Takes in where all groups of the step are."""
+        group, guide = np.nonzero(groups.rows[:, 1:] != ABSENT)
+        rows = groups.rows
+        copies = np.array((rows[group, 0], rows[group, 1 + guide]))
+        self._copies = staging.put(copies) if len(group) else None
+
+    def apply(self, sampled: Tensor) -> None:
+        """Copies the tokens in ``sampled`` ``[R, 1]``, in place."""
+        if self._copies is not None:
+            primaries, guides = self._copies
+            sampled.index_copy_(0, guides, sampled.index_select(0, primaries))

@@ -1,0 +1,179 @@
+"""The slots of guided requests, and where their rows are in the batch of a step.
+
+A group gets a slot when its primary is taken up and keeps it until it ends, also while preempted.
+Every stage keeps what it knows of a group by slot, written once. What changes from step to step is
+only in which rows of the batch the requests are: `Slots.locate` finds them with one look-up per row
+and array operations.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import numpy as np
+
+from divserve.decoding.look import MAX_CANDIDATES
+from divserve_kernels import ABSENT
+
+__all__ = ["MEMBERS", "SLOTS", "Groups", "Located", "Slots", "grown"]
+
+SLOTS = 64
+"""Slots at first; everything that is kept by slot is doubled when they are used up."""
+MEMBERS = 3
+"""Most rows of a group: the primary, the guide of its contrast, the guide of its temperature."""
+WIDTH = MEMBERS + MAX_CANDIDATES
+"""Requests of a slot: the members of its group, then its probes by their candidates' index."""
+
+
+def grown(table: np.ndarray, slot: int) -> np.ndarray:
+    """``table``, doubled along its first axis until it has this slot; new entries are 0."""
+    size = len(table)
+    while slot >= size:
+        size *= 2
+    if size == len(table):
+        return table
+    found = np.zeros((size, *table.shape[1:]), table.dtype)
+    found[: len(table)] = table
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Groups all of whose members sample in a step."""
+
+    slots: np.ndarray
+    """``[G] int64``."""
+    names: np.ndarray
+    """``[G] object``: request ids of the primaries."""
+    rows: np.ndarray
+    """``[G, MEMBERS] int64``: rows of the primary and its guides; `ABSENT` where it has fewer."""
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def select(self, which: np.ndarray) -> Groups:
+        """Those of a mask ``[G] bool`` or of indices ``[N] int64``."""
+        return Groups(self.slots[which], self.names[which], self.rows[which])
+
+    @classmethod
+    def joined(cls, first: Groups, second: Groups) -> Groups:
+        """These, then those."""
+        if not len(second):
+            return first
+        return cls(
+            np.concatenate((first.slots, second.slots)),
+            np.concatenate((first.names, second.names)),
+            np.concatenate((first.rows, second.rows)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The guided requests of a step."""
+
+    groups: Groups
+    rows: np.ndarray
+    """``[capacity] int64``: the row of each slot's primary; `ABSENT` where it does not sample."""
+    probes: np.ndarray
+    """``[P, 3] int64``: slot, index of the candidate and row of each probe that samples."""
+
+
+@dataclass(slots=True)
+class Slots:
+    """Which group has which slot."""
+
+    _slots: dict[str, int] = field(default_factory=dict)
+    """By the primary's request id."""
+    _places: dict[str, int] = field(default_factory=dict)
+    """Of every request of a slot, by its id: slot · `WIDTH` + column."""
+    _requests: dict[int, set[str]] = field(default_factory=dict)
+    """All that were ever in `_places` for its group, by slot."""
+    _names: np.ndarray = field(default_factory=lambda: np.full(SLOTS, None, object))
+    """``[capacity] object``: primary ids by slot."""
+    _sizes: np.ndarray = field(default_factory=lambda: np.zeros(SLOTS, np.int64))
+    """``[capacity] int64``: members by slot; 0: it is free."""
+    _free: list[int] = field(default_factory=list)
+    """A heap: low slots are used first."""
+    _probes: set[str] = field(default_factory=set)
+    """Ids of those that have not ended."""
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def find(self, primary: str) -> int | None:
+        """The slot of a primary, if it has one."""
+        return self._slots.get(primary)
+
+    def take(self, primary: str, guides: Sequence[str]) -> int:
+        """Gives a group a slot; the one it has if it comes back after a preemption.
+
+        Raises:
+            ValueError: it has too many guides.
+        """
+        if len(guides) >= MEMBERS:
+            raise ValueError(f"{len(guides)} guides, not at most {MEMBERS - 1}")
+        slot = self._slots.get(primary)
+        if slot is None:
+            # Every slot is free, held, or beyond the ones used so far.
+            slot = heapq.heappop(self._free) if self._free else len(self._slots)
+            self._names, self._sizes = grown(self._names, slot), grown(self._sizes, slot)
+            self._slots[primary], self._names[slot] = slot, primary
+            self._sizes[slot] = 1 + len(guides)
+            for column, name in enumerate((primary, *guides)):
+                self._place(name, slot, column)
+        return slot
+
+    def add_probe(self, name: str, primary: str, index: int) -> int:
+        """Adds a probe of a candidate to its primary's slot, which is returned.
+
+        Raises:
+            KeyError: the primary has none.
+        """
+        slot = self._slots[primary]
+        self._place(name, slot, MEMBERS + index)
+        self._probes.add(name)
+        return slot
+
+    def release(self, request_id: str) -> int | None:
+        """A request has ended; the slot that is free by that, if it was a primary."""
+        if request_id in self._probes:
+            self._probes.discard(request_id)
+            self._places.pop(request_id, None)
+        slot = self._slots.pop(request_id, None)
+        if slot is not None:
+            # With the probes that are still there: the slot's next group must not get their rows.
+            for name in self._requests.pop(slot):
+                self._places.pop(name, None)
+            self._names[slot], self._sizes[slot] = None, 0
+            heapq.heappush(self._free, slot)
+        return slot
+
+    def locate(self, req_ids: Sequence[str], samples: np.ndarray) -> Located:
+        """Finds the guided requests in the batch.
+
+        Args:
+            req_ids: request id of each row.
+            samples: ``[R] bool``: which rows take a token in this step. A group of which a row does
+                not is left out.
+        """
+        count, capacity = len(req_ids), len(self._sizes)
+        unknown = capacity * WIDTH
+        places = np.fromiter(map(self._places.get, req_ids, repeat(unknown)), np.int64, count)
+        rows = np.full(unknown + 1, ABSENT)
+        rows[places] = np.where(samples, np.arange(count), ABSENT)
+        table = rows[:unknown].reshape(capacity, WIDTH)
+        members = table[:, :MEMBERS]
+        complete = (members != ABSENT).sum(1) == self._sizes
+        slots = np.flatnonzero(complete & (self._sizes > 0))
+        probes = np.empty((0, 3), np.int64)
+        if self._probes:
+            of, index = np.nonzero(table[:, MEMBERS:] != ABSENT)
+            probes = np.stack((of, index, table[of, MEMBERS + index]), axis=1)
+        return Located(Groups(slots, self._names[slots], members[slots]), members[:, 0], probes)
+
+    def _place(self, name: str, slot: int, column: int) -> None:
+        self._places[name] = slot * WIDTH + column
+        self._requests.setdefault(slot, set()).add(name)
