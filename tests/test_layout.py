@@ -53,12 +53,6 @@ FORBIDDEN = {
 SEAMS = ("divserve.engine", "divserve.startup", "divserve.http.openai")
 """Where vLLM may be imported."""
 
-KNOWN: set[tuple[str, str]] = {
-    # For a type alone.
-    ("divserve.engine.worker.look_step", "divserve.engine.worker.look_table"),
-}
-"""Imports (from, to) that break these rules and are about to go."""
-
 MACHINE_PATH = re.compile(r"(?<![\w.\-}])/(?:work|root|home|Users)/\w")
 
 Graph = dict[str, set[str]]
@@ -120,16 +114,15 @@ def direct_imports() -> Graph:
 
 @cache
 def import_graph() -> Graph:
-    """The direct imports but those of `KNOWN`, and the packages that run before what is imported.
+    """The direct imports, and the packages that run before what is imported.
 
     Whatever is not of the two packages imports nothing here.
     """
     graph: Graph = {}
     for module, targets in direct_imports().items():
-        kept = {target for target in targets if (module, target) not in KNOWN}
-        packages = {package for target in kept for package in with_packages(target)}
+        packages = {package for target in targets for package in with_packages(target)}
         # A module's own packages run before it, whatever it imports.
-        graph[module] = kept | packages - set(with_packages(module))
+        graph[module] = targets | packages - set(with_packages(module))
     return graph
 
 
@@ -189,11 +182,6 @@ def test_vllm_is_imported_at_the_seams_alone() -> None:
         and any(belongs(target, "vllm") for target in targets)
     ]
     assert wrong == []
-
-
-def test_what_is_known_to_be_wrong_still_is() -> None:
-    gone = {one for one in KNOWN if one[1] not in direct_imports().get(one[0], set())}
-    assert gone == set(), "take them out of KNOWN"
 
 
 @pytest.mark.parametrize(

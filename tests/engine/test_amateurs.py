@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
-from divserve.engine.worker import amateurs
+from divserve.engine.models.loader import amateur_logits
 from tests.engine.cases import Case, mismatches
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, stacked
@@ -194,7 +194,7 @@ def test_logits_of_a_helper_are_not_numbers(
         (list(range(n, 60)), greedy(stacked([{"method": "dexperts"}], [None]))) for n in (9, 20)
     ]
     healthy = [output.outputs[0] for output in engine.generate(batch)]
-    compute, steps = amateurs.amateur_logits, 0
+    compute, steps = amateur_logits, 0
 
     def poisoned(model: Any, hidden_states: Any, rows: torch.Tensor) -> torch.Tensor:
         nonlocal steps
@@ -204,7 +204,7 @@ def test_logits_of_a_helper_are_not_numbers(
             found[which * len(rows)] = float("nan")
         return found
 
-    monkeypatch.setattr(amateurs, "amateur_logits", poisoned)
+    monkeypatch.setattr("divserve.engine.worker.amateurs.amateur_logits", poisoned)
     victim, other = (output.outputs[0] for output in engine.generate(batch))
     assert (victim.finish_reason, other.finish_reason) == ("error", "length")
     assert victim.token_ids == healthy[0].token_ids[:3]

@@ -14,7 +14,7 @@ LOADER = "vllm.model_executor.model_loader.base_loader:BaseModelLoader"
 HIDDEN = "vllm.model_executor.models.extract_hidden_states"
 MODEL = "vllm.model_executor.models.interfaces_base"
 
-GROUPS = "divserve/engine/worker/groups.py"
+GUIDANCE = "divserve/engine/worker/guidance.py"
 LOOK_TABLE = "divserve/engine/worker/look_table.py"
 REPORT = "divserve/engine/worker/report.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
@@ -148,17 +148,17 @@ _V2 = (
 
 _STEP = (
     *seams(
-        SCHEDULER_OUTPUT, GROUPS, "read",
+        SCHEDULER_OUTPUT, GUIDANCE, "read",
         finished_req_ids="groups that end", scheduled_new_reqs="groups that begin",
         scheduled_cached_reqs="groups that come back",
     ),
     *seams(
-        "vllm.v1.core.sched.output:NewRequestData", GROUPS, "read",
+        "vllm.v1.core.sched.output:NewRequestData", GUIDANCE, "read",
         sampling_params="the order of the scheduler", prompt_token_ids="length of a prompt",
         prefill_token_ids="known tokens (V2)",
     ),
     *seams(
-        "vllm.v1.core.sched.output:CachedRequestData", GROUPS, "read",
+        "vllm.v1.core.sched.output:CachedRequestData", GUIDANCE, "read",
         resumed_req_ids="who was preempted", num_output_tokens="known tokens", req_ids="the rows",
     ),
     *seams(
