@@ -34,7 +34,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     routes.install(app)
     errors.install(app)
     keys = openai.take_api_keys(app, args)
-    edges.install(app, args.edges, keys, client.max_rows)
+    edges.install(app, args.edges, keys, client.capacity.max_rows)
     # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
     aliases = {*presets.aliases_of(args), *extras.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))

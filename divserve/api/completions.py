@@ -106,7 +106,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         return guides * len(primaries) if whole is not None else guides
 
     def _checked_ids(self, token_ids: list[int], param: str) -> list[int]:
-        limit = self.engine_client.max_guide_tokens
+        limit = self.engine_client.capacity.max_guide_tokens
         try:
             self.renderer.validate_token_ids(token_ids)
         except VLLMValidationError as error:

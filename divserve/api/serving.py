@@ -104,7 +104,7 @@ class GuidedServing(OwnErrors):
         Raises:
             InvalidRequest: a prompt is too long.
         """
-        limit = self.engine_client.max_guide_tokens
+        limit = self.engine_client.capacity.max_guide_tokens
         for engine_input in engine_inputs:
             if (length := len(engine_input["prompt_token_ids"])) > limit:
                 raise InvalidRequest(
@@ -162,7 +162,7 @@ class GuidedServing(OwnErrors):
         if method is None:
             return []
         param = f"{request.param_of(method)}.grounding"
-        limit = self.engine_client.max_guide_tokens
+        limit = self.engine_client.capacity.max_guide_tokens
         tokenizer = self.renderer.tokenizer
         if tokenizer is None:
             raise InvalidRequest("A grounding text needs the server's tokenizer.", param=param)
@@ -185,7 +185,7 @@ class GuidedServing(OwnErrors):
         Raises:
             InvalidRequest: a guide can not be rendered, is empty or too long.
         """
-        limit = self.engine_client.max_guide_tokens
+        limit = self.engine_client.capacity.max_guide_tokens
         try:
             rendered = await render()
         except VLLMValidationError as error:

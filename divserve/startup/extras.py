@@ -174,7 +174,8 @@ class Extras:
         Args:
             large, small: vLLM's ``ModelConfig``.
         """
-        assert self.small is not None
+        if self.small is None:
+            raise StartupError("there is no small model to check")
         check_tokenizer(large, self.small)
         check_vocabulary(large, small, self.small)
 

@@ -29,9 +29,13 @@ def expected_row(probs: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         ``[N, H] float32`` on the same device, not synchronised.
+
+    Raises:
+        ValueError: there are more probabilities than embeddings.
     """
     vocab = probs.shape[1]
-    assert vocab <= weight.shape[0]
+    if vocab > weight.shape[0]:
+        raise ValueError(f"{vocab} probabilities for {weight.shape[0]} output embeddings")
     weight = weight[:vocab]
     if weight.device.type == "cpu":
         probs = torch.nn.functional.threshold(probs, NOTHING, 0.0)

@@ -25,7 +25,8 @@ def nearest(
     lows, places = [math.inf] * len(rows), [-1] * len(rows)
     for n, row in enumerate(rows.tolist()):
         start, stop = int(starts[n]), int(stops[n])
-        assert stop - start <= most
+        if stop - start > most:
+            raise ValueError(f"a span of {stop - start} positions, at most {most} were announced")
         for j in range(start, stop):
             kl = distance(states, lse, tables[row], j, mu[n], neg_entropy[n])
             if math.isnan(kl):

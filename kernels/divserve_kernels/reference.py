@@ -39,7 +39,8 @@ def _stream(logits: Tensor, side: Tensor | None, index: int) -> Tensor:
     """The logits that a stream index names, as ``[V] float64``."""
     if index >= 0:
         return logits[index].double()
-    assert side is not None
+    if side is None:
+        raise ValueError("a stream of the side tensor, and there is none")
     return side[FIRST_SIDE - index].double()
 
 

@@ -99,10 +99,15 @@ class Streams:
         guide: Sequence[int] | None = None,
         third: Sequence[int] | None = None,
     ) -> Streams:
-        """Builds the arrays on the host and sends them without waiting for the device."""
+        """Builds the arrays on the host and sends them without waiting for the device.
+
+        Raises:
+            ValueError: they are not of one length.
+        """
         none = [ABSENT] * len(slots)
         streams = (primary, none if guide is None else guide, none if third is None else third)
-        assert all(len(stream) == len(slots) for stream in streams)
+        if any(len(stream) != len(slots) for stream in streams):
+            raise ValueError("as many primaries, guides and third streams as programs")
         sent = send([*streams, slots], torch.int64, programs.table.device)
         return cls.of(programs, slots, sent)
 

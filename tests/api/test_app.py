@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from divserve.errors import DecodingFailed, InvalidRequest
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, QUESTION, guided
-from tests.support.fake_client import ANSWER, FakeClient, arguments
+from tests.support.fake_client import ANSWER, MAX_GUIDE_TOKENS, FakeClient, arguments
 
 # vLLM reads its own deprecated field.
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
@@ -155,11 +155,11 @@ def test_tokens_can_be_shown_as_ids(http: TestClient, engine: FakeClient) -> Non
 
 def test_a_prompt_that_leaves_its_guide_no_room(http: TestClient, engine: FakeClient) -> None:
     """The cache may hold less than the context; vLLM's own check knows only the latter."""
-    engine.max_guide_tokens = 10
+    engine.capacity.max_guide_tokens = 10
     try:
         response = http.post("/v1/completions", json=TEXT)
     finally:
-        engine.max_guide_tokens = FakeClient.max_guide_tokens
+        engine.capacity.max_guide_tokens = MAX_GUIDE_TOKENS
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
     assert response.json()["error"]["code"] == "context_length_exceeded"

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.fake_client import FakeClient
+from tests.support.fake_client import MAX_ROWS
 from tests.support.fake_server import served
 
 GOOD = b'{"model":"smol","prompt":"Hi","max_tokens":3'
@@ -160,7 +160,7 @@ def test_clients_that_send_half_and_close_their_half(tmp_path: Path) -> None:
     """Of the headers or of the body: nothing is answered, and no row of the queue stays taken."""
     whole = post("/v1/completions", GOOD + b"}")
     with served(tmp_path / "log.txt", max_queue=0) as (url, _):
-        for _ in range(2 * FakeClient.max_rows):
+        for _ in range(2 * MAX_ROWS):
             for cut in (10, len(whole) - len(GOOD) - 10, len(whole) - 5):
                 assert asyncio.run(exchange(url, whole[:cut], closes=True)) == (0, b"")
         assert asyncio.run(exchange(url, whole))[0] == 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from divserve.errors import ApiError
 from divserve.startup.extras import Extras
 from tests.support.models import SMOLLM2
 
+MAX_GUIDE_TOKENS, MAX_ROWS = 255, 8
 ANSWER = " Lyon is the capital"
 FIGURES = {"entropy": 1.0, "kl": 0.5, "jsd": 0.25, "alpha": 0.75}
 ROW = tuple(FIGURES.get(name, 1.0) for name in STATISTICS)
@@ -30,8 +32,6 @@ class FakeClient:
 
     errored = False
     is_running = True
-    max_guide_tokens = 255
-    max_rows = 8
     compute_ratio = 0.25
 
     def __init__(self, config: Any) -> None:
@@ -39,6 +39,7 @@ class FakeClient:
         from vllm.v1.engine.input_processor import InputProcessor
 
         self.vllm_config = config
+        self.capacity = SimpleNamespace(max_guide_tokens=MAX_GUIDE_TOKENS, max_rows=MAX_ROWS)
         self.model_config = config.model_config
         self.renderer = renderer_from_config(config)
         self.input_processor = InputProcessor(config, self.renderer)

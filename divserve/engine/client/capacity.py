@@ -1,59 +1,64 @@
-"""What fits into an engine: rows, and tokens of a prompt and its side streams together."""
+"""What fits into an engine: rows, and tokens of a prompt and its guides together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vllm.utils.math_utils import cdiv
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from divserve.errors import InvalidRequest
 
-__all__ = ["Room"]
+__all__ = ["Capacity"]
 
 
-class Room:
-    """The sizes of the engine behind ``inner``."""
+class Capacity:
+    """The sizes of an engine.
 
-    inner: AsyncLLM
+    Args:
+        config: its ``VllmConfig``; the engine has written the size of its KV cache there.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
 
     @property
     def max_rows(self) -> int:
         """Rows that the served model's engine runs at a time."""
-        return int(self.inner.vllm_config.scheduler_config.max_num_seqs)
+        return int(self._config.scheduler_config.max_num_seqs)
 
     @property
     def max_guide_tokens(self) -> int:
         """Longest guide prompt (tokens) that leaves room for one token of answer."""
-        config = self.inner.vllm_config
+        config = self._config
         context = int(config.model_config.max_model_len) - 1
         return min(context, self._cache_tokens() - 2)
 
     def _cache_tokens(self) -> int:
         """Tokens that the whole KV cache holds."""
-        cache = self.inner.vllm_config.cache_config
+        cache = self._config.cache_config
         return int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
 
-    def check_streams(self, prompt_tokens: int, streams: Sequence[int]) -> None:
-        """Raises `InvalidRequest` when a prompt and its side streams can never run together.
+    def check(self, prompt_tokens: int, texts: Sequence[int]) -> None:
+        """Raises `InvalidRequest` when a prompt and its guides can never run together.
 
         Args:
             prompt_tokens: length of the prompt.
-            streams: lengths of its guides and its grounding text.
+            texts: lengths of its guides and its grounding text.
         """
-        block = int(self.inner.vllm_config.cache_config.block_size)
-        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, *streams))
+        block = int(self._config.cache_config.block_size)
+        need = sum(cdiv(n + 1, block) * block for n in (prompt_tokens, *texts))
         if need > self._cache_tokens():
             raise InvalidRequest(
-                f"the prompt ({prompt_tokens} tokens) and its guide ({sum(streams)} tokens) do not "
+                f"the prompt ({prompt_tokens} tokens) and its guide ({sum(texts)} tokens) do not "
                 f"fit in the KV cache together ({self._cache_tokens()} tokens): shorten them, or "
                 "start the server with a larger KV cache",
                 param="decoding.guide",
                 code="context_length_exceeded",
             )
-        if 1 + len(streams) > self.max_rows:
+        if 1 + len(texts) > self.max_rows:
             raise InvalidRequest(
-                f"this request needs {1 + len(streams)} rows; the server was started with "
+                f"this request needs {1 + len(texts)} rows; the server was started with "
                 f"--max-num-seqs {self.max_rows}",
                 param="decoding",
             )

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -21,8 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from divserve import metrics
 from divserve.decoding import Spec
 from divserve.engine import faults
-from divserve.engine.client.capacity import Room
-from divserve.engine.client.delegate import delegate_protocol
+from divserve.engine.client.capacity import Capacity
 from divserve.engine.client.gone import EngineStopped, ShuttingDown
 from divserve.engine.client.hand_off import HandOff
 from divserve.engine.client.ledger import Account, Ledger
@@ -41,11 +39,12 @@ __all__ = ["GuidedClient"]
 LOST = "the engine could not keep the two streams of this request in lock-step; retry the request"
 
 
-class GuidedClient(Room, EngineClient):
-    """Wraps ``AsyncLLM``; everything not defined here is delegated to it."""
+class GuidedClient:
+    """Wraps ``AsyncLLM``: what is not defined here is the member of that name there."""
 
     def __init__(self, inner: AsyncLLM, extras: frozenset[str] = frozenset()) -> None:
         self.inner = inner
+        self.capacity = Capacity(inner.vllm_config)
         self.extras = extras
         """Names of the models beside the served one."""
         self.ledger = Ledger(inner.output_processor)
@@ -132,7 +131,7 @@ class GuidedClient(Room, EngineClient):
     ) -> AsyncGenerator[RequestOutput, None]:
         if params.output_kind == RequestOutputKind.CUMULATIVE:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
-        self.check_streams(len(prompt["prompt_token_ids"]), [len(s) for s in spec.texts])
+        self.capacity.check(len(prompt["prompt_token_ids"]), [len(s) for s in spec.texts])
         check_extras(spec, self.extras)
         check_adapters(spec, self.inner.vllm_config.lora_config is not None)
         if spec.switch is not None:
@@ -225,6 +224,3 @@ def _account_for(output: RequestOutput, account: Account) -> None:
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
         choice.models = account.take_models(choice.index, len(choice.token_ids))
-
-
-delegate_protocol(GuidedClient)

@@ -13,7 +13,6 @@ CORE = "vllm.v1.engine.core_client:AsyncMPClient"
 ARGS = "vllm.engine.arg_utils:AsyncEngineArgs"
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
-CAPACITY = "divserve/engine/client/capacity.py"
 GONE = "divserve/engine/client/gone.py"
 GUIDED = "divserve/engine/client/guided.py"
 HAND_OFF = "divserve/engine/client/hand_off.py"
@@ -29,17 +28,12 @@ PROCESSES = "divserve/startup/processes.py"
 SHUTDOWN = "divserve/startup/shutdown.py"
 
 _CLIENT = (
-    *seams(
-        PROTOCOL, GUIDED, "overridden",
-        generate="checks and accounts for guided requests", shutdown="ends what is still open",
-        dead_error="EngineStopped",
-    ),
     *seams(PROTOCOL, GUIDED, "read", model_config="vocabularies and sizes of two models"),
     *seams(ASYNC_LLM, GUIDED, "called", generate="plain requests get its generator itself"),
     *seams(
         ASYNC_LLM, GUIDED, "read",
         errored="health", output_processor="see below", engine_core="see below",
-        vllm_config="LoRA",
+        vllm_config="LoRA; rows, context and KV blocks",
     ),
     *seams(PROCESSOR, GUIDED, "patched", propagate_error="says what has happened to the engine"),
     *seams(PROCESSOR, GUIDED, "read", request_states="who is told of a drain or a dead engine"),
@@ -117,7 +111,6 @@ _CLIENT = (
         "vllm.v1.engine.exceptions:EngineDeadError", GONE, "overridden",
         __init__="a 503 of its own for each request",
     ),
-    *seams(ASYNC_LLM, CAPACITY, "read", vllm_config="rows, context and KV blocks"),
 )  # fmt: skip
 
 _STARTUP = (

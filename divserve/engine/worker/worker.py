@@ -9,8 +9,9 @@ from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
+# Importing the loader registers it in this process.
+from divserve.engine.models import loader  # noqa: F401
 from divserve.engine.models.hidden_store import LAYER, store_of
-from divserve.engine.models.loader import LOAD_FORMAT
 from divserve.engine.worker import runner_v1, runner_v2
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import check
@@ -18,8 +19,6 @@ from divserve_kernels.selfcheck import check
 __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
 
 logger = init_logger("vllm.divserve")
-
-assert LOAD_FORMAT  # importing it registers its loader in this process
 
 
 class GuidedCPUWorker(CPUWorker):
