@@ -18,6 +18,9 @@ _FORM, _THIRD_WEIGHT = PARAMETERS.index("form"), PARAMETERS.index("third_weight"
 _JSD_SCALE = PARAMETERS.index("jsd_scale")
 _LOG_PLAUSIBILITY, _TOP_P = PARAMETERS.index("log_plausibility"), PARAMETERS.index("top_p")
 
+# Bits of what a program needs: its form's, then these.
+_THIRD, _NUCLEUS, _PLAUSIBILITY = (1 << len(Form) + i for i in range(3))
+
 
 class Programs:
     """Programs by slot on the device, as a structure of arrays; sent only when they change."""
@@ -25,8 +28,8 @@ class Programs:
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
-        self._host = np.zeros((len(PARAMETERS), capacity))
-        """The same in float64, so that no device is asked."""
+        self._needs = np.zeros(capacity, np.uint8)
+        """What each program needs (`_needs`), so that no device is asked."""
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
@@ -44,15 +47,15 @@ class Programs:
                 raise ValueError("Form.PROBABILITY has constant weights")
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
-            self._host = np.concatenate((self._host, np.zeros_like(self._host)), axis=1)
-        self._host[:, list(programs)] = np.array(list(programs.values())).T
+            self._needs = np.concatenate((self._needs, np.zeros_like(self._needs)))
+        self._needs[list(programs)] = [_needs(program) for program in programs.values()]
         slots = send(list(programs), torch.int64, self.table.device)
         values = send(list(programs.values()), torch.float32, self.table.device)
         self.table.index_copy_(1, slots, values.T)
 
-    def columns(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
-        """``[len(PARAMETERS), G] float64``: the programs of these slots, on the host."""
-        return self._host[:, slots]
+    def needs(self, slots: Sequence[int] | np.ndarray) -> int:
+        """What the programs of these slots need, together."""
+        return int(np.bitwise_or.reduce(self._needs[slots]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +121,28 @@ class Streams:
             sent: ``[4, G] int64``: the primaries, guides, third streams and ``slots``.
         """
         primary, guide, third, slot = sent.unbind()
-        used = programs.columns(slots)
+        needs = programs.needs(slots)
         return cls(
             primary=primary,
             guide=guide,
             third=third,
             table=programs.table,
             slot=slot,
-            forms=frozenset(Form(int(form)) for form in set(used[_FORM].tolist())),
-            any_third=bool(used[_THIRD_WEIGHT].any()),
-            any_nucleus=bool((used[_TOP_P] < 1).any()),
-            any_plausibility=bool((used[_LOG_PLAUSIBILITY] > -math.inf).any()),
+            forms=frozenset(form for form in Form if needs & 1 << form),
+            any_third=bool(needs & _THIRD),
+            any_nucleus=bool(needs & _NUCLEUS),
+            any_plausibility=bool(needs & _PLAUSIBILITY),
         )
+
+
+def _needs(program: Sequence[float]) -> int:
+    """Which form a program has, and what else of the operation takes time for it, as bits."""
+    return (
+        1 << int(program[_FORM])
+        | _THIRD * (program[_THIRD_WEIGHT] != 0)
+        | _NUCLEUS * (program[_TOP_P] < 1)
+        | _PLAUSIBILITY * (program[_LOG_PLAUSIBILITY] > -math.inf)
+    )
 
 
 def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
+from divserve.engine.models.loader import amateur_logits
 from divserve.engine.worker import amateurs
 from tests.engine.cases import Case, mismatches
 from tests.support import hf
@@ -194,7 +195,7 @@ def test_logits_of_a_helper_are_not_numbers(
         (list(range(n, 60)), greedy(stacked([{"method": "dexperts"}], [None]))) for n in (9, 20)
     ]
     healthy = [output.outputs[0] for output in engine.generate(batch)]
-    compute, steps = amateurs.amateur_logits, 0
+    compute, steps = amateur_logits, 0
 
     def poisoned(model: Any, hidden_states: Any, rows: torch.Tensor) -> torch.Tensor:
         nonlocal steps

@@ -99,7 +99,9 @@ def test_logits_are_not_numbers(
         nonlocal steps
         steps += 1
         if steps == 4:
-            rows, guide_rows = stages._guide_tokens._copies
+            copies = stages._guide_tokens._copies
+            assert copies is not None
+            rows, guide_rows = copies
             logits[(rows if member == "primary" else guide_rows)[0]] = float("nan")
         return guide(stages, logits, *args)
 

@@ -31,7 +31,8 @@ class AmateurContrast:
 
     def among(self, groups: Groups) -> np.ndarray:
         """``[G] bool``: which groups have amateurs."""
-        return self._counts[groups.slots] > 0
+        among: np.ndarray = self._counts[groups.slots] > 0
+        return among
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
         """Takes in where the groups with amateurs are."""

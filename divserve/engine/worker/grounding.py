@@ -77,12 +77,13 @@ class Groundings:
         if (vector := self._vectors.pop(request_id, None)) is not None:
             self._free.append(vector)
 
-    def legible(self, groups: Groups) -> np.ndarray:
-        """``[G] bool``: which groups do not lack the vector of a text that could not be read."""
-        found = ~self._grounded[groups.slots]
-        for place in np.flatnonzero(~found):
-            found[place] = groups.names[place] in self._vectors
-        return found
+    def legible(self, groups: Groups) -> Groups:
+        """Those that do not lack the vector of a text that could not be read."""
+        grounded = self._grounded[groups.slots]
+        if not grounded.any():
+            return groups
+        known = np.array([name in self._vectors for name in groups.names], np.bool_)
+        return groups.select(known | ~grounded)
 
     def streams(self, groups: Groups) -> np.ndarray:
         """``[G] int64``: each group's vector as a stream of the kernel, or `ABSENT`."""

@@ -198,7 +198,7 @@ class GuidanceStages:
         return True
 
     def _lay_out(self, groups: Groups, located: Located) -> None:
-        groups = groups.select(self._groundings.legible(groups))
+        groups = self._groundings.legible(groups)
         staging, among = Staging(self.device), self._amateurs.among(groups)
         alone, compared = groups.select(~among), groups.select(among)
         # As their statistics come: those of amateurs behind the others.

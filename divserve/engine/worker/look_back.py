@@ -257,4 +257,5 @@ class LookBack:
 
 def _prefix_ends(prompts: np.ndarray) -> np.ndarray:
     """`prefix_end` of each."""
-    return np.maximum(prompts - 1, 1)
+    ends: np.ndarray = np.maximum(prompts - 1, 1)
+    return ends

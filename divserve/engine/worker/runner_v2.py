@@ -85,7 +85,8 @@ def _samples(input_batch: Any) -> np.ndarray:
     """``[R] bool``: which rows take a token in this step."""
     count = len(input_batch.req_ids)
     lengths: np.ndarray = input_batch.seq_lens_cpu_upper_bound.numpy()[:count]
-    return lengths >= input_batch.prefill_len_np[:count]
+    samples: np.ndarray = lengths >= input_batch.prefill_len_np[:count]
+    return samples
 
 
 def install(runner: Any) -> None:
