@@ -16,14 +16,18 @@ from divserve_kernels.layout import ABSENT
 __all__ = ["Programs", "Streams"]
 
 
+# Bits of what a program needs: its form's, then these.
+_THIRD, _NUCLEUS, _PLAUSIBILITY = (1 << len(Form) + i for i in range(3))
+
+
 class Programs:
     """Programs by slot on the device, as a structure of arrays; sent only when they change."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
-        self._host = np.zeros((len(PARAMETERS), capacity))
-        """The same in float64, so that no device is asked."""
+        self._needs = np.zeros(capacity, np.uint8)
+        """What each program needs (`_needs`), so that no device is asked."""
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
@@ -42,15 +46,15 @@ class Programs:
                 raise ValueError("Form.PROBABILITY has constant weights")
         while max(programs) >= self.table.shape[1]:
             self.table = torch.cat((self.table, torch.zeros_like(self.table)), dim=1)
-            self._host = np.concatenate((self._host, np.zeros_like(self._host)), axis=1)
-        self._host[:, list(programs)] = np.array(list(programs.values())).T
+            self._needs = np.concatenate((self._needs, np.zeros_like(self._needs)))
+        self._needs[list(programs)] = [_needs(Program(*numbers)) for numbers in programs.values()]
         slots = send(list(programs), torch.int64, self.table.device)
         values = send(list(programs.values()), torch.float32, self.table.device)
         self.table.index_copy_(1, slots, values.T)
 
-    def parameters(self, slots: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """``[G] float64`` each, by name: the programs of these slots, on the host."""
-        return dict(zip(PARAMETERS, self._host[:, slots], strict=True))
+    def needs(self, slots: Sequence[int] | np.ndarray) -> int:
+        """What the programs of these slots need, together."""
+        return int(np.bitwise_or.reduce(self._needs[slots]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +125,28 @@ class Streams:
             sent: ``[4, G] int64``: the primaries, guides, third streams and ``slots``.
         """
         primary, guide, third, slot = sent.unbind()
-        used = programs.parameters(slots)
+        needs = programs.needs(slots)
         return cls(
             primary=primary,
             guide=guide,
             third=third,
             table=programs.table,
             slot=slot,
-            forms=frozenset(Form(int(form)) for form in set(used["form"].tolist())),
-            any_third=bool(used["third_weight"].any()),
-            any_nucleus=bool((used["top_p"] < 1).any()),
-            any_plausibility=bool((used["log_plausibility"] > -math.inf).any()),
+            forms=frozenset(form for form in Form if needs & 1 << form),
+            any_third=bool(needs & _THIRD),
+            any_nucleus=bool(needs & _NUCLEUS),
+            any_plausibility=bool(needs & _PLAUSIBILITY),
         )
+
+
+def _needs(program: Program) -> int:
+    """Which form a program has, and what else of the operation takes time for it, as bits."""
+    return (
+        1 << int(program.form)
+        | _THIRD * (program.third_weight != 0)
+        | _NUCLEUS * (program.top_p < 1)
+        | _PLAUSIBILITY * (program.log_plausibility > -math.inf)
+    )
 
 
 def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
