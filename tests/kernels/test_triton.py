@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,25 +24,38 @@ CPU_ONLY = {
 }  # fmt: skip
 
 
+def interpreted(chosen: str, *modules: ModuleType) -> set[str]:
+    """Names of the tests that pass in a process whose Triton interprets: the passes one by one."""
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", chosen]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [*command, *(str(module.__file__) for module in modules)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-5000:]
+    return set(re.findall(r"::(test_\w+)\[\S* PASSED", run.stdout))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
+def test_golden_vectors_through_the_interpreter() -> None:
+    golden = {name for name in vars(test_guide) if name.startswith("test_golden")}
+    assert interpreted("triton and golden", test_guide) == golden
+
+
 @pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is the inner run")
 def test_parity_through_the_interpreter() -> None:
-    """Golden vectors and parity, in a process whose Triton interprets: the passes one by one."""
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "triton"]
-    paths = [str(module.__file__) for module in MODULES]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        [*command, *paths], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout[-5000:]
-    passed = set(re.findall(r"::(test_\w+)\[\S* PASSED", run.stdout))
     of_back_ends = {
         test
         for module in MODULES
         for test, function in vars(module).items()
         if test.startswith("test_") and "name" in inspect.signature(function).parameters
     }
-    assert passed == of_back_ends - CPU_ONLY
+    assert interpreted("triton", *MODULES) == of_back_ends - CPU_ONLY
 
 
 @pytest.mark.gpu
