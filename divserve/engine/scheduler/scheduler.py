@@ -156,7 +156,7 @@ class LockstepScheduler(Scheduler):
         return verdict is Verdict.ADMIT
 
     def _get_local_prefix_cache_hit(
-        self, request: Request, *args: Any
+        self, request: Request, *args: Any, **kwargs: Any
     ) -> tuple[Any, int, int, bool]:
         """vLLM asks for the cached blocks of a request that it is about to admit."""
         alarm = self.alarms.of_probe(request.request_id)
@@ -164,7 +164,9 @@ class LockstepScheduler(Scheduler):
             held = self.kv_cache_manager.get_blocks(alarm.primary.request_id).blocks
             blocks = KVCacheBlocks(self.alarms.blocks_of(request, held))
             return blocks, request.num_tokens - 1, 0, False
-        blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(request, *args)
+        blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(
+            request, *args, **kwargs
+        )
         is_held = request.request_id in self.groups.held
         if is_held and cached and cached >= request.num_tokens - 1:
             # The held token must not be the only one left to compute.
@@ -203,7 +205,8 @@ class LockstepScheduler(Scheduler):
         """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
         alarmed = self.reports.read(scheduler_output, model_runner_output)
         if self.endings.failed:
-            self.grammar_compile_error_reqs.update(self.endings.failed)
+            # A set in vLLM 0.32, a dict from 0.33 on.
+            self.grammar_compile_error_reqs.update(dict.fromkeys(self.endings.failed))
         self._updating = True
         try:
             outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
