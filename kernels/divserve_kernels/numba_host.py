@@ -21,4 +21,8 @@ def memory(tensor: Tensor) -> Any:
 
 def limit_threads() -> None:
     """Never more threads than torch may use: the operator has bound those to cores."""
-    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
+    allowed = torch.get_num_threads()
+    set_num_threads(min(allowed, config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != allowed:
+        # The first call starts numba's threads, and gives OpenMP, which torch uses too, as many.
+        torch.set_num_threads(allowed)

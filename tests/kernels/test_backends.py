@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -74,3 +77,17 @@ def test_an_engine_starts_where_numba_has_run() -> None:
 
     assert selfcheck.check(CPU).back_end == "numba"
     register_kernels({})
+
+
+def test_torch_keeps_its_threads() -> None:
+    """In a process of its own: numba starts its threads, which OpenMP counts for torch, once."""
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from divserve_kernels.selfcheck import check\n"
+        "assert check(torch.device('cpu')).passed\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "1", run.stderr
