@@ -186,9 +186,9 @@ def test_a_temperature_beside_the_amateur_has_a_guide_of_its_own(
         assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
 
 
-@pytest.mark.parametrize("amateur", [0, 1], ids=["amateur", "tuned"])
+@pytest.mark.parametrize("index", [0, 1], ids=["amateur", "tuned"])
 def test_logits_of_a_helper_are_not_numbers(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, amateur: int
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, index: int
 ) -> None:
     """Those of one request in the fourth step: it ends there, and no other one."""
     batch = [
@@ -202,7 +202,7 @@ def test_logits_of_a_helper_are_not_numbers(
         steps += 1
         found = compute(model, hidden_states, rows)
         if steps == 4:
-            found[amateur * len(rows)] = float("nan")
+            found[index * len(rows)] = float("nan")
         return found
 
     monkeypatch.setattr(amateurs, "amateur_logits", poisoned)
