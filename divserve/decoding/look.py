@@ -29,24 +29,6 @@ class Look:
     greedy: bool
     """Whether a step without alarm takes the likeliest token instead of sampling."""
 
-    def span(self, prompt: int, known: int) -> tuple[int, int]:
-        """First and one past the last position whose distribution a step is compared with.
-
-        Position i holds p(·|x_0 … x_i); the step itself is at position ``known − 1``.
-
-        Args:
-            prompt: tokens of the prompt.
-            known: tokens that the step has read.
-        """
-        first, stop = 0, known - 1
-        if self.reference == "prefix":
-            stop = min(stop, prefix_end(prompt))
-        elif self.reference == "generated":
-            first = min(prompt - 1, stop)
-        if self.window:
-            first = max(first, stop - self.window)
-        return first, stop
-
 
 def prefix_end(prompt: int) -> int:
     """One past the last position of the prefix.

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from divserve.decoding import STATISTICS, Form, Look, LookBack, LookRow, LookState, Program, Stack
-from divserve.decoding.look import Reference
-
-REFERENCES = st.sampled_from(get_args(Reference))
-
-
-def compared(look: Look, prompt: int, known: int) -> list[int]:
-    """The same in words: a step belongs to the part that the token it predicted belongs to."""
-    earlier = range(known - 1)
-    of_prompt = [i for i in earlier if i + 1 < prompt] or list(earlier[:1])
-    of_answer = [i for i in earlier if i + 1 >= prompt]
-    found = {"prefix": of_prompt, "generated": of_answer}.get(look.reference, list(earlier))
-    return found[-look.window :] if look.window else found
-
-
-@given(REFERENCES, st.integers(0, 12), st.integers(1, 10), st.integers(0, 10))
-def test_the_steps_that_are_compared_with(
-    reference: Reference, window: int, prompt: int, made: int
-) -> None:
-    look = Look(1.0, 8, window, reference, True)
-    first, stop = look.span(prompt, prompt + made)
-    assert 0 <= first <= stop < prompt + made
-    assert list(range(first, stop)) == compared(look, prompt, prompt + made)
-
 
 TOKENS = st.lists(st.integers(0, 50_000), max_size=20).map(tuple)
 
