@@ -1,6 +1,6 @@
 """Every place where divserve depends on vLLM's inner workings, in one list.
 
-Names that are imported from vLLM are not in it: the tests find the imports by themselves.
+Names that are imported from vLLM are not in it, because the tests find imports by themselves.
 ``docs/seams.md`` shows the list as a table; ``tests/engine/test_seams.py`` compares it with our
 source and with vLLM's.
 """

@@ -17,8 +17,8 @@ CHECKED: dict[How, str] = {
     "read": "declaration",
     "written": "declaration",
 }
-"""What ``tests/engine/test_seams.py`` compares with its record. Start-up checks none of it: it
-checks the version of vLLM."""
+"""What ``tests/engine/test_seams.py`` compares with its record. Start-up only checks the version of
+vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
