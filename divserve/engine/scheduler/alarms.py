@@ -6,7 +6,7 @@ request made of the text so far and the candidate, which starts from the waiting
 (vLLM copies the last, partly filled one) and reads a single token. In the step of the last probes
 the waiting request reads its own last token again and takes one of the candidates. So an alarm
 costs one extra step with k + 1 rows, or several steps if fewer rows are free. With asynchronous
-scheduling the step already in flight is discarded first, so it costs two extra steps.
+scheduling the row already in flight is discarded first: two more steps.
 """
 
 from __future__ import annotations
