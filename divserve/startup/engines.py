@@ -56,7 +56,7 @@ async def guided_engine(
         timeout_s: longest silence of an engine that has requests; 0: no limit.
 
     Raises:
-        StartupError: vLLM or divserve refuses the configuration, or there is no such model.
+        StartupError: vLLM or divserve rejects the configuration, or there is no such model.
     """
     from divserve.engine.client.guided import GuidedClient
 

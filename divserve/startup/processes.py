@@ -41,7 +41,7 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
         worker: run in each of them; a module-level function, because it is pickled.
 
     Raises:
-        StartupError: vLLM or divserve refuses the configuration.
+        StartupError: vLLM or divserve rejects the configuration.
         RuntimeError: a process has died.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -1,4 +1,4 @@
-"""What compiled functions are given: tensors as memory, and how many threads they may use."""
+"""What compiled functions get: tensors as arrays, and the number of threads they may use."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def memory(tensor: Tensor) -> Any:
 
 
 def limit_threads() -> None:
-    """Never more threads than torch may use: the operator has bound those to cores."""
+    """Uses no more threads than torch may: the operator has bound those to cores."""
     set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))

@@ -19,7 +19,7 @@ def order_of(params: SamplingParams) -> Spec | OnSmall | None:
     """What a guided request asks for; None for a plain one.
 
     Raises:
-        VLLMValidationError: a client has put something of ours into ``extra_args``.
+        VLLMValidationError: a client has used one of our keys in ``extra_args``.
     """
     try:
         return spec_of(params)

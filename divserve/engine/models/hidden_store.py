@@ -70,7 +70,7 @@ class HiddenStore:
         return self._lse
 
     def begin(self, metadata: Any) -> None:
-        """Takes in a step before its forward: new states will be written to its slots.
+        """Prepares for a step before its forward, which writes new states to its slots.
 
         Args:
             metadata: vLLM's ``CommonAttentionMetadata``.

@@ -28,7 +28,7 @@ SEAMS: tuple[Seam, ...] = (
 
 
 def table() -> str:
-    """The list as Markdown: a table for each file of ours."""
+    """The list as Markdown: a table for each of our files."""
     by_file: defaultdict[str, list[Seam]] = defaultdict(list)
     for seam in SEAMS:
         by_file[seam.file].append(seam)

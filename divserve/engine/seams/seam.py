@@ -23,7 +23,7 @@ vLLM."""
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """One place where a file of ours depends on a name of vLLM's."""
+    """One place where one of our files depends on a name in vLLM."""
 
     target: str
     """``module:name`` or ``module:Class.member`` of vLLM; a member may be an inherited one."""
