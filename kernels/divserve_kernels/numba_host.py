@@ -20,5 +20,5 @@ def memory(tensor: Tensor) -> Any:
 
 
 def limit_threads() -> None:
-    """Uses no more threads than torch may: the operator has bound those to cores."""
+    """Never more threads than torch may use: the operator has bound those to cores."""
     set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
