@@ -64,7 +64,7 @@ def serve(ctx: typer.Context) -> int:
 
 
 async def _build_app(*args: Any) -> Any:
-    # Imports vLLM, so not before the engine has checked its version and set its environment.
+    # This imports vLLM, so it waits until start-up has checked the version and set the environment.
     from divserve import server
 
     return await server.build_app(*args)

@@ -3,12 +3,12 @@
 DivserveError
 ├── StartupError          the server cannot start as asked: one line on stderr, exit code 2
 └── ApiError              becomes OpenAI error JSON in ``divserve.http.errors``
-    ├── InvalidRequest    400: the client can mend it; ``param`` names the field
+    ├── InvalidRequest    400: the client can fix it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
-    │   ├── RequestTimeout        408: the body took too long to come
+    │   ├── RequestTimeout        408: the body took too long to arrive
     │   ├── RequestTooLarge       413: the body has too many bytes
-    │   └── UnsupportedMediaType  415: the body is of a type that the route does not read
-    ├── TooManyRequests   429: the client, or all clients together, ask too much; try again later
+    │   └── UnsupportedMediaType  415: the body has a type that the route does not read
+    ├── TooManyRequests   429: this client, or all clients together, ask too much; try again later
     ├── DecodingFailed    500: the method could not be applied; no plain token was sent instead
     └── Unavailable       503: what the request needs has stopped; the rest of the server works
 """
@@ -68,14 +68,14 @@ class InvalidRequest(ApiError):
 
 
 class Unauthorized(InvalidRequest):
-    """The request carries no key that the server knows."""
+    """The request has no key that the server knows."""
 
     status = HTTPStatus.UNAUTHORIZED
     default_code = "invalid_api_key"
 
 
 class RequestTimeout(InvalidRequest):
-    """The body did not come in time; the rest of it is not waited for."""
+    """The body did not arrive in time; the server does not wait for the rest."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     default_code = "request_timeout"
@@ -89,7 +89,7 @@ class RequestTooLarge(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body's content type is none that the route reads."""
+    """The route does not read the body's content type."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     default_code = "unsupported_content_type"
@@ -118,7 +118,7 @@ class Unavailable(ApiError):
 
 
 def one_line(error: Exception) -> str:
-    """What an exception of vLLM's says is wrong, in one line; pydantic's own text has several."""
+    """The message of one of vLLM's exceptions in one line; pydantic's own text has several."""
     if isinstance(error, ValidationError):
         return "; ".join(" ".join(detail["msg"].split()) for detail in error.errors())
     return " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """divserve's own Prometheus metrics, beside vLLM's; all of them are on ``/metrics``.
 
-``docs/metrics.md`` says what each one means and when to alert. With several API processes each
-counts for itself, and whoever answers ``/metrics`` adds them up: so gauges say how they are joined,
+``docs/metrics.md`` says what each one means and when to alert. Each API process counts for itself,
+and the one that answers ``/metrics`` adds them up. So every gauge says how its values are combined,
 and none may take its value from a function.
 """
 
@@ -18,10 +18,10 @@ __all__ = ["BatchHistogram", "broken_pair"]
 
 
 class BatchHistogram(Histogram):
-    """A histogram that takes many values at once: a token has several, and must cost nothing."""
+    """A histogram that takes many values in one cheap call: every token has several."""
 
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """Observes every finite value; one infinite one would spoil the sum for ever."""
+        """Observes every finite value; a single infinite one would spoil the sum for good."""
         finite = [amount for amount in amounts if math.isfinite(amount)]
         places = Counted(bisect_left(self._upper_bounds, amount) for amount in finite)
         for place, count in places.items():
@@ -150,5 +150,5 @@ def broken_pair(reason: str, unguided: int) -> None:
 
 
 for _reason in ("no_report", "not_numbers", "member_ended", "front_end"):
-    # An alert on the increase of a series needs the series to be there.
+    # An alert on the increase of a series needs the series to exist from the start.
     BROKEN_PAIRS.labels(_reason)

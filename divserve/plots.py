@@ -1,6 +1,6 @@
-"""How plots look and become SVG: matplotlib without pyplot, whose figures are global.
+"""The style of plots and their SVG: matplotlib without pyplot, whose figures are global.
 
-matplotlib comes with the extra ``plots`` and is imported when something is drawn.
+matplotlib comes with the extra ``plots`` and is only imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "font.size": 9,
-    # Laid out by the first, which matplotlib brings; shown in the first that the reader has.
+    # The layout uses the first one, which matplotlib includes; the reader sees the first one that
+    # is installed.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -43,11 +44,11 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-"""Nothing that changes with the day or with matplotlib's version."""
+"""Without metadata that changes with the date or with matplotlib's version."""
 
 
 def is_installed() -> bool:
-    """Whether there is a matplotlib, without importing it."""
+    """Whether matplotlib is installed; does not import it."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -57,7 +58,7 @@ def styled() -> Iterator[None]:
 
     Decorates every function that makes axes.
     """
-    # It warns when building its cache of fonts takes long.
+    # matplotlib warns when building its font cache takes long.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 

@@ -35,7 +35,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     errors.install(app)
     keys = openai.take_api_keys(app, args)
     edges.install(app, args.edges, keys, client.capacity.max_rows)
-    # The last one is the innermost: behind the limits, so that it reads bounded bodies only.
+    # The last one is the innermost: it is behind the limits, so it only reads bounded bodies.
     aliases = {*presets.aliases_of(args), *extras.aliases_of(args)}
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
     instrumentation.install(app, _sinks(args))
@@ -51,7 +51,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
 
 
 def _sinks(args: Namespace) -> list[instrumentation.Sink]:
-    """Who is told of every request; each is imported only where it is asked for."""
+    """The consumers of the data of every request; each is imported only if a flag asks for it."""
     sinks: list[instrumentation.Sink] = []
     if args.log_format is not None:
         from divserve.api.request_log import request_log
@@ -65,7 +65,7 @@ def _sinks(args: Namespace) -> list[instrumentation.Sink]:
 
 
 def _guide(app: FastAPI) -> None:
-    """Makes vLLM's serving objects guided ones; they are made by vLLM with two dozen arguments."""
+    """Re-classes vLLM's serving objects as guided ones: vLLM builds them with many arguments."""
     app.state.openai_serving_chat.__class__ = GuidedChat
     app.state.openai_serving_completion.__class__ = GuidedCompletions
     if app.state.anthropic_serving_messages is not None:

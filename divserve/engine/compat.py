@@ -1,7 +1,7 @@
-"""What differs between versions of vLLM: 0.32, which divserve needs, and 0.33 as far as read.
+"""What differs between versions of vLLM: 0.32, which divserve requires, and 0.33 as far as read.
 
-Only names that have moved need code here. All else that is known to differ is met where it happens,
-in a way that both versions honour; ``docs/seams.md`` says where.
+Only names that have moved need code here. Every other known difference is handled where it occurs,
+in a way that works with both versions; ``docs/seams.md`` says where.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _CLI_ARGS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli
 MOVED: dict[str, tuple[str, ...]] = {
     "make_arg_parser": _CLI_ARGS,
     "validate_parsed_serve_args": _CLI_ARGS,
-    # The older one is there in newer versions too, but without the name.
+    # Newer versions have the older module too, but without the name.
     "cli_env_setup": (
         "vllm.entrypoints.common.startup",
         "vllm.entrypoints.serve.utils.api_utils",
     ),
 }
-"""Modules of names, in the order in which they are looked for."""
+"""The modules that may define each name, in the order in which they are tried."""
 
 
 def moved(name: str) -> Any:
-    """A name of `MOVED`, from the first of its modules that this vLLM has.
+    """A name of `MOVED`, from the first of its modules that this version of vLLM has.
 
     Raises:
-        ImportError: it has none of them.
+        ImportError: this version has none of them.
     """
     for module in MOVED[name]:
         if _exists(module):
@@ -42,5 +42,5 @@ def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
-        # Its package is not there either.
+        # Its parent package does not exist either.
         return False

@@ -1,7 +1,7 @@
-"""What may go wrong with one request without ending the others, and how it is kept to that one.
+"""Faults of one request, which must not end the others.
 
-An exception in a hook of ours would end vLLM's engine, and every request with it. So a hook catches
-it, logs it and leaves out what it failed at: without a report of the workers, the scheduler ends
+An exception in one of our hooks would end vLLM's engine, and every request with it. So a hook
+catches and logs it, and skips what failed: without a report from the workers, the scheduler ends
 the request (`LOST`).
 """
 

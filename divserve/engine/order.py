@@ -1,4 +1,4 @@
-"""What crosses a process: typed objects, packed where vLLM packs its own messages.
+"""Messages between processes: typed objects, carried by vLLM's own messages.
 
 ====================================  ==========================  =================================
 from, to                              object                      carried by vLLM's
@@ -11,8 +11,8 @@ worker, scheduler                     `Guidance`                  ``ModelRunnerO
 scheduler, API process                `Report`                    ``kv_transfer_params``
 ====================================  ==========================  =================================
 
-Between API process and scheduler vLLM encodes with msgpack, which makes plain dicts of what it
-finds inside ``extra_args``; between scheduler and worker it pickles, so objects stay what they are.
+Between API process and scheduler vLLM uses msgpack, which turns everything in ``extra_args`` into
+plain dicts. Between scheduler and worker it uses pickle, which keeps objects as they are.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = [
 ORDER_KEY = "divserve"
 ROW_KEY = "divserve_row"
 RESERVED_PREFIX = "divserve"
-"""No client may use a key of ``extra_args`` that begins like this."""
+"""Clients may not use a key of ``extra_args`` that begins with this."""
 
 Statistics = tuple[float, ...]
-"""The numbers reported of one token: `divserve.decoding.STATISTICS`, those of a second program
-behind them, or a `divserve.decoding.LookRow`."""
+"""The numbers reported for one token: `divserve.decoding.STATISTICS`, followed by those of a second
+program if there is one, or a `divserve.decoding.LookRow`."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnSmall:
-    """A request to the small engine alone; ``spec`` as for the large one. Never packed."""
+    """A request to the small engine alone, with a ``spec`` as for the large one. Never packed."""
 
     spec: Spec | None
 
@@ -55,9 +55,9 @@ class Order:
 
     spec: Spec
     ticket: int | None = None
-    """The account of the front end that its reports are for."""
+    """The front end's account that its reports belong to."""
     vocab: int | None = None
-    """Token ids from here on must not be sampled: another engine lacks them. None: all may be."""
+    """Token ids from this one on must not be sampled: another engine lacks them. None: no limit."""
     output: tuple[int, ...] = ()
     """Tokens that another engine has already decoded."""
 
@@ -66,7 +66,7 @@ class Order:
         return {ORDER_KEY: msgspec.to_builtins(self)}
 
     def put_on(self, params: Any) -> None:
-        """Replaces the order (or spec) of vLLM's ``SamplingParams``."""
+        """Puts it into vLLM's ``SamplingParams``, in place of the order or spec there."""
         params.extra_args = {**(params.extra_args or {}), **self.pack()}
 
     @classmethod
@@ -89,8 +89,8 @@ def spec_of(params: Any) -> Spec | OnSmall | None:
     """What `with_spec` has put there; None if there is nothing.
 
     Raises:
-        ValueError: something of ours is there that `with_spec` has not put there. Every route lets
-            clients put JSON into ``extra_args``, which the scheduler and the workers trust.
+        ValueError: one of our keys is there, but not from `with_spec`. Every route lets clients put
+            JSON into ``extra_args``, which the scheduler and the workers trust.
     """
     extra = params.extra_args
     if not extra or not any(key.startswith(RESERVED_PREFIX) for key in extra):
@@ -105,7 +105,7 @@ def spec_of(params: Any) -> Spec | OnSmall | None:
 
 
 def without_orders(extra_args: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``extra_args`` without anything of ours; None if nothing is left."""
+    """``extra_args`` without our keys; None if nothing is left."""
     found = {k: v for k, v in (extra_args or {}).items() if not k.startswith(RESERVED_PREFIX)}
     return found or None
 
@@ -121,7 +121,7 @@ class GroupOrder:
     grounded: bool
     """Whether a grounding text is its third stream."""
     amateurs: int
-    """How many amateurs it is compared with."""
+    """Number of amateurs that it is compared with."""
     vocab: int | None
     """As in `Order`."""
     output: tuple[int, ...]
@@ -144,10 +144,10 @@ class ProbeOrder:
 
     primary: str
     index: int
-    """Of the candidate."""
+    """Index of the candidate."""
     token: int
     copied: int
-    """First position in the KV block that it gets a copy of."""
+    """First position in the KV block that is copied for it."""
 
 
 RowOrder = GroupOrder | TextOrder | ProbeOrder
@@ -159,7 +159,7 @@ def row_order_params(order: RowOrder) -> dict[str, Any]:
 
 
 def row_order_of(params: Any) -> RowOrder | None:
-    """What the workers must know of a row; None for a plain one and for guides."""
+    """What the workers must know of a row; None for plain rows and guides."""
     extra: dict[str, RowOrder] | None = None if params is None else params.extra_args
     return (extra or {}).get(ROW_KEY)
 
@@ -184,14 +184,14 @@ class Guidance:
     seconds: float | None
     """How long the guidance operation took; None when it was not timed."""
     broken: frozenset[str] = frozenset()
-    """Those whose statistics are not all numbers (NaN)."""
+    """Primaries whose statistics contain NaN."""
 
 
 NOTHING_GUIDED = Guidance({}, None)
 
 
 def set_guidance(runner_output: Any, guidance: Guidance) -> None:
-    """Puts it beside the sampled tokens."""
+    """Attaches the guidance to vLLM's output of the step."""
     runner_output.divserve_guidance = guidance
 
 
@@ -205,32 +205,32 @@ class Report(msgspec.Struct, omit_defaults=True):
     """What the front end is told beside the tokens of one output."""
 
     statistics: Statistics | None = None
-    """Of its token; None where it has none."""
+    """Statistics of its token; None if it has no token."""
     switch: Switch | None = None
-    """The segment ends here and another engine goes on: what the rule has seen."""
+    """The segment ends here and another engine goes on: the state of the rule."""
     model: ModelSize | None = None
     """The model that made the token; added by the front end itself."""
     error: str | None = None
-    """Why the request ends."""
+    """Why the request fails."""
     refused: bool = False
-    """Whether it could never have run."""
+    """Whether it was rejected because it can never run."""
     wait_s: float | None = None
-    """Seconds until all rows of the group were admitted; once a request."""
+    """Seconds until all rows of the group were admitted; reported once per request."""
     kernel_s: float | None = None
-    """Seconds that the guidance operation of the step took; in one report of the step."""
+    """Seconds that the guidance operation of the step took; in one of the step's reports."""
     broken: str | None = None
-    """What was noticed of a group that lost the lock-step: one of a few words."""
+    """How a group lost the lock-step: one of a few words."""
     unguided: int = 0
-    """Tokens of it that were taken back."""
+    """How many of its tokens were taken back."""
 
     def put_on(self, output: Any) -> None:
-        """Puts it on vLLM's ``EngineCoreOutput``, which packs it, unless it says nothing."""
+        """Attaches it to vLLM's ``EngineCoreOutput``, which packs it, unless it is empty."""
         if self != NOTHING_TO_REPORT:
             output.kv_transfer_params = {**(output.kv_transfer_params or {}), ORDER_KEY: self}
 
     @classmethod
     def take_from(cls, output: Any) -> Report | None:
-        """Takes it off again; None where there is none."""
+        """Takes the report off an output; None if there is none."""
         params = output.kv_transfer_params
         if params is None or (packed := params.pop(ORDER_KEY, None)) is None:
             return None

@@ -1,4 +1,4 @@
-"""Start-up checks: refuse by name whatever the seams do not support, before a model is loaded."""
+"""Start-up checks: reject by name whatever the seams do not support, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VLLM_VERSION = "0.32.0"
 
 
 def vllm_distribution() -> tuple[str, str]:
-    """Name and version of the vLLM distribution that is installed.
+    """Name and version of the installed vLLM distribution.
 
     Raises:
         StartupError: there is none, or it is not the pinned version.
@@ -39,16 +39,16 @@ def vllm_distribution() -> tuple[str, str]:
 
 
 def check_version() -> None:
-    """Raises `StartupError` unless the pinned vLLM is there."""
+    """Raises `StartupError` unless the pinned vLLM is installed."""
     vllm_distribution()
 
 
 def check_arguments(args: Namespace) -> None:
-    """Refuses server modes that bypass the lock-step engine client."""
+    """Rejects server modes that bypass the lock-step engine client."""
     refused = {
         "--headless": args.headless,
         "--grpc": args.grpc,
-        # Answers move between engines that one process holds both ends of.
+        # One process must be the client of both engines between which answers move.
         "--api-server-count above 1 with --small": (
             (args.api_server_count or 1) > 1 and args.small is not None
         ),
@@ -62,7 +62,7 @@ def check_arguments(args: Namespace) -> None:
 
 
 def check_config(config: Any) -> None:
-    """Refuses engine modes in which a pair of rows cannot be kept in one step.
+    """Rejects engine modes in which the rows of a group cannot be kept in one step.
 
     Args:
         config: vLLM's ``VllmConfig``.
@@ -95,7 +95,7 @@ def check_config(config: Any) -> None:
 
 
 def check_look_back(config: Any) -> None:
-    """Refuses engine modes in which hidden states cannot be stored and compared.
+    """Rejects engine modes in which hidden states cannot be stored and compared.
 
     Args:
         config: vLLM's ``VllmConfig``.

@@ -1,4 +1,4 @@
-"""What the container of this process lets it use: limits of control groups, version 2."""
+"""The limits of this process's container, from control groups, version 2."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OWN = Path("/proc/self/cgroup")
 
 
 def memory_limit() -> int | None:
-    """The tightest limit of memory in bytes; None where there is none."""
+    """The tightest memory limit in bytes; None if there is none."""
     return min((int(text) for text in _settings("memory.max") if text != "max"), default=None)
 
 
 def core_limit() -> int | None:
-    """How many cores may be busy all the time, at least one; None where there is no limit."""
+    """How many cores may be fully busy, at least one; None if there is no limit."""
     cores = []
     for text in _settings("cpu.max"):
         quota, _, period = text.partition(" ")
@@ -27,12 +27,12 @@ def core_limit() -> int | None:
 
 
 def _settings(name: str) -> Iterator[str]:
-    """What a file says in the group of this process and in those around it."""
+    """Contents of a settings file in the process's control group and in all enclosing ones."""
     for folder in _groups():
         try:
             yield (folder / name).read_text().strip()
         except OSError:
-            # The outermost group has no limits, and a container sees none but its own.
+            # The outermost group has no limits, and a container sees only its own groups.
             continue
 
 

@@ -56,7 +56,7 @@ async def guided_engine(
         timeout_s: longest silence of an engine that has requests; 0: no limit.
 
     Raises:
-        StartupError: vLLM or divserve refuses the configuration, or there is no such model.
+        StartupError: vLLM or divserve rejects the configuration, or there is no such model.
     """
     from divserve.engine.client.guided import GuidedClient
 
@@ -69,7 +69,7 @@ async def guided_engine(
         if extras.small is not None:
             small = _small_engine(engine_args, config, extras)
             started.callback(small.shutdown)
-        # The last engine's metrics are the ones that vLLM exposes.
+        # vLLM exposes the metrics of the engine that was created last.
         client = GuidedClient(_engine(engine_args, config, **connection), extras.names)
         started.callback(client.shutdown, timeout=config.shutdown_timeout)
         if small is not None:
@@ -80,7 +80,7 @@ async def guided_engine(
 
 
 def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[str, Any]:
-    """What ``AsyncLLM`` must know to be one of several clients of an engine; nothing if alone."""
+    """Arguments that make ``AsyncLLM`` one of several clients of an engine; empty if alone."""
     if client_config is None:
         return {}
     addresses = dict(client_config)
@@ -104,7 +104,7 @@ def configured(engine_args: Any) -> Any:
 
 
 def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
-    """vLLM's ``AsyncLLM`` of a configuration, started."""
+    """Starts vLLM's ``AsyncLLM`` with a configuration."""
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -118,10 +118,10 @@ def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
 
 
 def _small_engine(engine_args: Any, large: Any, extras: Extras) -> Any:
-    """The small model's engine, beside the one that ``large`` configures.
+    """Starts the small model's engine beside the one that ``large`` configures.
 
     Raises:
-        StartupError: its context is shorter or its tokenizer another one.
+        StartupError: it has a shorter context or another tokenizer.
     """
     from divserve.engine.client.small_stats import SmallEngineStats
 

@@ -1,4 +1,4 @@
-"""What goes beside the served model: flags, checks, and shares of memory.
+"""Extras, the models and stores beside the served model: flags, checks and shares of memory.
 
 ``--amateur`` and ``--tuned`` run in the served model's own engine
 (`divserve.engine.models.loader`), ``--small`` in an engine beside it
@@ -27,7 +27,7 @@ PROBES = (
     "  def f(x):\n\treturn {'a': x ** 2}\n\n",
     "Grüße, naïve façade — 東京 🦊",
 )
-"""Texts that tokenizers of one vocabulary but different merges cut differently."""
+"""Texts that tokenizers with the same vocabulary but other merges split differently."""
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -71,10 +71,10 @@ def add_flags(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Extras:
-    """What was asked for."""
+    """The extras that the flags ask for."""
 
     amateurs: dict[str, str] = field(default_factory=dict)
-    """``amateur`` and ``tuned``: a model, or ``drop:N``."""
+    """Under ``amateur`` and ``tuned``: a model, or ``drop:N``."""
     small: str | None = None
     small_share: float = 0.25
     look_back: bool = False
@@ -100,15 +100,15 @@ class Extras:
 
     @property
     def names(self) -> frozenset[str]:
-        """What methods may need and find: ``amateur``, ``tuned``, ``small``, ``look-back``."""
+        """The available extras: any of ``amateur``, ``tuned``, ``small`` and ``look-back``."""
         there = {"small": self.small is not None, "look-back": self.look_back}
         return frozenset({*self.amateurs, *(name for name, given in there.items() if given)})
 
     def install(self, config: Any) -> None:
-        """Has a resolved ``VllmConfig`` load what goes into the served model's own engine.
+        """Makes a resolved ``VllmConfig`` load the extras of the served model's own engine.
 
         Raises:
-            StartupError: a amateur does not fit the served model, or its states cannot be stored.
+            StartupError: an amateur does not fit the served model, or its states cannot be stored.
         """
         if self.look_back:
             check_look_back(config)
@@ -124,11 +124,11 @@ class Extras:
     def _check_amateurs(self, config: Any) -> None:
         from divserve.engine.models.loader import amateur_config
 
-        # Where vLLM feeds embeddings instead of token ids, a amateur would have nothing to read.
+        # If vLLM feeds embeddings instead of token ids, an amateur has nothing to read.
         refused = {
             "multimodal models": config.model_config.is_multimodal_model,
             "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
-            # Of the modules that it shares with the served model only some would get the adapter.
+            # The adapter would reach only some of the modules shared with the served model.
             "--enable-lora (of its own layers)": config.lora_config is not None
             and any(model.startswith("drop:") for model in self.amateurs.values()),
         }
@@ -141,7 +141,7 @@ class Extras:
             check_vocabulary(config.model_config, amateur, model)
 
     def small_arguments(self, engine_args: Any, served_name: str) -> Any:
-        """The small engine's arguments: the served model's, but for what belongs to a model."""
+        """The small engine's arguments: the served model's, except those specific to a model."""
         args = copy.copy(engine_args)
         own: dict[str, Any] = {
             "model": self.small,
@@ -158,8 +158,7 @@ class Extras:
             "load_format": "auto",
             "model_loader_extra_config": {},
             "override_generation_config": {},
-            # Shares of the cache are given by `split_memory`; events of two engines would share
-            # an address.
+            # `split_memory` divides the cache; the events of two engines would share an address.
             "num_gpu_blocks_override": None,
             "kv_events_config": None,
         }
@@ -169,7 +168,7 @@ class Extras:
         return args
 
     def check_small(self, large: Any, small: Any) -> None:
-        """Raises `StartupError` unless the small model reads what the large one writes.
+        """Raises `StartupError` unless the small model can continue the large one's answers.
 
         Args:
             large, small: vLLM's ``ModelConfig``.
@@ -180,12 +179,12 @@ class Extras:
         check_vocabulary(large, small, self.small)
 
     def split_memory(self, large: Any, small: Any) -> None:
-        """Divides what both engines may use.
+        """Divides the memory between both engines.
 
         Args:
-            large, small: resolved ``VllmConfig``; each as if it were alone.
+            large, small: resolved ``VllmConfig``, each as if it were alone.
         """
-        # Else the engines' processes would read it again.
+        # Otherwise the engines' processes would read the variable again.
         os.environ.pop(CACHE_VARIABLE, None)
         for config, share in ((large, 1 - self.small_share), (small, self.small_share)):
             cache = config.cache_config
@@ -199,7 +198,7 @@ def check_tokenizer(served: Any, model: str) -> None:
     """Raises `StartupError` unless ``model`` has the tokenizer of the served one.
 
     Args:
-        served: vLLM's ``ModelConfig``; without a tokenizer nothing can be compared.
+        served: vLLM's ``ModelConfig``; without a tokenizer nothing is compared.
         model: path or name.
     """
     if served.skip_tokenizer_init:
@@ -225,7 +224,7 @@ def check_tokenizer(served: Any, model: str) -> None:
 
 
 def check_vocabulary(served: Any, other: Any, model: str) -> None:
-    """Raises `StartupError` where a model has no row for a token of the served tokenizer."""
+    """Raises `StartupError` if a model has no embedding for a token of the served tokenizer."""
     if served.skip_tokenizer_init:
         return
     from vllm.tokenizers import cached_tokenizer_from_config

@@ -33,9 +33,9 @@ CLOSE_TIMEOUT_S = 5
 """Longest wait for open connections once the engine has stopped."""
 LIMITS = ("VLLM_MAX_STOP_STRINGS", "VLLM_MAX_COMPLETION_PROMPTS", "VLLM_MAX_N_SEQUENCES")
 NO_LIMIT = str(2**31)
-"""vLLM's own (4 stop strings …) would be met before those that our flags raise."""
+"""vLLM's own limits (4 stop strings …) would apply before those that our flags raise."""
 DEAD = 1
-"""The exit code that has a supervisor start the server again."""
+"""The exit code that makes a supervisor restart the server."""
 
 
 def serve(argv: Sequence[str], build_app: BuildApp) -> int:
@@ -43,8 +43,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
 
     Args:
         argv: what follows ``divserve serve``: a model and any flag of ``vllm serve``.
-        build_app: the HTTP layer, handed in so that the engine need not know it; a function of a
-            module, for it may be sent to other processes.
+        build_app: the HTTP layer, passed in so that the engine does not depend on it; a
+            module-level function, because it may be sent to other processes.
 
     Returns:
         The exit code: 0 after a signal, `DEAD` when the engine has died.
@@ -65,7 +65,7 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parses vLLM's flags, with defaults for this machine, and refuses what cannot work."""
+    """Parses vLLM's flags, with defaults for this machine, and rejects what cannot work."""
     checks.check_version()
     for name in LIMITS:
         os.environ.setdefault(name, NO_LIMIT)
@@ -96,7 +96,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     edge_flags.add_flags(parser)
     watchdog.add_flags(parser)
     log_format.add_flags(parser)
-    # What vLLM makes of a mapping 'presets' in the file of --config.
+    # vLLM turns a mapping 'presets' in the file of --config into this flag.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
@@ -143,7 +143,7 @@ async def _serve(
     from vllm.tool_parsers import ToolParserManager
 
     logger = init_logger("vllm.divserve")
-    # Until uvicorn takes the signals, a SIGTERM must not leave a half-started engine behind.
+    # Before uvicorn handles signals, a SIGTERM must not leave a half-started engine behind.
     signal.signal(signal.SIGTERM, _interrupt)
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
@@ -157,7 +157,7 @@ async def _serve(
     engine = guided_engine(engine_args, args.extras, client_config, args.engine_timeout)
     async with engine as client:
         app = await build_app(client, args)
-        # vLLM takes the state from the app when it leaves.
+        # vLLM removes the state from the app when it exits.
         traffic = app.state.traffic
         logger.info(
             "divserve %s on %s: chat and text completions take 'decoding'; "
@@ -181,19 +181,19 @@ async def listen(
     log_config: dict[str, Any] | None = None,
     peer_loads: tuple[Any, int] | None = None,
 ) -> Awaitable[None]:
-    """Serves `app` until a signal has stopped it; what it returns ends the last connections.
+    """Serves `app` until a signal stops it; awaiting the result ends the last connections.
 
     Args:
-        app: what `BuildApp` made.
-        args: of `parse`.
-        sock: bound already.
+        app: the result of `BuildApp`.
+        args: the result of `parse`.
+        sock: a socket that is already bound.
         log_config: uvicorn's.
-        peer_loads: the requests of each API process, and which of them this one is.
+        peer_loads: the request counts of all API processes, and the index of this one.
     """
     import vllm.envs as envs
     from vllm.entrypoints.launchers.launcher import serve_http
 
-    # serve_http sets its own handlers, and then waits: ours come after them.
+    # serve_http sets its own signal handlers and then waits; ours must be set after them.
     asyncio.get_running_loop().call_soon(shutdown.take_signals, app, args.edges.drain_timeout)
     stopped: Awaitable[None] = await serve_http(
         app,

@@ -26,7 +26,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def have_vllm_join(args: Namespace) -> None:
-    """Has vLLM and uvicorn write JSON beside our JSON lines, unless their format was chosen."""
+    """Makes vLLM and uvicorn log JSON like our own lines, unless their format was set."""
     if args.log_format != "json":
         return
     from vllm.config.logging import LoggingConfig

@@ -1,13 +1,13 @@
-"""Several API processes before one engine: ``--api-server-count``.
+"""Several API processes in front of one engine: ``--api-server-count``.
 
 As in vLLM's own ``run_multi_api_server``: the parent starts the engine (ours, with the lock-step
 scheduler) and the API processes, which share the listening socket, and watches them all. Each has
-its own `GuidedClient` and ledger; tickets are its own too, for the engine sends the reports of a
-request to the process that it came from. Answers that move between two engines need both of them in
-one process, so ``--small`` is refused here (`divserve.startup.checks`).
+its own `GuidedClient` and ledger, and its own tickets, because the engine sends the reports of a
+request to the process that it came from. Answers that move between two engines need one process
+that is the client of both, so ``--small`` is rejected here (`divserve.startup.checks`).
 
 Metrics: each process writes to a folder that all of them share (prometheus-client's multiprocess
-mode), and whoever answers ``/metrics`` adds them up.
+mode), and the process that answers ``/metrics`` adds them up.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
 
     Args:
         args: the parsed arguments.
-        address: what the socket listens on, for people.
+        address: the socket's address, for people to read.
         sock: shared by all processes.
-        worker: run in each of them; a function of a module, for it is pickled.
+        worker: run in each of them; a module-level function, because it is pickled.
 
     Raises:
-        StartupError: vLLM or divserve refuses the configuration.
+        StartupError: vLLM or divserve rejects the configuration.
         RuntimeError: a process has died.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -73,13 +73,13 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
             tensor_queue=launched.tensor_queue,
         )
         stopping.watch(servers.processes)
-        # An API process that fails to start ends the start of the engine too.
+        # If an API process fails to start, the engine's start is aborted too.
         launched.watched_frontend_processes = servers.processes
     engine = launched.engine_manager
     try:
         wait_for_completion_or_failure(api_server_manager=servers, engine_manager=engine)
     finally:
-        # Told to stop, they may finish what they have begun; else something has died.
+        # After a signal they may finish their requests; without one, a process has died.
         deadline = stopping.deadline(args.edges.drain_timeout)
         servers.shutdown(timeout=_left(deadline))
         if engine:
@@ -87,10 +87,10 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
 
 
 class _Stop:
-    """Takes the signals of the parent: the first one ends the wait, a second one hurries.
+    """Handles the parent's signals: the first one ends the wait, a second one shortens the drain.
 
     Args:
-        passes_on_reload: whether SIGHUP is for the API processes, which read their keys again.
+        passes_on_reload: whether SIGHUP is passed on to the API processes, which reload their keys.
     """
 
     def __init__(self, passes_on_reload: bool) -> None:
@@ -102,7 +102,7 @@ class _Stop:
             signal.signal(signal.SIGHUP, self._pass_on)
 
     def watch(self, processes: Sequence[Any]) -> None:
-        """Names the API processes once they have been started."""
+        """Sets the API processes, once they have been started."""
         self._processes = processes
 
     def _ask(self, *_: object) -> None:
@@ -118,7 +118,7 @@ class _Stop:
                 os.kill(process.pid, number)
 
     def deadline(self, timeout: float) -> float | None:
-        """When the processes must be gone; None if nobody has asked them to."""
+        """When the processes must have exited; None if no signal has come."""
         return time.monotonic() + timeout + CLOSE_S if self._asked else None
 
 

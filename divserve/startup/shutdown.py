@@ -1,4 +1,4 @@
-"""How the server stops: it refuses what is new, finishes what is under way, then ends the rest."""
+"""How the server stops: it rejects new requests, finishes those under way, then ends the rest."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = logging.getLogger("vllm.divserve")
 LAST_WORDS_S = 2.0
 """Longest wait for error events to be sent."""
 ENGINE_STOP_S = 5.0
-"""Longest wait for engines that run nothing any more; vLLM kills them at once without one."""
+"""Longest wait for idle engines to stop; with a wait of 0 vLLM kills them at once."""
 HURRIED_CLOSE_S = 1
 """Longest wait for open connections after a second signal."""
 
 
 def take_signals(app: Any, drain_timeout_s: float) -> None:
-    """SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reads the API keys again.
+    """SIGTERM and SIGINT drain, a second one ends the server at once; SIGHUP reloads the API keys.
 
     Args:
-        app: as ``serve_http`` runs it.
+        app: the app that ``serve_http`` runs.
         drain_timeout_s: longest wait for the answers under way.
     """
     loop = asyncio.get_running_loop()

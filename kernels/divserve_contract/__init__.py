@@ -1,8 +1,9 @@
-"""What a method and a kernel agree on: the numbers of a program, of the statistics, the forms.
+"""What a method and a kernel agree on: the numbers of a program, the statistics and the forms.
 
-Methods (``divserve.decoding``) must not import torch, kernels (``divserve_kernels``) nothing of
-divserve. Both import this package, which imports neither: there is one definition. It is no module
-of ``divserve_kernels``, because importing any of those imports torch. The formulas are there.
+Methods (``divserve.decoding``) must not import torch, and kernels (``divserve_kernels``) must not
+import divserve. Both import this package, which imports neither, so there is one definition. It is
+not a module of ``divserve_kernels``, because importing any of those imports torch. The formulas are
+in ``divserve_kernels``.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ __all__ = ["PARAMETERS", "STATISTICS", "Form", "Program", "Statistics"]
 
 
 class Form(IntEnum):
-    """What is computed for a row; a number of its program holds the code."""
+    """What is computed for a row; one number of its program is the code."""
 
     OBSERVE = 0
     """Statistics only; the logits are not touched."""
     LINEAR = 1
     """z* = a·z1 + b·z2 + c·z3."""
     SWITCH = 2
-    """Per token one of two log-prob contrasts (COIECD)."""
+    """One of two log-prob contrasts per token (COIECD)."""
     PROBABILITY = 3
-    """log(a·p1 + b·p2), when the primary is uncertain (USCD)."""
+    """log(a·p1 + b·p2) if the primary is uncertain (USCD)."""
 
 
 class Program(NamedTuple):
-    """What is done to one guided row; the defaults give back its logits bit for bit."""
+    """What is done to one guided row; the defaults return its logits bit for bit."""
 
     form: float = float(Form.LINEAR)
     """The code of a `Form`."""
@@ -41,35 +42,35 @@ class Program(NamedTuple):
     primary_weight: float = 1.0
     """Weight of the primary, to which w is added."""
     guide_weight: float = 0.0
-    """Weight of the guide, from which w is taken."""
+    """Weight of the guide, from which w is subtracted."""
     third_weight: float = 0.0
     """Weight of the third stream."""
     log_ratio: float = 0.0
-    """Nats from the ends of a distribution that count as near (`Form.SWITCH`)."""
+    """Distance in nats from an end of a distribution that counts as near it (`Form.SWITCH`)."""
     gate: float = 1.0
     """Largest Σp² at which `Form.PROBABILITY` contrasts."""
     min_prob: float = 0.0
-    """Smallest probability that it keeps, in units of 1/V."""
+    """Smallest probability that `Form.PROBABILITY` keeps, in units of 1/V."""
     log_plausibility: float = -math.inf
-    """Nats below the likeliest token at which tokens are dropped."""
+    """Offset in nats (at most 0) from the most likely token; tokens below that are dropped."""
     top_p: float = 1.0
-    """Mass of the nucleus of the primary that is kept; 1 keeps all."""
+    """Mass of the primary's nucleus that is kept; 1 keeps all."""
     top_p_temperature: float = 1.0
-    """Temperature of the distribution whose nucleus it is."""
+    """Temperature of the distribution whose nucleus is taken."""
     kl_rate: float = 0.0
     """Halvings of the temperature per nat of KL(p1‖p2)."""
     entropy_rate: float = 0.0
-    """Halvings of the temperature times the entropy of p1 (nats)."""
+    """Halvings of the temperature are this divided by the entropy of p1 (nats)."""
     min_factor: float = 1e-4
     """Smallest temperature factor."""
 
     def drops_tokens(self) -> bool:
-        """Whether it may give tokens the probability 0."""
+        """Whether it may give tokens probability 0."""
         return self.top_p < 1 or self.log_plausibility > -math.inf or self.form == Form.PROBABILITY
 
 
 class Statistics(NamedTuple):
-    """What is reported of one guided row at every token; divergences and entropy in nats."""
+    """What is reported for one guided row at every token; divergences and entropy in nats."""
 
     entropy: float
     """Of the primary's raw distribution p1."""
@@ -82,19 +83,19 @@ class Statistics(NamedTuple):
     sum_p2: float
     """Σ p1²."""
     alpha: float
-    """The weight that was taken off the guide."""
+    """The weight with which the guide was subtracted."""
     factor: float
-    """What the temperature was multiplied by."""
+    """The factor that the temperature was multiplied by."""
     kept: float
     """Number of tokens that can still be sampled."""
     overlap: float
     """Σ min(p1, p2): the probability that a token drafted from the guide would be accepted."""
     agree: float
-    """1 if some token is likeliest in both raw distributions, else 0."""
+    """1 if some token is the most likely one in both raw distributions, else 0."""
 
 
 PARAMETERS = Program._fields
-"""Names of the numbers of a program, in the order of the kernel's table."""
+"""Names of a program's numbers, in the order of the kernel's table."""
 
 STATISTICS = Statistics._fields
 """Names of the statistics, in the order of the columns that the kernel returns."""

@@ -1,7 +1,7 @@
-"""The one operation of the step path: guide rows of logits by other rows, in one call for all.
+"""The one operation in every step: guides rows of logits by other rows, in one call for all.
 
-Each guided row follows a program of its own (``divserve_contract.Program``), whatever the methods
-of the others::
+Each guided row follows its own program (``divserve_contract.Program``), whatever methods the others
+use::
 
     z1, z2, z3  the primary's logits, its guide's, a third stream's; p1, p2 their distributions
     w       = max(alpha + jsd_scale·JSD(p1, p2), floor)
@@ -19,10 +19,10 @@ of the others::
     agree   = 1 if z1(v) = max z1 and z2(v) = max z2 for some token v, else 0; 1 without a guide
 
 −inf (algorithms.md §0.3): z1 = −inf stays −inf. z2 or z3 = −inf beside a finite z1 counts as the
-smallest finite logit of its row, and as probability 0 in the divergences and the overlap; a stream
-of only −inf as uniform. A primary of only −inf stays so, with statistics of 0. Streams of different
-length share the shortest vocabulary: what lies beyond is −inf and in no statistic. NaN stays in its
-own row, and its statistics are NaN.
+smallest finite logit of its row, and as probability 0 in the divergences and the overlap. A stream
+that is −inf everywhere counts as uniform; a primary that is stays so, with statistics of 0. Streams
+of different length share the shortest vocabulary: entries beyond it are −inf and in no statistic.
+NaN affects only its own row, whose statistics are NaN.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ __all__ = [
 def guide(
     logits: Tensor, streams: Streams, *, side: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """Writes the guided logits of the primary rows; the back end follows from the device.
+    """Writes the guided logits of the primary rows; the device decides the back end.
 
     Args:
         logits: ``[R, V] float32 or bfloat16``: raw logits of the step. No two primaries are the
             same row, and no primary is another row's guide.
-        streams: which rows are guided, by what and how, on the same device.
+        streams: which rows are guided, by which rows and how; on the same device.
         side: ``[H, W] float32 or bfloat16``: logits of amateurs, or vectors computed beforehand.
         out: ``[R, V] float32``: its primary rows are overwritten from the first entry to the last;
             by default ``logits`` itself, which must then be float32.

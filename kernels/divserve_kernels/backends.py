@@ -3,10 +3,10 @@
 ==========  ======================  =====================================================
 ``triton``  NVIDIA                  one launch, rows split over blocks
 ``numba``   CPU                     three fused passes over cached segments, all cores
-``torch``   any                     whole-tensor operations; what serves when others cannot
+``torch``   any                     whole-tensor operations; serves if the others cannot
 ==========  ======================  =====================================================
 
-``DIVSERVE_KERNELS=<name>`` overrides the choice, ``reference`` (float64, slow) included.
+``DIVSERVE_KERNELS=<name>`` overrides the choice and also takes ``reference`` (float64, slow).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class BackEnd:
     name: str
     run: Run
     why: str
-    """Why this one serves, for people."""
+    """Why this one was chosen, for people to read."""
 
 
 def _load(name: str) -> Run:
@@ -48,7 +48,7 @@ def _load(name: str) -> Run:
 
 
 def _numba_or_torch() -> Run:
-    """The fused back end, with torch for what it does not take (bfloat16, gaps in rows)."""
+    """The fused back end, with torch for what it does not support (bfloat16, gaps in rows)."""
     from divserve_kernels import numba_backend, torch_backend
 
     def run(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def choose(device: torch.device) -> BackEnd:
     """The back end that serves a device.
 
     Raises:
-        ValueError: ``DIVSERVE_KERNELS`` names none that could.
+        ValueError: ``DIVSERVE_KERNELS`` names no back end that can.
     """
     return _choose(device.type, os.environ.get("DIVSERVE_KERNELS", ""))
 

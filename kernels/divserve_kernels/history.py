@@ -1,25 +1,25 @@
-"""Distances of distributions to those of earlier positions, from hidden states: look-back.
+"""Distances from distributions to those of earlier positions, from hidden states: look-back.
 
-Where logits are ``W·h``, without a bias or a cap, the distribution p of a row and the one at an
-earlier position j, of which its hidden state h_j and lse_j = log Σ exp(W·h_j) are kept, have::
+Let logits be ``W·h``, without a bias or a cap, and p the distribution of a row. For an earlier
+position j the hidden state h_j and lse_j = log Σ exp(W·h_j) are kept. Then::
 
     KL(p ‖ p_j) = Σ p log p − μ·h_j + lse_j        μ = Wᵀp
 
-One product with W per row (`expected_row`), then H numbers per position instead of V. Hidden states
-lie in pages, as a KV cache has them: position j of a sequence is entry ``j % block`` of the page
-that its block table names for ``j // block``; its slot is ``page · block + j % block``.
+That is one product with W per row (`expected_row`), then H numbers per position instead of V.
+Hidden states are in pages like those of a KV cache: position j of a sequence is entry ``j % block``
+of the page that its block table names for ``j // block``; its slot is ``page · block + j % block``.
 
 ==========  ======================  =====================================================
 ``triton``  NVIDIA                  each row's range split over programs, then one merge
-``numba``   CPU                     vector code on the pages as they lie, all cores
+``numba``   CPU                     vector code on the pages in place, all cores
 ``torch``   any                     gathers, at most `history_torch.PAIRS` states at once
 ==========  ======================  =====================================================
 
-The choice is `backends.choose`'s. None waits for a device: its launches follow from ``most``.
+`backends.choose` chooses. None of them waits for a device: ``most`` determines the launches.
 
-Errors against float64 with SmolLM2's matrix: of a KL 2e-6 for a given μ, 1e-5 with the μ of
-`expected_row`. Two equal distributions have a KL of 0 only up to that, and up to how lse_j and p
-were rounded: logits that an engine rounds to bfloat16 put up to 0.06 on it.
+Errors of a KL against float64 with SmolLM2's matrix: 2e-6 for a given μ, 1e-5 with the μ of
+`expected_row`. The KL of two equal distributions is 0 only up to these errors and to the rounding
+of lse_j and p: logits that an engine rounds to bfloat16 add up to 0.06.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ __all__ = ["Nearest", "expected_row", "nearest"]
 
 
 class Nearest(NamedTuple):
-    """The least distance of each row to its range."""
+    """The smallest distance from each row to the positions in its range."""
 
     kl: Tensor
     """``[N] float32``: min over j of max(KL(p ‖ p_j), 0), nats; ∞ for an empty range."""
     position: Tensor
-    """``[N] int32``: its j, the latest of equals; −1 for an empty range."""
+    """``[N] int32``: its j, the latest if several are equal; −1 for an empty range."""
 
 
 def nearest(
@@ -60,21 +60,20 @@ def nearest(
 ) -> Nearest:
     """Compares each row with the positions start ≤ j < stop of its sequence.
 
-    A NaN among what a row is compared with (its own included) makes that row's KL NaN, at any
-    position of its range, and no other row's. What lies outside of a row's range is not read for
-    it: neither its slots nor its block table.
+    A NaN at any position of a row's range, or in the row itself, makes that row's KL NaN, and no
+    other row's. Nothing outside a row's range is read for it: neither slots nor block table.
 
     Args:
         states: ``[blocks, block, H] float32, bfloat16 or float16``: hidden states in pages; any
-            strides but the last, which is 1.
+            strides, but the last must be 1.
         lse: ``[blocks·block + 1] float32``, contiguous: log Σ exp of the logits of each slot; the
-            last one is where writers put what nobody wants, and is not read.
+            last entry takes unwanted writes and is not read.
         tables: ``[sequences, max_blocks] int32``: pages of each sequence; rows without gaps.
         rows: ``[N] int64``: rows of ``tables``.
         starts, stops: ``[N] int32``.
         mu: ``[N, H] float32``: `expected_row`; rows without gaps.
         neg_entropy: ``[N] float32``: Σ p log p.
-        most: no ``stop − start`` is larger; known to the host, so that no device is asked.
+        most: no ``stop − start`` is larger; a host number, so that the device need not be read.
     """
     count = len(rows)
     if count == 0 or most <= 0:

@@ -1,4 +1,4 @@
-"""The expected row of an output matrix: one more product per step, as exact as float32 is."""
+"""The expected row of an output matrix: one extra product per step, with float32's accuracy."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor
 __all__ = ["expected_row", "halves"]
 
 SLICE = 1 << 19
-"""Numbers of the matrix that are widened at once on a CPU: they stay in its cache."""
+"""How many numbers of the matrix are widened at once on a CPU, so that they stay in its cache."""
 NOTHING = 1e-30
-"""Smaller probabilities count as 0 on a CPU: denormal ones make a product ten times slower."""
+"""Smaller probabilities count as 0 on a CPU: denormal numbers make a product ten times slower."""
 FLOAT16_SCALE = 2.0**14
-"""Keeps what is left of a probability within float16, down to 4e-12."""
+"""Keeps the remainder of a probability within float16's range, down to 4e-12."""
 
 
 def expected_row(probs: Tensor, weight: Tensor) -> Tensor:
     """``probs @ weight[:V]`` in float32, whatever the type of the matrix.
 
     Errors against float64 with SmolLM2's matrix (V = 49,152, H = 576, μ up to 1): 2e-6 in every
-    type, which puts 1e-5 on a μ·h of about 20. For a matrix of 16 bits a GPU splits probabilities
-    in two (`halves`), which has 2e-6 as well, but 4e-6 of a μ·h at worst with bfloat16; rounding
-    them to bfloat16 instead has 2e-3.
+    type, which adds 1e-5 to a μ·h of about 20. For a 16-bit matrix a GPU splits probabilities in
+    two (`halves`): the error is 2e-6 too, but at worst 4e-6 of a μ·h with bfloat16. Rounding
+    probabilities to bfloat16 instead has an error of 2e-3.
 
     Args:
         probs: ``[N, V] float32``.
-        weight: ``[V', H] float32, bfloat16 or float16``, V' ≥ V: output embeddings, and padding.
+        weight: ``[V', H] float32, bfloat16 or float16``, V' ≥ V: output embeddings, then padding.
 
     Returns:
         ``[N, H] float32`` on the same device, not synchronised.
@@ -53,7 +53,7 @@ def expected_row(probs: Tensor, weight: Tensor) -> Tensor:
 
 
 def halves(probs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
-    """``[N, V] float32`` as (high + low) / scale, two tensors ``[N, V]`` of a type of 16 bits."""
+    """``[N, V] float32`` as (high + low) / scale: two tensors ``[N, V]`` of a 16-bit type."""
     scale = FLOAT16_SCALE if dtype is torch.float16 else 1.0
     scaled = probs * scale
     high = scaled.to(dtype)

@@ -1,7 +1,7 @@
-"""Look-back's distances for CPUs: vector code that reads the pages where they lie.
+"""Look-back's distances for CPUs: vector code that reads the pages in place.
 
-A range is cut into stretches; where there is work for several cores the threads share the stretches
-of all rows. Minima do not depend on who finds them, so neither does the result.
+A range is cut into stretches. If there is work for several cores, the threads share the stretches
+of all rows. Minima do not depend on which thread finds them, so neither does the result.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["nearest", "supports"]
 
 F, I32 = np.float32, np.int32
 STRETCH = 128
-"""Positions of a task."""
+"""Positions per task."""
 SMALL = 1 << 21
-"""Numbers that one thread reads in 0.1 ms; on a busy machine waking others takes longer."""
+"""How many numbers one thread reads in 0.1 ms; on a busy machine it takes longer to wake others."""
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-"""What the states of a type are read as; numba knows no short floats."""
+"""The types as which states are read: numba has no 16-bit floats."""
 REBIAS = F(2.0**112)
-"""float16's exponents, taken for float32's, are too small by 112."""
+"""float16's exponents, read as float32's, are too small by 112."""
 
 
 def supports(states: Tensor, mu: Tensor, tables: Tensor) -> bool:
-    """Whether these tensors can be worked on: rows without gaps, on the CPU."""
+    """Whether these tensors are supported: rows without gaps, on the CPU."""
     tensors = (states, mu, tables)
     known = states.dtype in BITS and mu.dtype is torch.float32
     return known and all(t.device.type == "cpu" and t.stride(-1) == 1 for t in tensors)
@@ -50,7 +50,7 @@ def nearest(
     neg_entropy: Tensor,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """See `divserve_kernels.nearest`; torch does what `supports` denies."""
+    """See `divserve_kernels.nearest`; torch handles what `supports` rejects."""
     if not supports(states, mu, tables):
         arguments = (states, lse, tables, rows, starts, stops, mu, neg_entropy, most)
         return history_torch.nearest(*arguments)
@@ -82,7 +82,7 @@ def _half(raw: Any) -> Any:
 # Sums may be reordered for vector code; NaN and infinity keep their meaning.
 @compiled(fastmath={"reassoc", "contract", "nsz"})
 def _dot(state: Any, mean: Any, half: bool, shift: Any) -> Any:
-    """Σ state·mean over ``[H]``; ``shift``: bits that a state lacks of a float32."""
+    """Σ state·mean over ``[H]``; ``shift``: by how many bits a state is shorter than a float32."""
     total = F(0)
     if half:
         for i in range(mean.size):
@@ -97,7 +97,7 @@ def _dot(state: Any, mean: Any, half: bool, shift: Any) -> Any:
 def _stretch(
     pages: Any, lse: Any, sequences: Any, means: Any, n: int, s: int, lows: Any, places: Any
 ) -> None:
-    """The nearest of the s-th stretch of row n, to ``lows`` and ``places`` ``[N, stretches]``."""
+    """Writes the nearest of row n's s-th stretch to ``lows`` and ``places`` ``[N, stretches]``."""
     store, page_stride, stride, block, half, shift = pages
     tables, table_stride, rows, starts, stops = sequences
     mu, mu_stride, hidden, neg_entropy = means
@@ -110,7 +110,7 @@ def _stretch(
         dot = _dot(store[at : at + hidden], mean, half, I32(shift))
         kl = lse[page * block + offset] - dot + neg_entropy[n]
         kl = F(0) if kl < 0 else kl
-        # NaN is kept once it is there.
+        # Once NaN, it stays NaN.
         if not kl > low and low == low:
             low, place = kl, j
     lows[n, s], places[n, s] = low, place
@@ -118,7 +118,7 @@ def _stretch(
 
 @compiled()
 def _merge(lows: Any, places: Any) -> None:
-    """Brings each row's nearest, ``[N, stretches]``, to the front; the latest of equals."""
+    """Moves each row's nearest, ``[N, stretches]``, to the front; the latest if equal."""
     for n in range(lows.shape[0]):
         for s in range(1, lows.shape[1]):
             if lows[n, 0] == lows[n, 0] and not lows[n, s] > lows[n, 0] and places[n, s] >= 0:

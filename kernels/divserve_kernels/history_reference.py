@@ -1,4 +1,4 @@
-"""Look-back's distances in float64, one position at a time: what back ends are compared with."""
+"""Look-back's distances in float64, one position at a time: the reference for all back ends."""
 
 from __future__ import annotations
 

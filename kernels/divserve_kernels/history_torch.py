@@ -10,9 +10,9 @@ from torch import Tensor
 __all__ = ["PAIRS", "nearest"]
 
 CHUNK = 1024
-"""Positions of a row that are compared at once, at most."""
+"""Most positions of a row that are compared at once."""
 PAIRS = 16384
-"""States that are gathered at once, at most: 384 MiB of bfloat16 and float32 at H = 4096."""
+"""Most states that are gathered at once: 384 MiB of bfloat16 and float32 at H = 4096."""
 
 
 def nearest(
@@ -35,14 +35,14 @@ def nearest(
         steps = torch.arange(first, min(first + chunk, most), dtype=torch.int32, device=device)
         j = starts[:, None] + steps
         inside = j < stops[:, None]
-        # What lies outside stands for nothing: position 0 of page 0 is read in its stead.
+        # Positions outside the range do not count: position 0 is read in their place.
         j = j.where(inside, 0)
         page = tables[rows, j // block].long().where(inside, 0)
         offset = (j % block).long()
         dots = torch.bmm(states[page, offset].float(), mu[:, :, None])[:, :, 0]
         kl = (lse[page * block + offset] - dots + neg_entropy[:, None]).clamp_min(0)
         kl = kl.where(inside, math.inf)
-        # Of a chunk, then of all so far; minima keep NaN.
+        # The minimum of this chunk, then of all so far; minima keep NaN.
         lowest = kl.amin(1)
         latest = j.where(inside & (kl == lowest[:, None]), -1).amax(1)
         tied = torch.maximum(latest, place)

@@ -2,7 +2,7 @@
 
 Each row's range is cut into tiles of positions that its programs take in turns; a second, small
 kernel merges what they found. Minima do not depend on their order, so neither does the result.
-Comparisons are written so that NaN passes through them, which a GPU's minimum drops.
+Comparisons are written so that NaN passes through them; a GPU's minimum would drop it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["nearest"]
 TILE = 16
 """Positions that a program compares at once."""
 WIDTH = 256
-"""Numbers of each that it reads at once: 32 sums in each thread's registers."""
+"""Numbers of each position that it reads at once: 32 sums in each thread's registers."""
 PROGRAMS = 1024
-"""Programs of all rows, about: a few for each multiprocessor; at most as many for one row."""
+"""About how many programs run for all rows: a few per multiprocessor; also the most for one row."""
 NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
 def _least(low, place):  # type: ignore[no-untyped-def]
-    """(least KL, its latest position) of ``[n] float32`` and ``[n] int32``."""
+    """(smallest KL, its latest position) of ``[n] float32`` and ``[n] int32``."""
     broken = tl.max((low != low).to(tl.int32), 0)
     lowest = tl.min(tl.where(low != low, INFINITY, low), 0)
     latest = tl.max(tl.where(low == lowest, place, -1), 0)
     return tl.where(broken != 0, NAN, lowest), latest
 
 
-# Numbers that change from step to step must not each make a kernel of their own.
+# Numbers that change from step to step must not each cause a new compilation.
 @triton.jit(
     do_not_specialize=["splits"],
     do_not_specialize_on_alignment=["tables", "rows", "starts", "stops", "neg_entropy"],
@@ -50,7 +50,7 @@ def _search(  # type: ignore[no-untyped-def]
     mu,  # [N, hidden] float32
     mu_stride,
     neg_entropy,  # [N] float32
-    lows,  # [N, splits] float32: what is found
+    lows,  # [N, splits] float32: the result
     places,  # [N, splits] int32
     splits,
     block: tl.constexpr, hidden: tl.constexpr, tile: tl.constexpr, width: tl.constexpr,
@@ -66,7 +66,7 @@ def _search(  # type: ignore[no-untyped-def]
     for first in range(start + split * tile, stop, splits * tile):
         j = first + lane
         inside = j < stop
-        # 64 bits: a store may have more numbers than 32 can count.
+        # 64 bits: a store may have more numbers than 32 bits can index.
         page = tl.load(table + j // block, mask=inside, other=0).to(tl.int64)
         offset = j % block
         state = states + (page * page_stride + offset * stride)
@@ -80,7 +80,7 @@ def _search(  # type: ignore[no-untyped-def]
         total = tl.load(lse + page * block + offset, mask=inside, other=0.0)
         kl = total - tl.sum(sums, 1) + constant
         kl = tl.where(inside, tl.where(kl < 0, 0.0, kl), INFINITY)
-        # Later tiles win ties; NaN is kept once it is there.
+        # Later tiles win ties; once NaN, it stays NaN.
         keep = (low < kl) | (low != low) | ~inside
         low, place = tl.where(keep, low, kl), tl.where(keep, place, j)
     lowest, latest = _least(low, place)

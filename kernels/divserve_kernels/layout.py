@@ -1,6 +1,6 @@
-"""What all back ends share: where numbers lie in the tables, stream indices, and limits.
+"""What all back ends share: the places of numbers in the tables, stream indices, and limits.
 
-The numbers themselves, their defaults and the forms are those of ``divserve_contract``.
+The numbers themselves, their defaults and the forms are defined in ``divserve_contract``.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ __all__ = [
 ]  # fmt: skip
 
 PARAMETER = Program(*range(len(PARAMETERS)))
-"""Where each number of a program is: ``program[PARAMETER.alpha]``; ints."""
+"""Index of each number of a program: ``program[PARAMETER.alpha]``; ints."""
 
 STATISTIC = Statistics(*range(len(STATISTICS)))
-"""Where each statistic is: ``statistics[STATISTIC.kl]``; ints."""
+"""Index of each statistic: ``statistics[STATISTIC.kl]``; ints."""
 
 ABSENT = -1
-"""As a stream index: no such stream; as a primary: this row opted out."""
+"""As a stream index: there is no such stream; as a primary: the row is left out."""
 
 FIRST_SIDE = -2
-"""The stream index of row 0 of the ``side`` tensor; the others follow downwards."""
+"""The stream index of row 0 of the ``side`` tensor; the indices of other rows count down."""
 
 CLIP = 1e-7
-"""KL-guided temperature clips both distributions there (Chang et al. 2023, their code)."""
+"""KL-guided temperature clips both distributions at this value (Chang et al. 2023, their code)."""
 LOG_CLIP = math.log(CLIP)
 
 MIN_ENTROPY = 1e-6
-"""Entropy-based temperature divides by the entropy, which is 0 for a certain token (nats)."""
+"""Smallest divisor of entropy-based temperature (nats): one token with all mass has entropy 0."""
 
 LOG_ZERO = -80.0
-"""Stands for ln 0: finite, so that no 0·∞ arises; lower ones have denormal, slow exponentials."""
+"""Stands for ln 0: finite, to avoid 0·∞; lower values have denormal, slow exponentials."""
 
 TINY = 1.2e-38
-"""About the smallest normal float32: the fast logarithms know no denormal ones."""
+"""About the smallest normal float32: the fast logarithms do not handle denormal ones."""
 
 SMALLEST = -3.4028234663852886e38
 """The smallest finite float32."""

@@ -1,8 +1,8 @@
-"""The guidance operation fused for CPUs: vector code that numba makes at the first call.
+"""The guidance operation fused for CPUs: vector code that numba compiles at the first call.
 
-Three passes over the rows that stay in the cores' caches; nothing of the size of a row is
-allocated. A row is cut into segments of a fixed length and the threads share all segments of the
-step, so one pair uses every core, and the result does not depend on their number.
+It makes three passes over the rows, in segments that stay in the cores' caches; nothing of the size
+of a row is allocated. Segments have a fixed length, and the threads share all segments of the step.
+So a single guided row uses every core, and the result does not depend on the number of cores.
 
     pass 1  each segment: maximum, Σ exp, smallest finite logit            numba_extents
     merge   each row: log-sum-exp; the line below which tokens are dropped
@@ -36,11 +36,11 @@ from divserve_kernels.streams import Streams
 __all__ = ["guide", "supports"]
 
 SEGMENT = 8192
-"""Entries of a row worked on at once: two rows of it fill a first-level cache."""
+"""Entries of a segment: those of two rows fill a first-level cache."""
 
 
 def supports(logits: Tensor, side: Tensor | None, out: Tensor) -> bool:
-    """Whether these tensors can be worked on: float32 on the CPU, rows without gaps."""
+    """Whether these tensors are supported: float32 on the CPU, rows without gaps."""
     tensors = (logits, out) if side is None else (logits, side, out)
     return all(
         t.device.type == "cpu" and t.dtype is torch.float32 and t.stride(-1) == 1 for t in tensors
@@ -50,7 +50,7 @@ def supports(logits: Tensor, side: Tensor | None, out: Tensor) -> bool:
 def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`; `supports` must hold."""
     limit_threads()
-    # Where no stream lies in it, any tensor will do.
+    # If no stream is in it, any tensor will do.
     side = logits if side is None else side
     groups, segments = len(streams), -(-logits.shape[1] // SEGMENT)
     statistics = np.zeros((groups, len(STATISTICS)), dtype=np.float32)
@@ -108,7 +108,7 @@ def _run(
     any_nucleus: bool, places: Any, primary: Any, table: Any, slot: Any, found: Any, derived: Any,
     statistics: Any,
 ) -> None:  # fmt: skip
-    """The passes over all segments of all rows; see the module."""
+    """The passes over all segments of all rows; see the module's docstring."""
     groups, segments = found.shape[0], found.shape[1]
     for task in prange(groups * segments):
         g, s = task // segments, task % segments

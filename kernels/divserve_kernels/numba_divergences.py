@@ -1,7 +1,7 @@
 """Pass 2 of the fused CPU back end: divergences and counts, and what follows from them for a row.
 
-``z1``, ``z2`` are ``[n] float32`` segments of a row's streams, ``low`` what −inf in z2 beside a
-finite z1 counts as, ``line`` the smallest logit kept, all float32; columns of the tables in
+``z1``, ``z2`` are ``[n] float32`` segments of a row's streams, ``low`` the value that replaces −inf
+in z2 beside a finite z1, ``line`` the smallest logit kept, all float32. The tables' columns are in
 `numba_columns`.
 """
 
@@ -28,7 +28,7 @@ CLIP_LOG, CLIP = F(layout.LOG_CLIP), F(layout.CLIP)
 
 @compiled()
 def compare(found: Any, z1: Any, z2: Any, place: Any, derived: Any, program: Any) -> None:
-    """Pass 2 of one segment: ``found`` ``[FOUND] float64`` anew."""
+    """Pass 2 of one segment; overwrites ``found`` ``[FOUND] float64``."""
     peaks = found[col.TOP1] == derived[col.PEAK1] and found[col.TOP2] == derived[col.PEAK2]
     found[:] = 0
     if derived[col.LSE1] == -math.inf:
@@ -45,7 +45,7 @@ def compare(found: Any, z1: Any, z2: Any, place: Any, derived: Any, program: Any
         found[col.ENTROPY], found[col.KL], found[col.SQUARES], found[col.KEPT] = divergences(
             z1, z2, lse1, lse2, hidden, line
         )
-        # Only where both streams have their maximum can a token be likeliest in both.
+        # A token can only be the most likely in both streams where both have their maximum.
         if peaks:
             found[col.BOTH] = count_both(z1, z2, derived[col.PEAK1], derived[col.PEAK2])
     if program[PARAMETER.form] == SWITCH:
@@ -59,7 +59,7 @@ def compare(found: Any, z1: Any, z2: Any, place: Any, derived: Any, program: Any
 def distances(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any) -> Any:
     """2·JSD and Σ (p1 − p2)⁺ of a segment.
 
-    log(m/p1) is ln((1 + e^d)/2) with d = l2 − l1: both are exactly 0 where the two agree.
+    log(m/p1) is ln((1 + e^d)/2) with d = l2 − l1: both results are exactly 0 if p1 = p2.
     """
     jsd, variation = F(0), F(0)
     for i in range(z1.size):
@@ -77,7 +77,7 @@ def distances(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any) -> Any:
 def divergences(z1: Any, z2: Any, lse1: Any, lse2: Any, low: Any, line: Any) -> Any:
     """Entropy, clipped KL, Σ p1² and the number of kept entries of a segment.
 
-    Apart from `distances` because both at once need more vector registers than there are.
+    Separate from `distances`, because both together need more vector registers than there are.
     """
     entropy, kl, squares, kept = F(0), F(0), F(0), np.int32(0)
     for i in range(z1.size):
@@ -155,7 +155,7 @@ def probability_weights(program: Any) -> tuple[np.float32, np.float32]:
 
 @compiled()
 def merge_divergences(found: Any, derived: Any, place: Any, program: Any, statistics: Any) -> None:
-    """A row's statistics ``[len(STATISTICS)] float32``, and what pass 3 shall do."""
+    """A row's statistics ``[len(STATISTICS)] float32``, and what pass 3 has to do."""
     place[col.MODE] = KEEP
     if place[col.VOCAB] == 0:
         return
@@ -199,7 +199,7 @@ def merge_divergences(found: Any, derived: Any, place: Any, program: Any, statis
 
 @compiled()
 def nearness(found: Any, lse1: Any) -> tuple[float, float]:
-    """Overlap of a row's two distributions, and whether a token is likeliest in both."""
+    """Overlap of a row's two distributions, and whether a token is the most likely in both."""
     if lse1 == -math.inf:
         return 0.0, 0.0
     overlap = positive(1 - found[:, col.VARIATION].sum())
@@ -209,7 +209,7 @@ def nearness(found: Any, lse1: Any) -> tuple[float, float]:
 
 @compiled()
 def positive(x: float) -> float:
-    """Without the rounding below zero; NaN stays."""
+    """Removes rounding errors below zero; NaN stays."""
     return 0.0 if x < 0 else x
 
 

@@ -1,6 +1,6 @@
 """Pass 1 of the fused CPU back end: maximum, Σ exp and smallest finite logit of each stream.
 
-``z1``, ``z2``, ``z3`` are ``[n] float32`` segments of a row's streams; columns of the tables in
+``z1``, ``z2``, ``z3`` are ``[n] float32`` segments of a row's streams. The tables' columns are in
 `numba_columns`.
 """
 
@@ -62,7 +62,7 @@ def merge_extents(found: Any, derived: Any, place: Any, program: Any, statistics
         derived[col.CLAMP2] = found[:, col.LOW2].min()
         derived[col.PEAK2], derived[col.LSE2] = total(found, col.TOP2, col.SUM2)
         if derived[col.PEAK2] == -math.inf:
-            # A guide that is masked everywhere knows nothing: uniform.
+            # A guide that is masked everywhere counts as uniform.
             derived[col.HIDDEN2] = derived[col.CLAMP2] = 0
             derived[col.LSE2] = math.log(max(place[col.VOCAB], 1))
     derived[col.CLAMP3] = found[:, col.LOW3].min()

@@ -1,4 +1,4 @@
-"""What compiled functions are given: tensors as memory, and how many threads they may use."""
+"""What compiled functions get: tensors as arrays, and the number of threads they may use."""
 
 from __future__ import annotations
 

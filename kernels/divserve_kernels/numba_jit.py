@@ -1,8 +1,9 @@
-"""numba's compiler with a cache that knows all sources of the back end.
+"""numba's compiler, with a cache that depends on all sources of the back end.
 
-numba keys a cached function by its own file, so a change in a file whose functions were inlined
-into it would go unnoticed: the machine code of two versions would mix. Here the folder's name is a
-checksum of all of them. Without a writable folder every process compiles anew (ten seconds).
+numba keys a cached function by its own file, so a change in another file whose functions are
+inlined into it would go unnoticed, and machine code of two versions would mix. Here the cache
+folder's name is a checksum of all sources. Without a writable folder every process compiles again
+(ten seconds).
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def _cache_folder() -> str:
 _FOLDER = _cache_folder()
 
 
-# vLLM asks every object of every loaded module for its ``__dict__`` when a CPU engine starts, and
-# llvmlite's library takes the name for a function of its own. Only engines after the first of a
-# process find numba loaded.
+# When a CPU engine starts, vLLM reads ``__dict__`` of every object of every loaded module, and
+# llvmlite's library mistakes that name for one of its functions. It only affects the second and
+# later engines of a process, because numba is not loaded before.
 ffi.lib._fntab["__dict__"] = {}
 
 

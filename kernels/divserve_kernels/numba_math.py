@@ -1,4 +1,4 @@
-"""Arithmetic of float32 that LLVM turns into vector instructions: exp, log, order, limits.
+"""float32 arithmetic that LLVM turns into vector instructions: exp, log, order, limits.
 
 numba calls libm for each single number unless Intel's SVML is there, which costs ten times the
 memory traffic of a row. These are Cephes' polynomials (expf, logf; relative error below 2e-7).
@@ -53,7 +53,7 @@ def as_bits(_context: Any, number: Any) -> Any:
     return types.int32(types.float32), code
 
 
-# Not reassociated: the reduction relies on n·ln 2 being taken away in two parts.
+# Not reassociated: the reduction relies on n·ln 2 being subtracted in two parts.
 @compiled(fastmath={"contract"})
 def exp(x: Any) -> Any:
     """e^x for −87 < x < 88; NaN stays NaN."""
@@ -90,7 +90,7 @@ def log(x: Any) -> Any:
 
 @compiled()
 def ordered(x: Any) -> Any:
-    """An integer that is ordered as the numbers are (LLVM has no vector maximum that keeps NaN)."""
+    """An integer with the same order as the float (LLVM has no vector maximum that keeps NaN)."""
     bits = as_bits(x)
     return bits ^ ((bits >> np.int32(31)) & SIGN)
 

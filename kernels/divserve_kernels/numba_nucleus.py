@@ -29,9 +29,9 @@ def keep_nucleus(derived: Any, place: Any, program: Any, logits: Any) -> None:
 
 @compiled()
 def nucleus(z: Any, temperature: Any, top_p: Any) -> Any:
-    """Smallest logit of the smallest set of likeliest entries whose mass reaches ``top_p``.
+    """Smallest logit of the smallest set of most likely entries whose mass reaches ``top_p``.
 
-    Radix selection on the ordered bits of the logits, 11 + 11 + 10 of them, by mass: exact, and no
+    Radix selection by mass on the ordered bits of the logits, 11 + 11 + 10 of them: exact, without
     sorting. Equal logits are kept or dropped together. ``z`` is ``[V] float32``.
     """
     inverse = F(1) / temperature

@@ -1,7 +1,7 @@
 """Pass 3 of the fused CPU back end: combine, mask, scale, write.
 
-``out`` is a ``[n] float32`` segment that holds z1 and is overwritten, ``z2``, ``z3`` those of the
-other streams, ``low2``, ``low3`` what −inf in them counts as, ``line`` the smallest logit kept.
+``out`` is a ``[n] float32`` segment that holds z1 and is overwritten, ``z2``, ``z3`` are those of
+the other streams, ``low2``, ``low3`` replace −inf in them, and ``line`` is the smallest logit kept.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def switch(
     out: Any, z2: Any, lse1: Any, lse2: Any, low2: Any, weight: Any,
     above: Any, below: Any, cooling: Any, line: Any,
 ) -> None:  # fmt: skip
-    """COIECD's two contrasts: context beyond the two lines, memory between them; in place."""
+    """COIECD's two contrasts, in place: the context's beyond the lines, the memory's between."""
     for i in range(out.size):
         l1, l2 = out[i] - lse1, at_least(z2[i], low2) - lse2
         context = (out[i] > above) | (out[i] < below)
@@ -84,7 +84,7 @@ def mix(
     out: Any, z2: Any, lse1: Any, lse2: Any, low: Any, a: Any,
     b: Any, min_p: Any, cooling: Any, line: Any,
 ) -> None:  # fmt: skip
-    """log(a·p1 + b·p2), in place; −inf where that is no probability."""
+    """log(a·p1 + b·p2), in place; −inf where the sum is not a probability."""
     for i in range(out.size):
         q = mixed(out[i], z2[i], lse1, lse2, low, a, b, min_p)
         y = log(at_least(q, TINY)) * cooling

@@ -1,4 +1,4 @@
-"""The guidance operation in float64, one formula a line: what every back end is compared with."""
+"""The guidance operation in float64, one formula per line: the reference for all back ends."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def _row(program: Program, z1: Tensor, z2: Tensor, z3: Tensor) -> tuple[Tensor, 
 
 
 def _factor(program: Program, kl: float, entropy: float) -> float:
-    """What the row's temperature is multiplied by."""
+    """The factor that the row's temperature is multiplied by."""
     halvings = program.kl_rate * kl + program.entropy_rate / max(entropy, MIN_ENTROPY)
     return float(max(2.0**-halvings, program.min_factor))
 
 
 def _uniform_if_masked(z: Tensor) -> Tensor:
-    """A stream of only −inf knows nothing: it counts as uniform."""
+    """A stream that is −inf everywhere counts as uniform."""
     return torch.zeros_like(z) if torch.isneginf(z).all() else z
 
 
@@ -118,17 +118,17 @@ def _finite(z: Tensor) -> Tensor:
 
 
 def _positive(x: float) -> float:
-    """Without the rounding below zero; NaN stays."""
+    """Removes rounding errors below zero; NaN stays."""
     return x if math.isnan(x) else max(0.0, x)
 
 
 def _shifted(z: Tensor, distance: float) -> float:
-    """z + distance rounded as in float32, so that all back ends draw their lines alike."""
+    """z + distance rounded as in float32, so that all back ends have the same lines."""
     return float(z.float() + torch.tensor(distance, dtype=torch.float32))
 
 
 def _nucleus(program: Program, z: Tensor) -> float:
-    """Smallest logit of the smallest set of likeliest tokens with a mass of at least top_p."""
+    """Smallest logit of the smallest set of most likely tokens with a mass of at least top_p."""
     if program.top_p >= 1:
         return -math.inf
     values = z.sort(descending=True).values
@@ -155,5 +155,5 @@ def _jsd(p1: Tensor, l1: Tensor, p2: Tensor, l2: Tensor) -> float:
 
 
 def _agree(z1: Tensor, z2: Tensor) -> float:
-    """1 if some token is likeliest in both, else 0."""
+    """1 if some token is the most likely in both streams, else 0."""
     return float(((z1 == z1.max()) & (z2 == z2.max())).any())

@@ -1,4 +1,4 @@
-"""A back end against the float64 reference on made-up logits: what a start-up and a doctor run."""
+"""Checks a back end against the float64 reference, at start-up and in `divserve doctor`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ EXAMPLES: dict[str, Program] = {
     "entropy temperature": Program(entropy_rate=-0.1 * math.log2(0.8)),
     "adacad, kl temperature": Program(jsd_scale=1, kl_rate=0.5),
 }
-"""One program for each shape that a method gives the operation."""
+"""One program for each kind that the methods use."""
 
 LIMIT = 1e-3
-"""Largest error that is put down to float32."""
+"""Largest error that float32 can explain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a check found."""
+    """The result of a check."""
 
     back_end: str
     why: str
@@ -48,19 +48,19 @@ class Check:
     error: float
     """Largest difference of a probability or statistic (relative to 1 + its size)."""
     seconds: float
-    """Wall time, compilation included."""
+    """Wall time, including compilation."""
 
     @property
     def passed(self) -> bool:
-        """Whether the back end may serve."""
+        """Whether the back end may be used."""
         return self.error <= LIMIT
 
 
 def check(device: torch.device, vocab: int = 1271) -> Check:
-    """Runs the device's back end on every example beside the reference.
+    """Runs the device's back end and the reference on every example.
 
-    In every variant that is compiled by itself, so that no request has to wait for it: float32 and
-    bfloat16 logits, with and without rows that keep a nucleus.
+    It runs every variant that is compiled separately, so that no request has to wait for one:
+    float32 and bfloat16 logits, with and without rows that keep a nucleus.
 
     Raises:
         ValueError: ``DIVSERVE_KERNELS`` names a back end that cannot serve the device.
@@ -95,6 +95,6 @@ def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Ten
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to 1 + size; infinite where only one side is a number."""
+    """Largest difference relative to 1 + size; infinite if only one side is a number."""
     difference = (found.double() - expected.double()).abs() / (1 + expected.double().abs())
     return float(difference.nan_to_num(nan=math.inf).max())

@@ -16,7 +16,7 @@ from divserve_kernels.layout import ABSENT
 __all__ = ["Programs", "Streams"]
 
 
-# Bits of what a program needs: its form's, then these.
+# Bits of what a program requires: those of the forms, then these.
 _THIRD, _NUCLEUS, _PLAUSIBILITY = (1 << len(Form) + i for i in range(3))
 
 
@@ -27,14 +27,14 @@ class Programs:
         self.table = torch.zeros(len(PARAMETERS), capacity, device=device)
         """``[len(PARAMETERS), capacity] float32``: one array per parameter; doubled when full."""
         self._needs = np.zeros(capacity, np.uint8)
-        """What each program needs (`_needs`), so that no device is asked."""
+        """What each program requires (`_needs`), so that the device need not be read."""
 
     def write(self, programs: Mapping[int, Sequence[float]]) -> None:
         """Stores programs by slot without waiting for the device.
 
         Raises:
-            ValueError: a program has not one number for each of ``PARAMETERS``, or lets the weights
-                of `Form.PROBABILITY` depend on the JSD.
+            ValueError: a program does not have one number for each of ``PARAMETERS``, or makes the
+                weights of `Form.PROBABILITY` depend on the JSD.
         """
         if not programs:
             return
@@ -53,7 +53,7 @@ class Programs:
         self.table.index_copy_(1, slots, values.T)
 
     def needs(self, slots: Sequence[int] | np.ndarray) -> int:
-        """What the programs of these slots need, together."""
+        """What the programs of these slots require together, as bits."""
         return int(np.bitwise_or.reduce(self._needs[slots]))
 
 
@@ -62,15 +62,15 @@ class Streams:
     """The rows of one step, as a structure of arrays on the logits' device.
 
     A stream index is a row of the step's logits, `ABSENT`, or a row of the side tensor
-    (`side_row`). The last four fields are what the host knows, so that no device is asked.
+    (`side_row`). The last four fields are on the host, so that the device need not be read.
     """
 
     primary: Tensor
     """``[G] int64``: rows that are overwritten; `ABSENT` leaves a row out."""
     guide: Tensor
-    """``[G] int64``: their guides; absent: the primary itself."""
+    """``[G] int64``: their guides; if `ABSENT`, the primary itself."""
     third: Tensor
-    """``[G] int64``: third streams; absent: zeros."""
+    """``[G] int64``: third streams; if `ABSENT`, zeros."""
     table: Tensor
     """``[len(PARAMETERS), slots] float32``: `Programs.table`."""
     slot: Tensor
@@ -106,7 +106,7 @@ class Streams:
         """Builds the arrays on the host and sends them without waiting for the device.
 
         Raises:
-            ValueError: they are not of one length.
+            ValueError: they differ in length.
         """
         none = [ABSENT] * len(slots)
         streams = (primary, none if guide is None else guide, none if third is None else third)
@@ -117,7 +117,7 @@ class Streams:
 
     @classmethod
     def of(cls, programs: Programs, slots: Sequence[int] | np.ndarray, sent: Tensor) -> Streams:
-        """From arrays that the device has, or will have before it is used.
+        """Builds it from arrays that are on the device, or will be before they are used.
 
         Args:
             programs: the programs.
@@ -140,7 +140,7 @@ class Streams:
 
 
 def _needs(program: Program) -> int:
-    """Which form a program has, and what else of the operation takes time for it, as bits."""
+    """A program's form, and the other parts of the operation that it requires, as bits."""
     return (
         1 << int(program.form)
         | _THIRD * (program.third_weight != 0)

@@ -1,8 +1,8 @@
 """The guidance operation in plain torch: the portable back end, for any device and any strides.
 
-All rows go through one sequence of whole-tensor operations. Fresh buffers of ``[G, V]`` cost a CPU
-several times the arithmetic (page faults), so the divergences, which every row needs, are computed
-in a workspace that is kept between calls; the rarer forms allocate.
+All rows go through one sequence of whole-tensor operations. On a CPU, new buffers of ``[G, V]``
+cost several times as much as the arithmetic (page faults). So the divergences, which every row
+needs, are computed in a workspace that is kept between calls; the rarer forms allocate.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["guide"]
 
 BUFFERS = 8
 CHUNK = 16
-"""Rows worked on at once: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
+"""Rows per chunk: bounds the workspace (75 MiB at V = 151,936), whatever clients send."""
 
 
 class Workspace:
-    """Memory that outlives a call; it grows to the largest one seen."""
+    """Memory that is kept between calls; it grows to the size of the largest one."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
@@ -35,7 +35,7 @@ class Workspace:
         shape = (BUFFERS, groups, logits.shape[-1])
         size = math.prod(shape)
         if self._memory.numel() < size or self._memory.device != logits.device:
-            # A tensor made in inference mode could not be written to outside of it.
+            # A tensor made in inference mode cannot be written to outside it.
             with torch.inference_mode(False):
                 self._memory = torch.empty(size, device=logits.device)
         return self._memory[:size].view(shape)
@@ -46,7 +46,7 @@ _workspace = Workspace()
 
 def guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -> Tensor:
     """See `divserve_kernels.guide`."""
-    # A guide row is the primary of no pair, so the chunks do not see each other's results.
+    # A guide row is never a primary, so the chunks do not see each other's results.
     parts = [streams.part(i, i + CHUNK) for i in range(0, len(streams), CHUNK)]
     return torch.cat([_guide(logits, part, side, out) for part in parts])
 
@@ -76,7 +76,7 @@ def _guide(logits: Tensor, streams: Streams, side: Tensor | None, out: Tensor) -
     others = other_forms(streams, gathered, p, weight, found["sum_p2"], dropped)
 
     lowest = z2.amin(-1, keepdim=True) if gathered.masked is None else lowest_of(z2)
-    # Neutral weights give back z1 bit for bit.
+    # Neutral weights return z1 bit for bit.
     guided = z1.mul_(a).add_(z2.clamp_min_(lowest).mul_(b))
     if gathered.z3 is not None:
         guided += p["third_weight"] * gathered.z3
@@ -117,7 +117,7 @@ def _gathered(logits: Tensor, streams: Streams, side: Tensor | None, work: Tenso
         if z3 is not None:
             _take_side(z3, side, streams.third)
             z3.masked_fill_(beyond, -math.inf)
-    # A GPU is not asked whether there are masked entries: the answer would have to be waited for.
+    # A GPU is not asked whether there are masked entries: that would mean waiting for it.
     lowest = torch.minimum(z1.amin(), z2.amin())
     masked = torch.isneginf(z1) if z1.is_cuda or bool(torch.isneginf(lowest)) else None
     if masked is not None:
@@ -131,7 +131,7 @@ def _gathered(logits: Tensor, streams: Streams, side: Tensor | None, work: Tenso
 
 
 def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
-    """Rows of ``source`` ``[R, V]`` as float32; row 0 where an index names none of it."""
+    """Rows of ``source`` ``[R, V]`` as float32; row 0 where an index is not in it."""
     index = index.clamp_min(0)
     if source.dtype == out.dtype:
         return torch.index_select(source, 0, index, out=out)
@@ -139,14 +139,14 @@ def _gather(source: Tensor, index: Tensor, out: Tensor) -> Tensor:
 
 
 def _take_side(z: Tensor, side: Tensor, index: Tensor) -> None:
-    """Overwrites the rows of ``z`` ``[G, V]`` that a stream index draws from ``side``."""
+    """Overwrites the rows of ``z`` ``[G, V]`` whose stream index is a row of ``side``."""
     shared = min(z.shape[1], side.shape[1])
     found = side[:, :shared].index_select(0, (FIRST_SIDE - index).clamp_min(0)).float()
     z[:, :shared] = torch.where((index <= FIRST_SIDE)[:, None], found, z[:, :shared])
 
 
 def _statistics(l1: Tensor, l2: Tensor, gathered: Gathered, work: Tensor) -> dict[str, Tensor]:
-    """What the distributions tell, under the names of ``STATISTICS``: ``[G, 1] float32`` each.
+    """Statistics of the distributions, by their names in ``STATISTICS``: ``[G, 1] float32`` each.
 
     Args:
         l1, l2: ``[G, V] float32`` log-probs, not below `LOG_ZERO`.
@@ -161,7 +161,7 @@ def _statistics(l1: Tensor, l2: Tensor, gathered: Gathered, work: Tensor) -> dic
     half1 = torch.sub(l1, log_m, out=work[3]).mul_(p1).sum(-1, keepdim=True)
     half2 = torch.sub(l2, log_m, out=work[2]).mul_(p2).sum(-1, keepdim=True)
     jsd = half1.add_(half2).mul_(0.5)
-    # Not the sum of the minima: this is exactly 1 where the two agree.
+    # Not the sum of the minima: this is exactly 1 if the two are equal.
     overlap = 1 - p2.sub_(p1).clamp_min_(0).sum(-1, keepdim=True)
     agree = torch.where(overlap.isnan(), overlap, _agree(gathered, work))
 
@@ -180,7 +180,7 @@ def _statistics(l1: Tensor, l2: Tensor, gathered: Gathered, work: Tensor) -> dic
 
 
 def _agree(gathered: Gathered, work: Tensor) -> Tensor:
-    """Whether some token is likeliest in both, ``[G, 1] float32``."""
+    """Whether some token is the most likely in both streams, ``[G, 1] float32``."""
     z1, z2 = gathered.z1, gathered.z2
     at1 = torch.eq(z1, z1.amax(-1, keepdim=True), out=work[2])
     at2 = torch.eq(z2, z2.amax(-1, keepdim=True), out=work[3])
@@ -188,12 +188,12 @@ def _agree(gathered: Gathered, work: Tensor) -> Tensor:
 
 
 def _write(out: Tensor, primary: Tensor, guided: Tensor, observed: Tensor) -> None:
-    """Overwrites the primary rows; observed and absent ones keep what they hold."""
+    """Overwrites the primary rows; observed and absent ones keep their logits."""
     if observed.device.type == "cpu":
         chosen = ~observed[:, 0]
         out[primary[chosen]] = guided[chosen]
         return
-    # A device is not asked which rows are absent: they repeat what a present one writes.
+    # The device is not asked which rows are absent: these repeat the write of a present one.
     order = torch.arange(len(primary), device=primary.device)
     order = torch.where(primary >= 0, order, primary.argmax())
     index = primary[order].clamp_min(0)

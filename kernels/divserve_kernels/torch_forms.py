@@ -1,4 +1,4 @@
-"""The portable back end's rarer forms, and which tokens are kept."""
+"""The portable back end's rarer forms, and the choice of tokens to keep."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Gathered:
     z1: Tensor
     """``[G, V] float32``: primaries."""
     z2: Tensor
-    """``[G, V] float32``: guides; all zero where they were all masked."""
+    """``[G, V] float32``: guides; zeros for a guide that was masked everywhere."""
     z3: Tensor | None
-    """``[G, V] float32``: third streams without −inf; None when no row weighs one."""
+    """``[G, V] float32``: third streams without −inf; None if no row gives one a weight."""
     sizes: Tensor
     """``[G, 1] int64``: length of the shared vocabulary."""
     masked: Tensor | None
@@ -51,7 +51,7 @@ def other_forms(
     streams: Streams, gathered: Gathered, p: dict[str, Tensor], weight: Tensor, squares: Tensor,
     dropped: Tensor | None,
 ) -> list[Choice]:  # fmt: skip
-    """What rows of the rarer forms get; from the logits as they are, before they are combined."""
+    """Results for the rows of rarer forms, from the logits before they are combined."""
     found: list[Choice] = []
     if Form.SWITCH in streams.forms:
         found.append((p["form"] == Form.SWITCH, *_switch(gathered, p["log_ratio"], weight), None))
@@ -69,12 +69,12 @@ def other_forms(
 
 
 def lowest_of(z: Tensor) -> Tensor:
-    """Smallest finite entry ``[G, 1]``: what −inf beside a finite z1 counts as (§0.3)."""
+    """Smallest finite entry ``[G, 1]``: replaces −inf beside a finite z1 (algorithms.md §0.3)."""
     return torch.where(torch.isneginf(z), math.inf, z).amin(-1, keepdim=True)
 
 
 def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
-    """Smallest logit ``[G, 1]`` of the smallest set of likeliest tokens with a mass of top_p."""
+    """Smallest logit ``[G, 1]`` of the smallest set of most likely tokens with mass top_p."""
     values = z.sort(dim=-1, descending=True).values
     mass = ((values - top) / temperature).double().exp().cumsum(-1)
     enough = (mass < top_p * mass[:, -1:]).sum(-1, keepdim=True)
@@ -83,7 +83,7 @@ def _nucleus(z: Tensor, top: Tensor, top_p: Tensor, temperature: Tensor) -> Tens
 
 
 def _switch(gathered: Gathered, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """COIECD's choice per token ``[G, V]`` and the contrast of the likeliest tokens ``[G, 1]``."""
+    """COIECD's choice per token ``[G, V]``, the contrast of the most likely tokens ``[G, 1]``."""
     z1 = gathered.z1
     near_top = z1 > z1.amax(-1, keepdim=True) - log_ratio
     contested = near_top.sum(-1, keepdim=True) > 1

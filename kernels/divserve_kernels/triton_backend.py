@@ -1,13 +1,13 @@
 """The guidance operation for NVIDIA GPUs: one launch for all rows of a step, in Triton.
 
-A row is cut into segments. A block of threads for each (Triton's "program"; here that word is for a
-method's numbers) keeps its tile of both streams in registers: one read of two rows, one write of
-one. Between the passes the blocks of a row *meet* and merge what each found, a few numbers, in the
-same order: the result does not depend on who was first. The launch is cooperative: the driver
-promises that all blocks run at once, or refuses.
+A row is cut into segments. Each has a block of threads (Triton's "program"; here that word means a
+method's numbers), which keeps its tile of both streams in registers: two rows are read once and one
+is written once. Between the passes the blocks of a row *meet* and merge what each found, a few
+numbers, in the same order, so the result does not depend on which was first. The launch is
+cooperative: the driver guarantees that all blocks run at once, or rejects it.
 
-``DIVSERVE_TRITON=phased`` makes a launch of each pass instead, which reads the rows in each;
-Triton's interpreter, which runs one block after the other, knows no other way.
+``DIVSERVE_TRITON=phased`` uses a launch per pass instead, and each reads the rows again. Triton's
+interpreter, which runs one block after the other, can only work that way.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["guide"]
 
 WARPS = 16
 WIDTH = 2048
-"""Entries of a strip: four of each thread."""
+"""Entries of a strip: four per thread."""
 STRIPS = 6
-"""Strips of a tile: 12,288 entries of two rows are what the registers of a block can hold."""
+"""Strips of a tile: a block's registers can hold 12,288 entries of two rows."""
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
 COLUMNS = tl.constexpr(len(STATISTICS))
 
 
 @triton.jit
 def _row_of(primary, guide, third, slot, table, capacity, g):  # type: ignore[no-untyped-def]
-    """Where the stream indices and the program of row ``g`` are."""
+    """Addresses of the stream indices and the program of row ``g``."""
     return (primary + g, guide + g, third + g), (table + tl.load(slot + g), capacity)
 
 
-# Numbers that change from step to step must not each make a kernel of their own.
+# Numbers that change from step to step must not each cause a new compilation.
 @triton.jit(
     do_not_specialize=["rows", "segments", "capacity"],
     do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
@@ -64,7 +64,7 @@ def _segments(  # type: ignore[no-untyped-def]
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, phase: tl.constexpr,
     nucleus: tl.constexpr,
 ):  # fmt: skip
-    """A phase, or all, of every row: a group of ``segments`` blocks takes each n-th row."""
+    """One phase, or all, of every row: each group of ``segments`` blocks takes every n-th row."""
     sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
     group, segment = tl.program_id(0) // segments, tl.program_id(0) % segments
     groups = tl.num_programs(0) // segments
@@ -92,7 +92,7 @@ def _nuclei(  # type: ignore[no-untyped-def]
     vocab, shared, segments, capacity,
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Between the phases: one block searches the nucleus of a row. Arguments as above."""
+    """Between the phases: one block finds the nucleus of a row. Arguments as above."""
     g = tl.program_id(0)
     if tl.load(primary + g) != ABSENT:
         sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
@@ -116,7 +116,7 @@ def guide(
         width, strips: length of a strip, a power of two, and strips of a tile.
     """
     count, vocab = len(streams), logits.shape[1]
-    # Where no stream lies in it, any tensor will do.
+    # If no stream is in it, any tensor will do.
     side = logits if side is None else side
     segments = triton.cdiv(vocab, width * strips)
     padded = triton.next_power_of_2(segments)
@@ -143,7 +143,7 @@ def guide(
 
 
 def _one_launch(segments: int, device: torch.device) -> bool:
-    """Whether the blocks of a row can run, and meet, all at once."""
+    """Whether all blocks of a row can run at once, and so meet."""
     if INTERPRETED.value or os.environ.get("DIVSERVE_TRITON") == "phased":
         return False
     return segments <= _multiprocessors(device)
@@ -155,17 +155,17 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _semaphores(device: torch.device) -> Tensor:
-    """``[multiprocessors] int32``, one for each group that may run; they leave themselves ready."""
+    """``[multiprocessors] int32``, one for each group that may run; they never need a reset."""
     if device.type == "cpu":
         return torch.zeros(1, dtype=torch.int32)
     if torch.cuda.is_current_stream_capturing():
-        # The graph's own: memory that a capture sets to 0 is set when the graph runs.
+        # The graph gets its own: memory set to 0 during capture is set to 0 when the graph runs.
         return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)
     return _semaphores_of(device, torch.cuda.current_stream(device).cuda_stream)
 
 
 @cache
 def _semaphores_of(device: torch.device, _stream: int) -> Tensor:
-    """Those of one stream: launches of two streams may run at the same time."""
+    """The semaphores of one CUDA stream: launches of two streams may run at the same time."""
     with torch.inference_mode(False):
         return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)

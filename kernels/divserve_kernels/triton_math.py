@@ -1,12 +1,12 @@
 """What the Triton kernels share: constants, tiles and partials in memory, the group barrier.
 
-Log-probabilities are to base 2 inside the kernels, as the hardware's exponential is: one fused
-multiply-add makes it from a logit, the same one for equal logits, so that equal rows have a JSD of
+Log-probabilities are to base 2 inside the kernels, like the hardware's exponential. One fused
+multiply-add computes one from a logit, the same for equal logits, so equal rows have a JSD of
 exactly 0. Comparisons are written so that NaN passes through them: a broken row shows in its
 statistics.
 
-A tile is a tuple of strips ``[n] float32``, which the passes work off one after the other: as one
-long vector its intermediate results would not fit the registers.
+A tile is a tuple of strips ``[n] float32``, which the passes process one after the other: the
+intermediate results of one long vector would not fit into the registers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-# Triton's cache knows a kernel by its constants, these among them.
+# Triton's cache identifies a kernel by its constants, including these.
 PARAMETERS = tl.constexpr(divserve_contract.PARAMETERS)
 STATISTICS = tl.constexpr(divserve_contract.STATISTICS)
 OBSERVE, SWITCH, PROBABILITY = (
@@ -57,14 +57,14 @@ def at_least(x: tl.tensor, low: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def finite(x: tl.tensor) -> tl.tensor:
-    """0 for −∞, so that it can be taken off before exponentiating."""
+    """0 for −∞, so that it can be subtracted before exponentiating."""
     return tl.where(x == -INFINITY, 0.0, x)
 
 
 @triton.jit
 def log2(x: tl.tensor) -> tl.tensor:
     """log2 x for normal positive x; log2 1 is exactly 0."""
-    # The accurate one takes 25 instructions, as many as the rest of pass 2.
+    # The accurate logarithm takes 25 instructions, as many as the rest of pass 2.
     return tl.log2(x) if INTERPRETED else libdevice.fast_log2f(x)
 
 
@@ -76,7 +76,7 @@ def log2_prob(z: tl.tensor, lse: tl.tensor) -> tl.tensor:
 
 @triton.constexpr_function
 def position(names: tuple[str, ...], name: str) -> int:
-    """Where ``name`` is, known when a kernel is compiled."""
+    """Index of ``name``, known when a kernel is compiled."""
     return names.index(name)
 
 
@@ -133,9 +133,9 @@ def stream(
 
 @triton.jit
 def places(sources: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """(primary, guide, third stream, vocabulary that they share) of a row.
+    """(primary, guide, third stream, shared vocabulary) of a row.
 
-    ``row``: where its three stream indices are, ``[1] int64`` each.
+    ``row``: addresses of its three stream indices, ``[1] int64`` each.
     """
     primary, second, third = tl.load(row[0]), tl.load(row[1]), tl.load(row[2])
     vocab = tl.where((second <= FIRST_SIDE) | (third <= FIRST_SIDE), sources[7], sources[6])
@@ -163,19 +163,19 @@ def record_sums(here: tl.tensor, field: tl.tensor, values: tl.tensor, padded: tl
 def partials(
     here: tl.tensor, field: tl.tensor, other: tl.tensor, padded: tl.constexpr
 ) -> tl.tensor:
-    """What all segments found, ``[padded] float32``; ``other`` behind the last."""
+    """What all segments found, ``[padded] float32``; ``other`` after the last."""
     s = tl.arange(0, padded)
-    # Other blocks wrote them while this one ran: not from this multiprocessor's own cache.
+    # Other blocks wrote them while this one ran, so this multiprocessor's cache is bypassed.
     at = here[0] + s + field * padded
     return tl.load(at, mask=s < here[2], other=other, cache_modifier=".cg")
 
 
 @triton.jit
 def meet(semaphore: tl.tensor, here: tl.tensor) -> None:
-    """Waits until all blocks of a row are here: what each stored before, all see after.
+    """Waits until all blocks of a row are here; then all see what each stored before.
 
-    ``semaphore`` int32: the last one to come flips its sign and leaves the other bits 0, so it
-    never needs resetting.
+    ``semaphore`` int32: the last block to arrive flips its sign and leaves the other bits 0, so it
+    never needs a reset.
     """
     tl.debug_barrier()
     # −2³¹ − (segments − 1), without the overflow.

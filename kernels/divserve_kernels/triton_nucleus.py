@@ -1,9 +1,9 @@
 """The smallest logit of a row's nucleus, without sorting, as Triton functions.
 
-The nucleus is the smallest set of likeliest entries whose mass reaches ``top_p``; equal logits are
-kept or dropped together. Each round weighs what lies above 8 lines across a bracket and goes on
-with the part in which the mass is reached; it ends when one value is left in the bracket, so the
-result is exact. Rows like a language model's take 2 to 9 rounds.
+The nucleus is the smallest set of most likely entries whose mass reaches ``top_p``; equal logits
+are kept or dropped together. Each round computes the mass above 8 lines across a bracket and
+continues with the part in which the mass is reached. The search ends when one value is left in the
+bracket, so the result is exact. Rows of a language model take 2 to 9 rounds.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ __all__ = ["FIELDS", "LINE", "rate", "search", "smallest_of_nucleus", "warm"]
 
 LINES = tl.constexpr(8)
 ROUNDS = tl.constexpr(48)
-"""A bound for rows made to reach it, which keep more than their nucleus."""
+"""Limit of rounds; only rows made up to reach it do, and they keep more than their nucleus."""
 WINDOW = tl.constexpr(40.0)
-"""Temperatures from the maximum down to the first line: hardly any mass is further down."""
+"""Distance from the maximum to the first line, in temperatures: hardly any mass is below it."""
 
-# Fields of `found` behind those of the passes.
+# Fields of `found` after those of the passes.
 WARM = tl.constexpr(triton_passes.FIELDS.value)
 LEAST, MOST = tl.constexpr(LINES.value), tl.constexpr(LINES.value + 1)
 ROUND = tl.constexpr(LINES.value + 2)
 LINE = tl.constexpr(WARM.value + 1 + 2 * ROUND.value)
-"""The result, where a launch of its own searched it."""
+"""The result, if it was found in a separate launch."""
 FIELDS = tl.constexpr(LINE.value + 1)
 """All fields of `found`."""
 
 
 @triton.jit
 def rate(program: tl.tensor) -> tl.tensor:
-    """What a logit is multiplied by before 2^ for its mass."""
+    """Factor of a logit in the exponent of 2 that gives its mass."""
     return LOG2E / parameter(program, "top_p_temperature")
 
 
@@ -80,13 +80,13 @@ def weigh(
     start: tl.tensor, top: tl.tensor, hot: tl.tensor, size: tl.tensor, padded: tl.constexpr,
 ) -> None:  # fmt: skip
     """One round in one segment: the masses above the lines, the extremes in the bracket."""
-    # A block may still read one round's partials when another has begun the next.
+    # A block may still read one round's partials while another has begun the next round.
     field = WARM + 1 + (turn % 2) * ROUND
     shift = finite(top) * hot
     least = tl.full(z[0].shape, INFINITY, tl.float32)
     most = tl.full(z[0].shape, -INFINITY, tl.float32)
     zero = tl.zeros(z[0].shape, tl.float32)
-    # Half of the lines at a time, for want of registers.
+    # Half of the lines at a time, because there are too few registers for all.
     for first in tl.static_range(0, LINES, 4):
         masses = (zero, zero, zero, zero)
         for i in tl.static_range(len(z)):
@@ -147,7 +147,7 @@ def search(
     sources: tl.tensor, row: tl.tensor, program: tl.tensor, found: tl.tensor, segments: tl.tensor,
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The same rounds by one block, for all segments of its row; leaves the result in `LINE`."""
+    """The same rounds by one block, for all segments of its row; stores the result in `LINE`."""
     if parameter(program, "top_p") < 1:
         here = (found, 0, segments)
         hot = rate(program)

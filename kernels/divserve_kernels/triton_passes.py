@@ -1,8 +1,8 @@
 """The passes over one tile, and the merges of what the tiles of a row found, as Triton functions.
 
 ``z1``, ``z2`` are tiles of the row's streams, −∞ beyond the vocabulary that they share; ``here``
-tells where the segments of a row leave for each other what they found (`record`). All of them merge
-the same partials in the same order, and so come to the same scalars.
+says where the segments of a row store what they found for each other (`record`). All of them merge
+the same partials in the same order, so they get the same scalars.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = [
     "sum_exp", "switch", "total", "weights",
 ]  # fmt: skip
 
-# Fields of `found`. Pass 1: three of each stream, of the third stream only the last.
+# Fields of `found`. Pass 1: three for each stream, but for the third stream only the last.
 TOP1, SUM1, LOW1, TOP2, SUM2, LOW2, LOW3 = (tl.constexpr(i) for i in range(7))
-# Pass 2; four at a time are stored together: from the entropy on, and the counts with a blank.
+# Pass 2; four are stored at a time: those from the entropy on, then the counts and a blank.
 VARIATION, ENTROPY, KL, JSD, SQUARES, KEPT, SPECIAL, BOTH = (tl.constexpr(i) for i in range(7, 15))
 FIELDS = tl.constexpr(16)
 
@@ -89,7 +89,7 @@ def total(here: tl.tensor, field: tl.constexpr, padded: tl.constexpr) -> tl.tens
     top = tl.max(tops, 0)
     shift = finite(top) * LOG2E
     weight = tl.sum(sums * tl.exp2(finite(tops) * LOG2E - shift), 0)
-    # A maximum passes over NaN, a sum does not.
+    # A maximum ignores NaN, a sum does not.
     top = tl.where(weight == weight, top, weight)
     return top, shift + log2(tl.where(weight == 0, 1.0, weight)), low
 
@@ -102,8 +102,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Pass 2: entropy, clipped KL and 2·JSD in bits, Σ p1², Σ (p1 − p2)⁺, three counts.
 
-    log2(m/p1) is log2((1 + 2^d)/2) with d = l2 − l1: exactly 0 where the two agree, as p1 − p2 is.
-    Counted are the entries kept, those of `special`, and those that are likeliest in both streams.
+    log2(m/p1) is log2((1 + 2^d)/2) with d = l2 − l1: exactly 0 if p1 = p2, as is p1 − p2. It counts
+    the entries kept, those of `special`, and those that are the most likely in both streams.
     """
     zero = tl.zeros(z1[0].shape, tl.float32)
     entropy, kl, jsd, squares, variation = zero, zero, zero, zero, zero
@@ -121,7 +121,7 @@ def compare(
             squares += p1 * p1
             variation += p1 * at_least(1.0 - ratio, 0.0)
     record_sums(here, ENTROPY, (entropy, kl, jsd, squares), padded)
-    # Not kept until the counts are stored: the registers would overflow into memory.
+    # Stored now, not with the counts: the registers would spill into memory.
     record(here, VARIATION, tl.sum(variation, 0), padded)
     # Not in the same loop: the registers are all in use there.
     for i in tl.static_range(len(z1)):
@@ -151,7 +151,7 @@ def merged(
 
 @triton.jit
 def cool(program: tl.tensor, kl: tl.tensor, entropy: tl.tensor) -> tl.tensor:
-    """What the row's temperature is multiplied by."""
+    """The factor that the row's temperature is multiplied by."""
     halvings = parameter(program, "kl_rate") * kl
     halvings += parameter(program, "entropy_rate") / at_least(entropy, MIN_ENTROPY)
     return at_least(tl.exp2(-halvings), parameter(program, "min_factor"))
@@ -172,7 +172,7 @@ def switch(
     z1: tl.tensor, z2: tl.tensor, lse1: tl.tensor, lse2: tl.tensor, low2: tl.tensor,
     weight: tl.tensor, above: tl.tensor, below: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """COIECD's two contrasts: context side above or below the two lines, memory between."""
+    """COIECD's two contrasts: the context's above or below both lines, the memory's between."""
     l1, l2 = z1 - lse1 * LN2, at_least(z2, low2) - lse2 * LN2
     return tl.where((z1 > above) | (z1 < below), l1, l2) + weight * (l1 - l2)
 
@@ -192,6 +192,6 @@ def mix(
     z1: tl.tensor, z2: tl.tensor, lse1: tl.tensor, lse2: tl.tensor, a: tl.tensor, b: tl.tensor,
     min_p: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """log(a·p1 + b·p2); −∞ where that is no probability."""
+    """log(a·p1 + b·p2); −∞ where the sum is not a probability."""
     q = mixed(z1, z2, lse1, lse2, a, b, min_p)
     return tl.where(q <= 0, -INFINITY, LN2 * log2(at_least(q, TINY)))

@@ -1,4 +1,4 @@
-"""What a block of threads does with one segment of one row: the passes, in one go or one by one."""
+"""The work of one block of threads on one segment of a row: the passes, together or one by one."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def settle(
 ) -> tl.tensor:  # fmt: skip
     """The merge after pass 2; the first segment writes the row's ``statistics``.
 
-    Returns (weight, a, b, what logits are multiplied by, whether the form's special case holds:
-    two tokens near the top, or the contrast of probabilities).
+    Returns (weight, a, b, the factor of logits, whether the form's special case holds: two tokens
+    near the top, or the contrast of probabilities).
     """
     form = parameter(program, "form")
     dead = top == -INFINITY
@@ -125,7 +125,7 @@ def guide_segment(
     width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, phase: tl.constexpr,
     nucleus: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A phase, or all of them, for one segment of one row."""
+    """One phase, or all of them, for one segment of one row."""
     primary, second, third, vocab = places(sources, row)
     start = here[1] * (width * strips)
     size = vocab - start
@@ -155,7 +155,7 @@ def guide_segment(
                     least = smallest_of_nucleus(
                         here, z1, semaphore, program, top1, low1, size, padded
                     )
-                    # Read anew, from the indices on: there are no registers to keep it meanwhile.
+                    # Read again, starting with the indices: no registers are free to keep it.
                     top1, lse1, low1 = total(here, TOP1, padded)
                     _, second, _, vocab = places(sources, row)
                     size = vocab - start

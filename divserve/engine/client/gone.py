@@ -1,4 +1,4 @@
-"""What requests are told that a server or an engine leaves behind."""
+"""The errors of requests that are cut off because the server or an engine stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EngineStopped", "ShuttingDown"]
 
 
 class ShuttingDown(Unavailable, GracefulHTTPError):
-    """The server ended the request. vLLM passes on its own kind of error only."""
+    """The server ended the request. vLLM only passes on errors of its own base class."""
 
     def __init__(self) -> None:
         GracefulHTTPError.__init__(
@@ -25,7 +25,7 @@ class ShuttingDown(Unavailable, GracefulHTTPError):
 
 
 class EngineStopped(Unavailable, EngineDeadError):
-    """The engine has died. vLLM's own is a 500, and one object that all requests raise."""
+    """The engine has died. vLLM's own error is a 500, and all requests raise the same object."""
 
     retry_after_s = 5.0
 

@@ -1,8 +1,8 @@
-"""The engine client that the OpenAI layer talks to: vLLM's own, plus the account of every token.
+"""The engine client that the OpenAI layer talks to: vLLM's own, plus the statistics of every token.
 
 Plain requests get vLLM's generator itself and pay nothing per token. A guided request's outputs
-carry, in ``CompletionOutput.guidance``, the statistics of each token; a token without them ends
-the request with an error, so a token decoded plainly never reaches a client of a guided request.
+carry the statistics of each token in ``CompletionOutput.guidance``. A token without them ends the
+request with an error, so the client of a guided request never gets a plainly decoded token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOST = "the engine could not keep the two streams of this request in lock-step; 
 
 
 class GuidedClient:
-    """Wraps ``AsyncLLM``: what is not defined here is the member of that name there."""
+    """Wraps ``AsyncLLM``; every attribute that is not defined here is taken from it."""
 
     def __init__(self, inner: AsyncLLM, extras: frozenset[str] = frozenset()) -> None:
         self.inner = inner
@@ -57,13 +57,13 @@ class GuidedClient:
         self._loop = asyncio.get_running_loop()
 
     def attach_small(self, small: GuidedClient) -> None:
-        """Puts a small engine beside this one; this client stops it too."""
+        """Adds a small engine; `shutdown` of this client stops it too."""
         self.small = small
         self._hand_off = HandOff(self.inner, small.inner)
         self.compute_ratio = parameter_ratio(small.model_config, self.model_config)
 
     def _tell(self, error: Exception) -> None:
-        """Ends every request under way with what has happened to the engine."""
+        """Ends every request under way with the error of the engine."""
         if not isinstance(error, EngineDeadError):
             self._propagate_error(error)
             return
@@ -71,7 +71,7 @@ class GuidedClient:
             state.queue.put(EngineStopped())
 
     def health(self) -> dict[str, bool]:
-        """Which engines live, by ``large`` and ``small``."""
+        """Whether each engine is alive, under ``large`` and ``small``."""
         found = {"large": not self.inner.errored}
         if self.small is not None:
             found["small"] = not (self.small.inner.errored or self._small_is_lost())
@@ -85,13 +85,13 @@ class GuidedClient:
         return bool(self.inner.output_processor.request_states)
 
     def small_works(self) -> bool:
-        """Whether the small engine has requests of its own, or makes tokens of a moving answer."""
+        """Whether the small engine has requests of its own or runs a segment of an answer."""
         moving = self._hand_off is not None and self._hand_off.on_small
         return moving or (self.small is not None and self.small.large_works())
 
     @property
     def dead_error(self) -> BaseException:
-        """What a request meets that comes after the engine has died."""
+        """The error of requests that arrive after the engine has died."""
         return EngineStopped()
 
     def generate(
@@ -99,10 +99,10 @@ class GuidedClient:
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's ``generate``; outputs of guided requests carry ``guidance``.
 
-        A request is guided where `divserve.engine.order.with_spec` has marked its parameters.
+        A request is guided if `divserve.engine.order.with_spec` has marked its parameters.
 
         Raises:
-            VLLMValidationError: something else stands there; only a client can have put it there.
+            VLLMValidationError: the mark is not one of ours, so a client must have put it there.
             EngineStopped: the engine is dead.
 
         Raises (while iterating):
@@ -150,7 +150,7 @@ class GuidedClient:
             self.ledger.close(account)
 
     def _shared_vocab(self) -> int:
-        """Token ids below it are known to both engines."""
+        """Token ids below this one are known to both engines."""
         configs = [self.model_config, *([] if self.small is None else [self.small.model_config])]
         return min(int(config.get_vocab_size()) for config in configs)
 
@@ -162,7 +162,7 @@ class GuidedClient:
         request_id: str,
         options: dict[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
-        """The small model alone, plainly or with a method of one model.
+        """Runs the request on the small model alone, plain or with a method that needs one model.
 
         Raises:
             Unavailable: its engine has stopped.
@@ -188,7 +188,7 @@ class GuidedClient:
         for engine in (self, *([] if self.small is None else [self.small])):
             running = dict(engine.inner.output_processor.request_states)
             for state in running.values():
-                # Each has its own, for an exception collects the traceback of all who raise it.
+                # One object each: an exception collects the tracebacks of all who raise it.
                 state.queue.put(ShuttingDown())
             with suppress(EngineDeadError):
                 await engine.inner.engine_core.abort_requests_async(list(running))
@@ -196,7 +196,7 @@ class GuidedClient:
     def shutdown(self, timeout: float | None = None) -> None:
         """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.
 
-        vLLM alone would leave them waiting for an engine that is gone, and the server with them.
+        vLLM alone would leave them, and so the server, waiting for an engine that is gone.
         """
         if self.small is not None and self._hand_off is not None:
             self._hand_off.close()
@@ -211,7 +211,7 @@ class GuidedClient:
 
 
 def _account_for(output: RequestOutput, account: Account) -> None:
-    """Puts its statistics beside each choice's tokens, or raises what the engine said."""
+    """Adds the statistics to each choice's tokens, or raises the error that the engine reported."""
     if account.error is not None and account.refused:
         raise InvalidRequest(account.error, param="decoding.guide", code="context_length_exceeded")
     if account.error is not None:

@@ -1,13 +1,13 @@
-"""One answer over two engines: a request moves between the large one and the small one.
+"""One answer from two engines: a request moves between the large one and the small one.
 
 To vLLM's front end the answer is one request of the large engine: one detokenizer, one set of stop
-strings, one account of logprobs and usage, one place in a group of n. Behind it run *segments*, one
-at a time, each a request of one of the engines that continues from the prompt and the tokens so
-far. A segment ends in the step that decodes its last token (`divserve.engine.scheduler.switching`):
-there is no hand-off token. Its output, without its finish reason, goes on as the answer's; the next
-segment starts.
+strings, one count of logprobs and usage, one of the n choices. Behind it run *segments*, one at a
+time. Each is a request to one of the engines that continues from the prompt and the tokens so far.
+A segment ends in the step that decodes its last token (`divserve.engine.scheduler.switch_rules`):
+there is no hand-off token. Its output is passed on, without the finish reason, as the answer's own,
+and the next segment starts.
 
-When the small engine dies, its answers continue on the large one, and new ones stay there.
+When the small engine dies, its answers continue on the large one, and new answers stay there.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ logger = init_logger("vllm.divserve")
 
 
 class HandOff:
-    """Stands between the front end and two engines' cores; knows the answers that may move.
+    """Sits between the front end and the cores of two engines, and tracks the answers that move.
 
     Args:
         large: vLLM's ``AsyncLLM``, already with its ledger; it owns the answers.
-        small: the other one.
+        small: the small model's ``AsyncLLM``.
     """
 
     def __init__(self, large: Any, small: Any) -> None:
@@ -57,12 +57,12 @@ class HandOff:
         small.output_processor.propagate_error = self._small_failed
 
     def __len__(self) -> int:
-        """How many answers are under way."""
+        """Number of answers under way that may move."""
         return len(self._runs)
 
     @property
     def on_small(self) -> bool:
-        """Whether the small engine makes tokens of an answer."""
+        """Whether the small engine runs a segment of an answer."""
         return any(run.on_small and run.segment for run in self._runs.values())
 
     async def _add(self, request: Any) -> None:
@@ -74,7 +74,7 @@ class HandOff:
         await self._send(run)
 
     async def _send(self, run: Run) -> None:
-        """Starts the next segment on the engine that it wants, if that one lives."""
+        """Starts the next segment on the engine that is due, if that one is alive."""
         if self._closed or self._runs.get(run.request_id) is not run:
             return
         if self.lost:
@@ -94,7 +94,7 @@ class HandOff:
             await self._stop([run])
 
     async def _abort(self, request_ids: list[str]) -> None:
-        """Ends answers, wherever their segments are, and vLLM's own requests."""
+        """Aborts answers, on whichever engine their segments run, and vLLM's own requests."""
         own = [i for i in request_ids if i not in self._runs]
         await self._stop([self._forget(self._runs[i]) for i in request_ids if i in self._runs])
         await self._abort_large(own)
@@ -120,7 +120,7 @@ class HandOff:
     def _from_small(
         self, outputs: list[Any], timestamp: Any = None, stats: Any = None, **kwargs: Any
     ) -> Any:
-        """Segments' outputs are the large engine's business; the others stay where they are."""
+        """Passes outputs of segments to the large engine; all others stay with the small one."""
         ours = [output for output in outputs if output.request_id in self._segments]
         if ours:
             outputs = [output for output in outputs if output.request_id not in self._segments]
@@ -141,8 +141,8 @@ class HandOff:
         return runs
 
     def _settle(self, runs: list[Run], result: Any) -> None:
-        """After vLLM has seen the outputs: which answers have ended, and which move on."""
-        # Stopped by a string that only the front end sees: the segment may still run.
+        """After vLLM has processed the outputs: forgets ended answers, moves those that switch."""
+        # These met a stop string, which only the front end sees: the segment may still run.
         stopped = [self._runs[i] for i in result.reqs_to_abort if i in self._runs]
         result.reqs_to_abort = [i for i in result.reqs_to_abort if i not in self._runs]
         alive = self._large.output_processor.request_states
@@ -161,13 +161,13 @@ class HandOff:
             self._spawn(self._stop(running))
 
     def close(self) -> None:
-        """The engines are about to stop: nothing moves any more."""
+        """The engines are about to stop: no answer moves any more."""
         self._closed = True
 
     def _small_failed(self, error: Exception) -> None:
-        """The small engine has died: its answers go on, its own requests fail."""
+        """The small engine has died: answers go on with the large one, its own requests fail."""
         if not self._closed:
-            # One that is handing over has a task that will find the engine lost.
+            # An answer that is being handed over has a task, which will see that the engine died.
             stranded = [r for r in self._runs.values() if r.on_small and not r.handing_over]
             self._go_on_large(stranded)
         self._fail_small(error)

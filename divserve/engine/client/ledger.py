@@ -1,8 +1,8 @@
-"""Front end: the statistics of every guided token, kept until its request has picked them up.
+"""Front end: the statistics of every guided token, kept until its request collects them.
 
-vLLM merges outputs of a consumer that is slower than the engine, and a merge keeps only the last
-``kv_transfer_params``. So the rows are taken out of the engine's outputs before vLLM processes
-them, and handed out again by token count: however outputs were merged, token i gets row i.
+If a consumer is slower than the engine, vLLM merges its outputs, and a merge keeps only the last
+``kv_transfer_params``. So the reports are taken out of the engine's outputs before vLLM processes
+them, and handed out by token count: however outputs were merged, token i gets its own statistics.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class Account:
     statistics: defaultdict[int, deque[Statistics]] = field(
         default_factory=lambda: defaultdict(deque)
     )
-    """Those not yet handed out, by choice index."""
+    """Statistics not yet handed out, by choice index."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
-    """The model that made each of these tokens, likewise; empty for requests of one model."""
+    """The model that made each of these tokens, by choice; empty for requests to one model."""
     error: str | None = None
     refused: bool = False
-    """Whether the error is the scheduler's refusal of a pair that can never run."""
+    """Whether the error means that the scheduler rejected a group that can never run."""
     request_ids: list[str] = field(default_factory=list)
-    """The engine's ids of the request: several for n > 1."""
+    """The engine's ids for the request: several if n > 1."""
 
     def take(self, index: int, num_tokens: int) -> list[Statistics]:
-        """Hands out those of the next tokens of a choice; fewer if the engine reported fewer."""
+        """Hands out the statistics of a choice's next tokens, or as many as were reported."""
         return _take_first(self.statistics[index], num_tokens)
 
     def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
-        """Hands out the models of the next tokens of a choice; none for requests of one model."""
+        """Hands out the models of a choice's next tokens; none for requests to one model."""
         return _take_first(self.models[index], num_tokens)
 
 
 def _count(report: Report) -> None:
-    """Counts what the engine's process cannot count: nobody scrapes its metrics."""
+    """Updates the metrics for the engine's process, whose own metrics nobody scrapes."""
     if report.wait_s is not None:
         metrics.PAIR_WAIT.observe(report.wait_s)
     if report.kernel_s is not None:

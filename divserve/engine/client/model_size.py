@@ -1,4 +1,4 @@
-"""How large a model is: what a token of it costs, as the papers on small and large models count."""
+"""The size of a model: the cost per token as papers on small and large models measure it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from huggingface_hub import get_local_safetensors_metadata, get_safetensors_meta
 __all__ = ["parameter_ratio"]
 
 PACKED = {"I32", "U8"}
-"""Types of weights of which one element holds several."""
+"""Dtypes whose elements hold several packed weights."""
 
 
 def parameter_ratio(small: Any, large: Any) -> float | None:
@@ -22,10 +22,10 @@ def parameter_ratio(small: Any, large: Any) -> float | None:
 
 
 def _parameters(model: str, revision: str | None) -> int | None:
-    """Parameters by the headers of a model's safetensors files, which hold tied ones once.
+    """Parameters, from the headers of a model's safetensors files, which hold tied ones once.
 
-    The loaded weights do not tell: vLLM shards, pads and repacks them, on a CPU into objects that
-    are no parameters.
+    The loaded weights cannot be counted: vLLM shards, pads and repacks them, on a CPU into objects
+    that are not parameters.
     """
     try:
         if Path(model).exists():
@@ -33,7 +33,7 @@ def _parameters(model: str, revision: str | None) -> int | None:
         else:
             found = get_safetensors_metadata(model, revision=revision)
     except Exception:
-        # No safetensors, no network, whatever: it is only a figure.
+        # No safetensors, no network or any other error: it is only a figure.
         return None
     counts = found.parameter_count
     return None if counts.keys() & PACKED else sum(counts.values())

@@ -1,4 +1,4 @@
-"""What a request orders from the engines, and what none of them could do."""
+"""What a request asks of the engines, and the checks of what they cannot do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def order_of(params: SamplingParams) -> Spec | OnSmall | None:
     """What a guided request asks for; None for a plain one.
 
     Raises:
-        VLLMValidationError: a client has put something of ours into ``extra_args``.
+        VLLMValidationError: a client has used one of our keys in ``extra_args``.
     """
     try:
         return spec_of(params)
@@ -28,7 +28,7 @@ def order_of(params: SamplingParams) -> Spec | OnSmall | None:
 
 
 def check_extras(spec: Spec, extras: frozenset[str]) -> None:
-    """Raises `InvalidRequest` when the order needs models that are not among ``extras``."""
+    """Raises `InvalidRequest` if the request needs models that are not among ``extras``."""
     others = {"small": spec.switch is not None, "look-back": spec.look is not None}
     needed = (*spec.amateurs, *(name for name, given in others.items() if given))
     if lacking := [f"--{name}" for name in needed if name not in extras]:
@@ -42,8 +42,8 @@ def check_extras(spec: Spec, extras: frozenset[str]) -> None:
 def check_adapters(spec: Spec, adapters: bool) -> None:
     """Raises `InvalidRequest` for a grounding text beside LoRA adapters.
 
-    vLLM applies those to logits by the rows that are sampled in the step; a text is read at all of
-    its positions.
+    vLLM applies adapters only to the logits of rows that are sampled in the step, but a text needs
+    the logits of all its positions.
     """
     if spec.grounding and adapters:
         raise InvalidRequest(
@@ -56,7 +56,7 @@ def check_adapters(spec: Spec, adapters: bool) -> None:
 def check_switch(
     prompt: Sequence[int], params: SamplingParams, options: dict[str, Any], vocab: int
 ) -> None:
-    """Raises `InvalidRequest` for what only one of two engines could do.
+    """Raises `InvalidRequest` for anything that only one of the two engines could do.
 
     Args:
         prompt: token ids.

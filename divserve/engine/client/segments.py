@@ -1,4 +1,4 @@
-"""One answer that moves between two engines: its tokens so far, and its segments one by one."""
+"""One answer that moves between two engines: its tokens so far and its current segment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Run"]
 
 PREEMPTED = EngineCoreEventType.PREEMPTED
 SEED_STEP = 0x9E3779B97F4A7C15
-"""Distance of the seeds of segments, so that none repeats another's random numbers."""
+"""Difference between the seeds of segments, so that none repeats another's random numbers."""
 
 
 class Run:
@@ -23,7 +23,7 @@ class Run:
     def __init__(self, request: Any, order: Order) -> None:
         self.request_id: str = request.request_id
         self.segment = ""
-        """Engine's id of the running segment; empty between two."""
+        """The engine's id of the running segment; empty between two segments."""
         self.on_small = False
         self.handing_over = False
         self._request = request
@@ -56,11 +56,11 @@ class Run:
         return segment
 
     def take(self, output: Any) -> None:
-        """Makes an output of the segment one of the answer, in place."""
+        """Turns an output of the segment into an output of the answer, in place."""
         output.request_id = self.request_id
         self._output += output.new_token_ids
         if self._segments > 1:
-            # The answer was queued and scheduled once.
+            # The answer counts as queued and scheduled only once.
             output.events = [e for e in output.events or () if e.type == PREEMPTED] or None
         report = Report.take_from(output)
         if report is None:

@@ -1,4 +1,4 @@
-"""What the small engine does, on /metrics: vLLM's own metrics know one engine of a process."""
+"""The small engine's metrics: vLLM's own cover only one engine per process."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SmallEngineStats(StatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Takes in the state of the queues after a step."""
+        """Records the state of the queues after a step."""
         if scheduler_stats is not None:
             self._running.set(scheduler_stats.num_running_reqs)
             self._waiting.set(scheduler_stats.num_waiting_reqs)
             self._cache.set(scheduler_stats.kv_cache_usage)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to tell."""
+        """Logs nothing."""

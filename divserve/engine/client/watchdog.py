@@ -1,8 +1,8 @@
-"""Finds an engine that hangs: it lives, has requests, and does nothing any more.
+"""Detects an engine that hangs: its process is alive and has requests, but makes no progress.
 
-While requests are under way the engine is asked a question, again and again. It answers between two
-steps, paused or not, whatever it has to send to whom; so one that leaves a question open for longer
-than ``--engine-timeout`` hangs in a step. It is treated as dead, and made to be.
+While requests are under way, the engine is asked the same question repeatedly. It answers between
+two steps, paused or not, whatever outputs it has to send. So an engine that leaves a question open
+for longer than ``--engine-timeout`` hangs in a step. It is treated as dead, and its process killed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("vllm.divserve")
 
 DEFAULT_S = 300.0
 TICKS = 10
-"""Times that a silent engine is looked at before it is given up."""
+"""How often a silent engine is checked before it counts as dead."""
 LONGEST_TICK_S = 5.0
 
 
@@ -43,7 +43,7 @@ def checked(timeout_s: float) -> float:
     """The flag's value.
 
     Raises:
-        StartupError: it makes no sense.
+        StartupError: it is negative or not a number.
     """
     if not timeout_s >= 0:
         raise StartupError(f"--engine-timeout is at least 0, not {timeout_s}")
@@ -55,8 +55,8 @@ def watching(client: Any, timeout_s: float) -> Iterator[None]:
     """Watches the engines of a `divserve.engine.client.guided.GuidedClient`.
 
     Args:
-        client: with its small engine, if it has one.
-        timeout_s: longest silence; 0 watches nothing.
+        client: the client; its small engine, if it has one, is watched too.
+        timeout_s: longest silence; 0: nothing is watched.
     """
     engines = [(client.inner, client.large_works)] if timeout_s else []
     if timeout_s and client.small is not None:
@@ -75,9 +75,9 @@ class Watch:
 
     Args:
         engine: vLLM's ``AsyncLLM``.
-        busy: whether requests are under way in it.
+        busy: whether it has requests under way.
         timeout_s: longest silence.
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Watch:
 
     async def run(self) -> None:
         """Watches until the engine is dead."""
-        # Ticks are counted, not the clock: if this process stood still too, the clock went on.
+        # Counts ticks instead of reading the clock, which goes on while this process is suspended.
         tick_s = min(self._timeout_s / TICKS, LONGEST_TICK_S)
         question: asyncio.Task[None] | None = None
         silent_s = 0.0
@@ -112,12 +112,12 @@ class Watch:
                 question.cancel()
 
     async def _ask(self) -> None:
-        # An error is an answer too.
+        # An error also counts as an answer.
         with suppress(Exception):
             await self._engine.engine_core.is_scheduler_paused_async()
 
     def _give_up(self) -> None:
-        """What vLLM does when an engine's process is gone, and the end of the process."""
+        """Does what vLLM does when an engine's process is gone, then kills the process."""
         from vllm.utils.system_utils import kill_process_tree
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -127,9 +127,9 @@ class Watch:
         )
         core = self._engine.engine_core
         core.resources.engine_dead = True
-        # Ends vLLM's output handler, which tells the requests.
+        # Ends vLLM's output handler, which passes the error to the requests.
         core.outputs_queue.put_nowait(EngineDeadError())
-        # Of several API processes none owns the engine: their parent ends it when one leaves.
+        # With several API processes none owns the engine: their parent ends it when one exits.
         for process in getattr(core.resources.engine_manager, "processes", ()):
-            # One that hangs may not handle any other signal.
+            # A process that hangs may not handle any other signal.
             kill_process_tree(process.pid)

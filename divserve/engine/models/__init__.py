@@ -1,1 +1,1 @@
-"""What is loaded beside the served model into its forward."""
+"""What runs beside the served model in its forward: amateurs and the hidden store."""

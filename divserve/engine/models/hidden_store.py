@@ -1,12 +1,11 @@
 """The hidden states of all tokens, in vLLM's own paged KV cache.
 
-A cache-only attention layer beside the model's gets pages from the same block table, so hits in the
-prefix cache, chunked prefill, preemption and copied blocks carry hidden states along with keys and
-values.
-With a linear head, log p_j(v) = w_v·h_j − lse_j: H numbers stand for a distribution of V, and
-KL(p_t‖p_j) = Σ p_t log p_t − μ_t·h_j + lse_j with μ_t = Wᵀp_t (``vllm.md`` B2).
+A cache-only attention layer beside the model's own gets pages from the same block table, so prefix
+cache hits, chunked prefill, preemption and copied blocks treat hidden states like keys and values.
+With a linear head, log p_j(v) = w_v·h_j − lse_j: H numbers stand for a distribution over V tokens,
+and KL(p_t‖p_j) = Σ p_t log p_t − μ_t·h_j + lse_j with μ_t = Wᵀp_t (`divserve_kernels.history`).
 
-Beside each slot is lse_j, known where a token was sampled and computed where it is first needed.
+Each slot also has lse_j. It is known where a token was sampled, else computed when first needed.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ Head = Callable[[Tensor], Tensor]
 """The model's head: hidden states ``[n, H]`` to logits ``[n, V]``."""
 
 SLICE = 64
-"""Positions whose logits are in memory at a time."""
+"""Number of positions whose logits are in memory at a time."""
 PROBE_LOGIT = 20.0
-"""Largest logit of the states that `HiddenStore.check` makes up: where soft-caps bend."""
+"""Largest logit of the made-up states of `HiddenStore.check`: large enough to reveal soft-caps."""
 TOLERANCE = {torch.float32: 2e-3}
-"""Nats by which KL(p‖p) may miss 0, by the dtype of the head; 16-bit logits are rounded to 1/8 near
-`PROBE_LOGIT`."""
+"""Nats by which KL(p‖p) may differ from 0, by the dtype of the head; 16-bit logits are rounded to
+1/8 near `PROBE_LOGIT`."""
 ROUNDED = 0.25
 
 
 class HiddenStore:
-    """Hidden states, log-sum-exps, and where the rows of the step are."""
+    """Hidden states, log-sum-exps, and the positions of the step's rows in them."""
 
     def __init__(self, model: nn.Module, layer: Any) -> None:
         self._layer = layer
         self._model = model
         self._lse: Tensor | None = None
         self.seq_lens: Tensor = torch.empty(0, dtype=torch.int32)
-        """``[R] int32``: tokens of each row, those of this step included."""
+        """``[R] int32``: tokens of each row, including those of this step."""
         self._table: Tensor = torch.empty(0, 0, dtype=torch.int32)
 
     @property
@@ -64,43 +63,43 @@ class HiddenStore:
 
     @property
     def lse(self) -> Tensor:
-        """``[blocks · block + 1] float32``: by slot; NaN where it is not known, the last unused."""
+        """``[blocks · block + 1] float32`` by slot; NaN where unknown; the last one is unused."""
         blocks, block = self.states.shape[:2]
         if self._lse is None or len(self._lse) != blocks * block + 1:
             self._lse = torch.full((blocks * block + 1,), math.nan, device=self.states.device)
         return self._lse
 
     def begin(self, metadata: Any) -> None:
-        """Takes in a step before its forward: new states will be written to its slots.
+        """Prepares for a step before its forward, which writes new states to its slots.
 
         Args:
             metadata: vLLM's ``CommonAttentionMetadata``.
         """
         self.seq_lens, self._table = metadata.seq_lens, metadata.block_table_tensor
         if self._layer.kv_cache.numel():
-            # Padded ones are −1 and land in the unused slot.
+            # Padding has slot −1 and lands in the unused one.
             lse = self.lse
             lse.index_fill_(0, metadata.slot_mapping.remainder(len(lse)).long(), math.nan)
 
     def copied(self, copies: list[tuple[int, int]], num_blocks: int) -> None:
-        """Follows vLLM's copies of blocks (source, destination), before their step's forward."""
+        """Repeats vLLM's copies of blocks (source, destination), before their step's forward."""
         source, target = torch.tensor(copies, device=self.lse.device).unbind(1)
         rows = self.lse[:-1].view(num_blocks, -1)
         rows.index_copy_(0, target, rows.index_select(0, source))
 
     def sampled(self, rows: Tensor, lse: Tensor) -> None:
-        """Keeps the log-sum-exp ``[N] float32`` of the last tokens of rows ``[N] int64``."""
+        """Stores the log-sum-exps ``[N] float32`` of the last tokens of rows ``[N] int64``."""
         last = self.seq_lens.index_select(0, rows).long() - 1
         self.lse.index_copy_(0, self._slots(rows, last), lse)
 
     def fill(self, spans: Sequence[tuple[int, int, int]], head: Head) -> None:
-        """Computes the log-sum-exps that are not known yet, those of shared blocks once.
+        """Computes the log-sum-exps that are not known yet; those of shared blocks only once.
 
-        Waits for the device, so it is for the first steps of a request and of an alarm.
+        It waits for the device, so call it only in the first step of a request or of an alarm.
 
         Args:
-            spans: row, first position and one past the last.
-            head: gives the logits.
+            spans: row, first position, and one past the last.
+            head: computes the logits.
         """
         device = self.lse.device
         positions = torch.cat([torch.arange(first, stop) for _, first, stop in spans])
@@ -119,11 +118,11 @@ class HiddenStore:
         probs: Tensor,
         negative_entropy: Tensor,
     ) -> Nearest:
-        """The smallest KL of each distribution to those of a span of its row's positions.
+        """The smallest KL from each distribution to those at a span of its row's positions.
 
         Args:
             rows: ``[N] int64``.
-            spans: ``[N] int32`` each: first position and one past the last.
+            spans: ``[N] int32`` each: first position, and one past the last.
             most: at least as long as every span.
             probs: ``[N, V] float32``.
             negative_entropy: ``[N] float32``: Σ p log p.
@@ -134,10 +133,10 @@ class HiddenStore:
         return nearest(states, self.lse, table, rows, *spans, mu, negative_entropy, most=most)
 
     def check(self, head: Head) -> None:
-        """Has the head prove that log p(v) = w_v·h − lse: KL(p‖p) must be 0.
+        """Checks on made-up states that log p(v) = w_v·h − lse holds: KL(p‖p) must be 0.
 
         Raises:
-            StartupError: it is not, so look-back would compare with wrong distributions.
+            StartupError: it does not, so look-back would compare with wrong distributions.
         """
         head_module = _head_of(self._model)
         if getattr(head_module, "bias", None) is not None:
@@ -159,7 +158,7 @@ class HiddenStore:
             )
 
     def warm(self) -> None:
-        """Compiles the comparison, alone and shared by threads, before a request waits for it."""
+        """Compiles the comparison, single- and multi-threaded, so that no request waits for it."""
         weight, layer = self._weight(), self._layer
         shape = (1, layer.block_size, layer.head_size)
         states = torch.zeros(shape, dtype=layer.kv_cache_torch_dtype, device=weight.device)
@@ -189,7 +188,7 @@ class HiddenStore:
 
 
 class _Builder(CacheOnlyAttentionMetadataBuilder):
-    """vLLM calls it in Python before every forward, also when that is a replayed CUDA graph."""
+    """vLLM calls it in Python before every forward, even if that is a replayed CUDA graph."""
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any) -> Any:
         context = self.vllm_config.compilation_config.static_forward_context
@@ -226,7 +225,7 @@ def attach(model: nn.Module, vllm_config: Any, hidden_size: int) -> None:
     # vLLM prints and compares class names.
     Storing.__name__, Storing.__qualname__ = base.__name__, base.__qualname__
     model.__class__ = Storing
-    # No module of the model, or vLLM would look for its weights.
+    # Not registered as a module of the model, or vLLM would look for its weights.
     object.__setattr__(model, ATTRIBUTE, layer.store)
 
 

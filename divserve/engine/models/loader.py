@@ -1,12 +1,12 @@
-"""What is loaded beside the served model into the same forward: amateurs, a store of hidden states.
+"""Loads what runs beside the served model in the same forward: amateurs, a store of hidden states.
 
-A model loader builds the served model as always, then its amateurs, as vLLM builds a draft model:
+A model loader builds the served model as usual, then its amateurs, as vLLM builds a draft model:
 their attention layers land in the same forward context, so they get KV cache from the same block
 table, and prefix caching, chunked prefill, preemption and parallel ranks need nothing special. The
-served model's class is replaced by a subclass of itself: ``forward`` returns the hidden states of
-all models side by side (the runner only picks rows of them), ``compute_logits`` splits its own off.
-A amateur's logits are computed only for the rows that are compared with them. The store
-(`divserve.engine.models.hidden_store`) keeps the served model's states only.
+served model's class is replaced by a subclass: ``forward`` returns the hidden states of all models
+side by side (the runner only selects rows of them), and ``compute_logits`` takes the served model's
+part. An amateur's logits are only computed for the rows that are compared with them. The store
+(`divserve.engine.models.hidden_store`) only keeps the served model's states.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "
 
 LOAD_FORMAT = "divserve_amateurs"
 AMATEUR_NAMES = ("amateur", "tuned")
-"""In the order in which they are compared with: the second stream, the third."""
+"""Names of the amateurs in the order of their streams: the second, then the third."""
 ATTRIBUTE = "divserve_amateurs"
 
 
 def load_options(
     load_config: Any, amateurs: Mapping[str, str], hidden_states: bool = False
 ) -> dict[str, Any]:
-    """``load_format`` and ``model_loader_extra_config`` that add to what was to be loaded.
+    """The ``load_format`` and ``model_loader_extra_config`` that load the extras as well.
 
     Args:
         load_config: vLLM's ``LoadConfig`` as the user has set it.
-        amateurs: model path, or ``drop:N`` for the served model without N of its layers, by name.
+        amateurs: by name, a model path, or ``drop:N`` for the served model without N of its layers.
         hidden_states: whether the served model's hidden states are stored.
     """
     extra = {
@@ -55,10 +55,10 @@ def load_options(
 
 
 def amateur_config(served: ModelConfig, model: str) -> ModelConfig:
-    """The configuration of a amateur: dtype, context length and tokenizer of the served model.
+    """The configuration of an amateur: dtype, context length and tokenizer of the served model.
 
     Raises:
-        StartupError: vLLM refuses it (no such model, a context too short …), or it would have too
+        StartupError: vLLM rejects it (no such model, too short a context …), or it would have too
             few layers.
     """
     layers = dropped_layers(model)
@@ -94,7 +94,7 @@ def amateur_logits(model: nn.Module, hidden_states: Tensor, rows: Tensor) -> Ten
 
     Args:
         model: the served model, with its amateurs.
-        hidden_states: ``[R, sum of the hidden sizes]``, of the rows whose logits are sampled from.
+        hidden_states: ``[R, sum of the hidden sizes]`` of the rows that are sampled.
         rows: ``[N] int64``.
 
     Returns:
@@ -106,7 +106,7 @@ def amateur_logits(model: nn.Module, hidden_states: Tensor, rows: Tensor) -> Ten
 
 
 class Amateurs:
-    """The amateur models of a served one. No module, so that vLLM does not find them in it."""
+    """The amateurs of a served model. Not a module, so that vLLM does not find them in it."""
 
     def __init__(self, models: list[nn.Module], configs: list[ModelConfig], served: int) -> None:
         self.models = models
@@ -117,7 +117,7 @@ class Amateurs:
     def forward(self, input_ids: Tensor, positions: Tensor) -> list[Tensor]:
         """Hidden states ``[T, H]`` of each; ``input_ids`` and ``positions`` are ``[T]``."""
         return [
-            # Another padding of the vocabulary: an id that only the served model has a row for.
+            # Vocabularies may be padded differently: only the served model has a row for some ids.
             model(input_ids=input_ids.clamp_max(size - 1), positions=positions)
             for model, size in zip(self.models, self.sizes, strict=True)
         ]
@@ -158,7 +158,7 @@ def _join(served: nn.Module, amateurs: Amateurs) -> None:
 
 @register_model_loader(LOAD_FORMAT)
 class AmateurLoader(BaseModelLoader):
-    """Loads the served model by its own loader, then what goes beside it."""
+    """Loads the served model with its own loader, then the extras."""
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)

@@ -1,8 +1,8 @@
-"""Admission of groups: all members or none, in the order of the line.
+"""Admission of groups: all members or none, in queue order.
 
-A member that is admitted stops one token before the end of its known tokens, so nothing is sampled
-until the whole group can sample in one step. A group that fits what is left of a step *as a whole*
-is admitted and sampled at once.
+An admitted member stops one token before the end of its known tokens, so nothing is sampled until
+the whole group can sample in one step. A group that fits into the rest of a step *as a whole* is
+admitted and sampled at once.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ __all__ = ["Admission", "Left", "Verdict"]
 
 
 class Verdict(Enum):
-    """What becomes of a member at the head of the line."""
+    """The decision on a member at the head of the queue."""
 
     ADMIT = "admit"
     SKIP = "skip"
-    """Others may be admitted before it."""
+    """Not now, but others may be admitted before it."""
     STOP = "stop"
-    """Nobody behind it is admitted in this step: it waits for memory or rows."""
+    """It waits for memory or rows, and nothing behind it is admitted in this step."""
 
 
 @dataclass(slots=True)
 class Left:
-    """What running requests leave of a step to those that wait."""
+    """What running requests leave of a step for waiting ones."""
 
     rows: int
     tokens: int
     blocks: int
     loras: set[int] = field(default_factory=set)
-    """Adapters of the step."""
+    """Ids of the step's adapters."""
     max_loras: int = 0
 
     def take(self, requests: Sequence[Request], blocks: int) -> bool:
-        """Takes what all of these need, prefix cache or not; False if it is not there."""
+        """Takes what these requests need without the prefix cache; False if that is too much."""
         self.rows -= len(requests)
         self.tokens -= sum(request.num_tokens for request in requests)
         self.blocks -= blocks
@@ -58,7 +58,7 @@ class Admission:
     Args:
         groups: all groups.
         blocks: the KV cache.
-        max_rows: that run at a time.
+        max_rows: most rows that run at a time.
         max_model_len: the longest context.
     """
 
@@ -66,11 +66,11 @@ class Admission:
         self._groups, self._blocks = groups, blocks
         self._max_rows, self._max_model_len = max_rows, max_model_len
         self.partial: Group | None = None
-        """The group of which only a part is admitted; there is never a second one. Groups that lack
-        only members of one token do not count: these join in the step of the first sample."""
+        """The only group that is partly admitted. Groups that lack only one-token members do not
+        count, because these members join in the step of the first sample."""
 
     def refusal(self, request: Request, order: Order, max_tokens: int) -> str | None:
-        """Why a group can never run; the front end checks the same before, with better words."""
+        """Why a group can never run; the front end checks this earlier, with clearer messages."""
         texts = order.spec.texts
         if not all(texts):
             return "the guide prompt is empty"
@@ -85,11 +85,11 @@ class Admission:
         return None
 
     def longest_output(self, request: Request, order: Order) -> int:
-        """Most tokens that all rows can grow by in the context length and the whole KV cache."""
+        """Most tokens by which all rows can grow within the context and the whole KV cache."""
         lengths = (request.num_prompt_tokens, *map(len, order.spec.guides))
         longest, blocks = self._max_model_len - max(lengths), self._blocks.total()
         if order.spec.look is not None:
-            # The probe of a candidate for the last token reads it and samples one more.
+            # A probe of a candidate for the last token reads that token and samples one more.
             longest, blocks = longest - 1, blocks - self._blocks.of_tokens(1)
 
         def fits(more: int) -> bool:
@@ -107,7 +107,7 @@ class Admission:
         return int(shortest)
 
     def _fits_empty(self, request: Request, texts: Sequence[Sequence[int]]) -> bool:
-        """Whether an empty engine holds all prompts at once: the grounding text is read beside."""
+        """Whether an empty engine holds all prompts at once, with the grounding text among them."""
         lengths = (request.num_prompt_tokens, *map(len, texts))
         return (
             max(lengths) < self._max_model_len
@@ -115,18 +115,18 @@ class Admission:
         )
 
     def verdict(self, member: Request, group: Group, running: int) -> Verdict:
-        """What becomes of a member that is at the head of the line.
+        """Decides on a member at the head of the queue.
 
         Args:
-            member: that waits for nothing but its place.
+            member: waits only to be admitted.
             group: its group.
-            running: how many requests run.
+            running: number of running requests.
         """
         if group.name in self._groups.ready or len(group.members) == 1:
             return Verdict.ADMIT
         others = [m for m in group.members if m is not member]
         if any(m.status in BLOCKED or m.num_stale_output_tokens for m in others):
-            # The other one cannot come in yet (its grammar compiles, say): hold no memory for it.
+            # Another member cannot be admitted yet (its grammar compiles, say): hold no memory.
             return Verdict.SKIP
         if member.num_tokens == 1 and group.waits_for_others(member):
             return Verdict.SKIP
@@ -143,7 +143,7 @@ class Admission:
         return Verdict.ADMIT
 
     def _fits(self, group: Group, running: int) -> bool:
-        """Rows and KV blocks for the prompts of all members, or an empty engine to try in."""
+        """Whether rows and KV blocks suffice for all members' prompts, or the engine is empty."""
         if not running:
             return True
         entering = self._groups.entering.values()
@@ -153,10 +153,10 @@ class Admission:
         return len(group.members) <= self._max_rows - running - owed and need <= left
 
     def joining(self, rows: int) -> list[Group]:
-        """Groups that lack only members of one token, which enter with the first sample.
+        """Groups that lack only one-token members, which are admitted with the first sample.
 
         Args:
-            rows: that are free.
+            rows: number of free rows.
         """
         found: list[Group] = []
         for group in self._groups.entering.values():
@@ -167,14 +167,14 @@ class Admission:
         return found
 
     def whole(self, line: Iterable[Request], left: Left) -> list[Group]:
-        """Groups at the head of the line that can be admitted and sampled in this step.
+        """Groups at the head of the queue that can be admitted and sampled in this step.
 
-        Everything before them is counted as if nothing of it were cached, so that nothing can come
-        between their members.
+        Requests before them are counted as if nothing of them were cached, so that nothing can get
+        between the members of a group.
 
         Args:
-            line: those that wait, in order; read no further than there is room.
-            left: what they can have; it is used up.
+            line: waiting requests, in order; read only as far as there is room.
+            left: what they can have; changed in place.
         """
         found: list[Group] = []
         waiting = iter(line)
@@ -194,5 +194,5 @@ class Admission:
 
 
 def _is_simple(request: Request) -> bool:
-    """Whether nothing but rows, tokens and blocks keeps a request from being admitted."""
+    """Whether a request needs only rows, tokens and blocks to be admitted."""
     return is_admissible(request) and not request.has_encoder_inputs

@@ -1,12 +1,12 @@
 """Look-back decoding: an alarm's candidates are read by probes, rows of our own.
 
-A step that comes too close to an earlier one reports an *alarm* and its k likeliest tokens. Its
-token is taken back, and its request *waits* with its KV blocks. For every candidate there is a
-*probe*: a request of the text so far and the candidate, which starts from the waiting one's blocks
+A step that comes too close to an earlier one reports an *alarm* and its k most likely tokens. Its
+token is taken back, and its request *waits* with its KV blocks. Each candidate gets a *probe*: a
+request made of the text so far and the candidate, which starts from the waiting request's blocks
 (vLLM copies the last, partly filled one) and reads a single token. In the step of the last probes
-the waiting request reads its own last token again and takes one of the candidates, so an alarm
-costs one step more and k + 1 rows in it, in several steps if there are fewer rows. Under
-asynchronous scheduling the row that was already on its way is thrown away first: two steps more.
+the waiting request reads its own last token again and takes one of the candidates. So an alarm
+costs one extra step with k + 1 rows, or several steps if fewer rows are free. With asynchronous
+scheduling the row already in flight is discarded first: two more steps.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Alarm:
         return [p for p in self.probes if p.status in ADMISSIBLE]
 
     def runs(self) -> bool:
-        """Whether any of its requests does."""
+        """Whether any of its requests is running."""
         return any(r.status == RequestStatus.RUNNING for r in (self.primary, *self.probes))
 
     def ready(self) -> bool:
-        """Whether nothing of its requests is on its way that is to be thrown away."""
+        """Whether its request waits and no stale output of its rows is still in flight."""
         rows = (self.primary, *self.probes)
         return self.primary.status == RequestStatus.PREEMPTED and not any(
             row.num_stale_output_tokens for row in rows
@@ -62,9 +62,9 @@ class Alarms:
         self._alarms: dict[str, Alarm] = {}
         """By the id of the waiting request, oldest first."""
         self._probes: dict[str, Alarm] = {}
-        """By the probes' ids."""
+        """By the ids of the probes."""
         self._unwanted: list[Request] = []
-        """Probes whose request has ended or begins again."""
+        """Probes whose request has ended or starts over."""
 
     def __len__(self) -> int:
         return len(self._alarms) + len(self._probes)
@@ -78,15 +78,15 @@ class Alarms:
         return self._probes.get(request_id)
 
     def enter(self, rows: int) -> list[Request]:
-        """Probes, and requests behind all of theirs, that enter in this step.
+        """Probes to admit in this step, and waiting requests that follow all of their probes.
 
         Args:
-            rows: that are free.
+            rows: number of free rows.
         """
         if not self._alarms:
             return []
         self._unblock()
-        # Each that runs may ask for a block in this step.
+        # Each running request may ask for a block in this step.
         left = self._blocks.free() - self._blocks.watermark - len(self._host.running)
         entering: list[Request] = []
         for alarm in self._alarms.values():
@@ -102,21 +102,21 @@ class Alarms:
         return entering
 
     def _unblock(self) -> None:
-        """Where only waiting requests hold memory, the newest begin again until one can go on."""
+        """If only waiting requests hold memory, restarts the newest until one can go on."""
         while not self._host.running and len(self._alarms) > 1:
             if self._blocks.free() >= self._blocks.watermark + self._blocks.of_tokens(1):
                 break
             self.give_up_newest()
 
     def give_up_newest(self) -> bool:
-        """Has the newest request that waits with its blocks begin again; False if there is none."""
+        """Restarts the newest request that waits with its blocks; False if there is none."""
         idle = next((a for a in reversed(self._alarms.values()) if not a.runs()), None)
         if idle is not None:
             self._give_up(idle.primary)
         return idle is not None
 
     def give_up_waiting(self) -> None:
-        """Has every request that waits with its blocks begin again."""
+        """Restarts every request that waits with its blocks."""
         for alarm in [*self._alarms.values()]:
             if alarm.primary.status == RequestStatus.PREEMPTED:
                 self._give_up(alarm.primary)
@@ -130,11 +130,11 @@ class Alarms:
         for queue in (host.kv_holding_waiting, host.waiting):
             queue.remove_requests([request])
         host.waiting.prepend_request(request)
-        # It may come in again in this step, with all of its tokens to be told of.
+        # It may be admitted again in this step; the workers then need all of its tokens.
         host.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def line_up(self, entering: list[Request]) -> None:
-        """Puts them where vLLM looks first, in this order."""
+        """Puts requests where vLLM looks first, in this order."""
         host = self._host
         for queue in (host.waiting, host.kv_holding_waiting):
             queue.remove_requests(entering)
@@ -148,8 +148,8 @@ class Alarms:
         """Requests that take one of their candidates in a step.
 
         Args:
-            entered: what `enter` has returned for it.
-            scheduled: ids of all requests in it.
+            entered: what `enter` returned for this step.
+            scheduled: ids of all requests in the step.
         """
         if not self._alarms:
             return frozenset()
@@ -157,10 +157,10 @@ class Alarms:
         return frozenset(self._alarms.keys() & entering & set(scheduled))
 
     def wait(self, request: Request, tokens: tuple[int, ...]) -> None:
-        """Has a request wait for its probes, with its blocks and one token to read again.
+        """Makes a request wait for its probes, with its blocks and one token to read again.
 
         Args:
-            request: whose token has been taken back.
+            request: the request whose token has been taken back.
             tokens: the candidates.
         """
         host = self._host
@@ -173,7 +173,7 @@ class Alarms:
         request.drop_stale_output = True
         request.num_stale_output_tokens = request.num_in_flight_tokens
         request.num_output_placeholders = 0
-        # Model runner V2 forgets it until it comes back.
+        # Model runner V2 then drops it until it is scheduled again.
         host.reset_preempted_req_ids.add(request.request_id)
         host.kv_holding_waiting.add_request(request)
         alarm = self._alarms[request.request_id] = Alarm(request, tokens, host.block_size)
@@ -182,12 +182,12 @@ class Alarms:
             host.add_row(one)
 
     def call_off(self, request_id: str) -> None:
-        """Forgets the alarm of a request, if it has one; `end_unwanted` ends what is left of it."""
+        """Cancels a request's alarm, if it has one; `end_unwanted` ends the remaining probes."""
         if (alarm := self._alarms.pop(request_id, None)) is not None:
             self._unwanted += [p for p in alarm.probes if not p.is_finished()]
 
     def end_unwanted(self) -> None:
-        """Ends probes that nobody waits for, and forgets those that have ended."""
+        """Ends probes that no request waits for, and forgets those that have ended."""
         unwanted, self._unwanted = self._unwanted, []
         self._host.end_rows(
             [p.request_id for p in unwanted if not p.is_finished()],
@@ -203,11 +203,11 @@ class Alarms:
     def blocks_of(
         self, probe: Request, held: Iterable[Iterable[object]]
     ) -> tuple[list[object], ...]:
-        """The blocks that a probe starts from, group by group.
+        """The blocks that a probe starts from, for each KV cache group.
 
         Args:
-            probe: a row of ours.
-            held: vLLM's blocks of the waiting request.
+            probe: the probe.
+            held: vLLM's blocks of the waiting request, for each KV cache group.
         """
         count = cdiv(probe.num_tokens - 1, self._host.block_size)
         return tuple(list(blocks)[:count] for blocks in held)

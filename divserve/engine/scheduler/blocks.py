@@ -1,4 +1,4 @@
-"""KV blocks: what the cache holds, what is free, and what a step will ask for."""
+"""KV blocks: how many exist, how many are free, and how many a step will ask for."""
 
 from __future__ import annotations
 
@@ -40,41 +40,41 @@ class Blocks:
         return int(self._manager.watermark_blocks)
 
     def total(self) -> int:
-        """Blocks that requests can ever have."""
+        """Blocks that requests can use at most."""
         return int(self._manager.block_pool.num_gpu_blocks - 1 - self.watermark)
 
     def free(self) -> int:
-        """Blocks that nobody holds; cached ones are among them."""
+        """Blocks that no request holds, including cached ones."""
         return int(self._manager.block_pool.get_num_free_blocks())
 
     def of_tokens(self, num_tokens: int) -> int:
-        """Blocks of so many tokens of one row."""
+        """Blocks that one row needs for this many tokens."""
         managers = self._manager.coordinator.single_type_managers
         return sum(cdiv(num_tokens, manager.block_size) for manager in managers)
 
     def of_entering(self, entering: Sequence[Request]) -> int:
-        """Free blocks without which vLLM would not admit all of these, of a token each."""
+        """Free blocks that vLLM requires to admit all of these requests with one token each."""
         if not entering:
             return 0
         new = sum(not self._holds_blocks(request) for request in entering)
         return self.of_tokens(1) * new + self.watermark
 
     def most_of_step(self, num_rows: int, budget: int) -> int:
-        """An upper bound of `of_step` that costs no loop over the requests.
+        """An upper bound of `of_step` that needs no loop over the requests.
 
         Args:
-            num_rows: that run.
+            num_rows: running rows.
             budget: tokens of the step.
         """
         managers = self._manager.coordinator.single_type_managers
         return sum(2 * num_rows + cdiv(budget, m.block_size) for m in managers)
 
     def of_step(self, running: Iterable[Request], held: Iterable[str], budget: int) -> int:
-        """New blocks that vLLM's loop will ask for in this step (never too few).
+        """New blocks that vLLM's loop will ask for in this step; may be too high, never too low.
 
         Args:
-            running: in the order of the loop.
-            held: ids of those that stop one token short.
+            running: requests in the order of the loop.
+            held: ids of the requests that stop one token short.
             budget: tokens of the step.
         """
         manager, need = self._manager, 0
@@ -101,7 +101,7 @@ class Blocks:
 
 
 def _is_through(request: Request) -> bool:
-    """Whether vLLM's loop passes it over: its last token is on its way."""
+    """Whether vLLM's loop skips a request because its last token is in flight."""
     placeholders = request.num_output_placeholders
     least = request.num_computed_tokens + 2 - placeholders
     return bool(placeholders > 0 and least >= request.num_prompt_tokens + request.max_tokens)

@@ -1,8 +1,8 @@
-"""The end of groups: when a member goes, all of them go, and the front end hears of one.
+"""The end of groups: when one member ends, all of them end, and the front end is told once.
 
-A member may end by itself (a stop token, a length limit, a grounding text that has been read), by
-the front end (an abort, a drain) or by a fault. What is left of its group is ended in the same
-update, or in the next one where only that can tell the front end.
+A member may end by itself (a stop token, a length limit), through the front end (an abort, a drain)
+or because of a fault. The rest of its group ends in the same update, or in the next one if the
+front end can only be told there. A grounding text that has been read just leaves its group.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from divserve.engine.scheduler.host import Host
 __all__ = ["Endings"]
 
 READ = RequestStatus.FINISHED_LENGTH_CAPPED
-"""How rows of ours end by themselves: a guide at the longest length, a grounding text when read."""
+"""How our rows end by themselves: a guide at its length limit, a grounding text once read."""
 
 
 class Endings:
-    """What becomes of a group of which a member has ended.
+    """Ends the groups of members that have ended.
 
     Args:
         host: the scheduler.
         groups: all groups.
-        figures: told of groups that break.
+        figures: is told about groups that break.
     """
 
     def __init__(self, host: Host, groups: Groups, figures: Figures) -> None:
@@ -37,7 +37,7 @@ class Endings:
         self.failed: dict[str, str] = {}
         """Why a request is about to end with an error, by request id."""
         self._ended: dict[str, Group] = {}
-        """Groups that lost a member and are to be settled, by name."""
+        """Groups that lost a member and have yet to be settled, by name."""
         self._read: list[str] = []
         """Requests that have read their grounding text."""
 
@@ -50,10 +50,10 @@ class Endings:
             self._groups.break_up(group)
 
     def settle(self, outputs: dict[int, EngineCoreOutputs] | None) -> None:
-        """Ends what is left of every group that lost a member.
+        """Ends the rest of every group that has lost a member.
 
         Args:
-            outputs: of an update, by client: what the front end is told; None outside an update.
+            outputs: an update's outputs to the front end, by client; None outside an update.
         """
         while self._read:
             self._groups.remove_grounding(self._read.pop())
@@ -66,7 +66,7 @@ class Endings:
             )
             if not group.primary.is_finished():
                 if outputs is None:
-                    # Only an update can tell the front end, so the group stays until the next one.
+                    # Only an update reaches the front end, so the group stays until the next one.
                     self.failed[group.name] = LOST
                     self._figures.member_ended(group)
                     self._ended.pop(group.name, None)
@@ -74,13 +74,13 @@ class Endings:
                 self._end_primary(group.primary, capped, outputs)
             self._groups.remove(group)
             self._figures.forget(group)
-            # Ending its members has noted it once more.
+            # Ending its members called `note` again.
             self._ended.pop(group.name, None)
 
     def _end_primary(
         self, primary: Request, capped: bool, outputs: dict[int, EngineCoreOutputs]
     ) -> None:
-        """A guide ended first: at its length limit the answer is complete, else it has failed."""
+        """A guide ended first: at its length limit the answer is complete, else it fails."""
         status = RequestStatus.FINISHED_LENGTH_CAPPED if capped else RequestStatus.FINISHED_ERROR
         self._host.end_rows([primary.request_id], status)
         output = EngineCoreOutput(

@@ -1,8 +1,8 @@
-"""Who enters, samples and is preempted in a step, decided before vLLM's own loops run.
+"""Which requests are admitted, sampled or preempted in a step, decided before vLLM's loops run.
 
-vLLM walks over the running list, then over the lines of those that wait. So what is decided here is
-said by their order: the members of ready groups stand at the front of the running list, side by
-side, and those that enter in this step at the head of a line, with tokens set aside for them.
+vLLM walks over the running list, then over the queues of waiting requests. So decisions are passed
+on through their order: members of ready groups are at the front of the running list, side by side,
+and requests to be admitted in this step are at the head of a queue, with tokens set aside for them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Entry"]
 
 
 class Entry:
-    """The order of one step.
+    """Orders vLLM's lists for one step.
 
     Args:
         host: the scheduler.
         groups: all groups.
         blocks: the KV cache.
-        admission: which of those that wait may come in.
-        preflight: preempts where blocks run out.
+        admission: decides which waiting members may be admitted.
+        preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
     """
 
@@ -49,11 +49,11 @@ class Entry:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
         self.entering: set[str] = set()
-        """Requests for which a place has been set aside in this step; always the same set."""
+        """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
         self._released: list[Group] = []
         self.looking: list[Request] = []
-        """Probes, and requests that take a candidate, that enter in this step."""
+        """Probes, and requests that take a candidate, to be admitted in this step."""
         self._pause = PauseState.UNPAUSED
         self._lines: tuple[Any, Any] = (None, None)
 
@@ -61,7 +61,7 @@ class Entry:
         """Prepares the lists for vLLM's loops.
 
         Args:
-            throttle_prefills: vLLM may put prefills off in this step.
+            throttle_prefills: vLLM may postpone prefills in this step.
         """
         host = self._host
         self._pause, self._lines = host._pause_state, (host.waiting, host.kv_holding_waiting)
@@ -90,7 +90,7 @@ class Entry:
             host.running = front + [r for r in host.running if r.request_id not in first]
 
     def end(self) -> None:
-        """Puts the lines back after vLLM's loops, whatever has become of them."""
+        """Restores the queues after vLLM's loops, whether or not these have succeeded."""
         host = self._host
         host._pause_state = self._pause
         self.entering.clear()
@@ -105,26 +105,26 @@ class Entry:
                 self._groups.withdraw(group)
 
     def granted(self, tokens: int) -> int:
-        """How many of so many tokens a row may have beside those that are set aside."""
+        """How many of the requested tokens a row may have without those that are set aside."""
         tokens = min(tokens, self._budget)
         self._budget -= tokens
         return tokens
 
     def _free_rows(self) -> int:
-        """How many requests can be admitted beside those that run."""
+        """How many requests can be admitted beside the running ones."""
         host = self._host
         running = len(host.running) + host.num_waiting_for_streaming_input
         return host.max_num_active_reqs - running
 
     def _others_hold_blocks(self) -> bool:
-        """Whether requests that are not ours wait with their blocks: they would come in first."""
+        """Whether other requests wait with their blocks; vLLM would admit these first."""
         holding = self._host.kv_holding_waiting
         return any(not self._alarms.waits(request.request_id) for request in holding)
 
     def _keep_one_partial(self) -> None:
-        """Keeps the oldest partly admitted group; two could wait for each other for ever.
+        """Keeps only the oldest partly admitted group: two could wait for each other forever.
 
-        In a pause that waits for what runs it keeps none.
+        In a pause that waits for running requests it keeps none.
         """
         host, entering = self._host, [*self._groups.entering.values()]
         if host._pause_state == PauseState.PAUSED_NEW:
@@ -140,7 +140,7 @@ class Entry:
         self._admission.partial = partial[0] if partial else None
 
     def _line_up(self, joining: list[Group], looking: list[Request]) -> None:
-        """Puts those that enter at the heads of the lines, and sets tokens aside for them."""
+        """Puts requests to be admitted at the head of the queues and sets tokens aside for them."""
         first = [m for g in joining for m in g.members if m.status in ADMISSIBLE]
         if first or looking:
             self.entering.update(m.request_id for m in (*first, *looking))
@@ -150,22 +150,22 @@ class Entry:
         self._put_first(first or self._overtaken())
 
     def _put_first(self, members: list[Request]) -> None:
-        """Puts waiting members at the head of the line for this step."""
+        """Puts waiting members at the head of the queue for this step."""
         host = self._host
         if not members:
             return
         host.waiting.remove_requests(members)
         if host.policy == SchedulingPolicy.PRIORITY:
-            # A priority queue has no head to put them at: for this step they are the whole line.
+            # One cannot put them at the head of a priority queue: for this step they are all of it.
             host.waiting = create_request_queue(SchedulingPolicy.FCFS)
         for member in reversed(members):
             host.waiting.prepend_request(member)
 
     def _overtaken(self) -> list[Request]:
-        """Members that the half-admitted group still lacks, if more urgent requests may overtake.
+        """Members that the partly admitted group still lacks, if more urgent requests may overtake.
 
-        The admitted ones hold memory until the others are in; a request in front of them that needs
-        this memory would wait for ever.
+        Its admitted members hold memory until the others are admitted. A request ahead of them that
+        needs this memory would wait forever.
         """
         partial = self._admission.partial
         if self._host.policy != SchedulingPolicy.PRIORITY or partial is None:
@@ -193,7 +193,7 @@ class Entry:
         return found
 
     def _line(self) -> Iterable[Request]:
-        """Those that wait behind the ones that enter; by priority only the group at the head."""
+        """Waiting requests that are not yet entering; by priority, only the group at the head."""
         host = self._host
         if host.policy != SchedulingPolicy.PRIORITY:
             return (r for r in host.waiting if r.request_id not in self.entering)
@@ -201,10 +201,10 @@ class Entry:
         return () if head is None else head.members
 
     def _left(self, exact: bool) -> Left:
-        """What running requests and those that enter leave of this step; at least this much.
+        """A lower bound of what running and entering requests leave of this step.
 
         Args:
-            exact: counts the blocks of each running request.
+            exact: whether to count the blocks of each running request.
         """
         host = self._host
         budget, running = host.max_num_scheduled_tokens, len(host.running)

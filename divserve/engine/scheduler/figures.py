@@ -1,7 +1,7 @@
-"""What the scheduler alone can see of guided requests, for the metrics of the front end.
+"""Figures of guided requests that only the scheduler can measure, for the front end's metrics.
 
-The scheduler runs in the engine's process, whose metrics nobody scrapes. So figures travel with the
-report of a token (`divserve.engine.client.ledger` counts them), each of them once.
+The scheduler runs in the engine's process, whose metrics nobody scrapes. So each figure travels
+once, with the report of a token, and `divserve.engine.client.ledger` counts it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ class Figures:
 
     def __init__(self) -> None:
         self._unadmitted: set[str] = set()
-        """Groups of several rows that have not been running as a whole yet, by name."""
+        """Names of groups of several rows that have not yet run as a whole."""
         self._broken: dict[str, tuple[str, int]] = {}
-        """By group: why it is about to fail, and its tokens that were taken back."""
+        """By group: why it is about to fail, and how many of its tokens were taken back."""
         self.kernel_s: float | None = None
-        """Time of this step's guidance operation, until one report carries it."""
+        """Seconds of this step's guidance operation, until a report carries it."""
 
     def __len__(self) -> int:
         return len(self._unadmitted) + len(self._broken)
 
     def add(self, group: Group) -> None:
-        """A group waits for its admission."""
+        """A group waits to be admitted."""
         if group.several:
             self._unadmitted.add(group.name)
 
     def admitted(self, groups: Iterable[Group]) -> None:
-        """These groups run as a whole."""
+        """These groups now run as a whole."""
         for group in groups:
             if group.name in self._unadmitted:
                 self._unadmitted.discard(group.name)
                 group.waited = time.monotonic() - group.arrived
 
     def taken_back(self, group: Group, request_id: str, tokens: int, why: str) -> None:
-        """Tokens of a row were taken back; only the primary's would have been sent."""
+        """Tokens of a row were taken back; only the primary's count, as no others are sent."""
         if why != LOST:
-            # These tokens were guided, but the statistics are not numbers.
+            # These tokens were guided, but their statistics are NaN.
             self._broken[group.name] = ("not_numbers", 0)
             return
         _, before = self._broken.get(group.name, ("", 0))
@@ -61,7 +61,7 @@ class Figures:
         self._broken.pop(group.name, None)
 
     def add_to(self, report: Report, group: Group | None, request_id: str) -> None:
-        """Adds what goes with the report of an output, if its group is known or was."""
+        """Adds the figures to the report of an output of a group, which may have ended."""
         if group is not None:
             if group.waited is not None:
                 report.wait_s, group.waited = group.waited, None

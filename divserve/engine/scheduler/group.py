@@ -1,7 +1,7 @@
 """A group: one client request (the primary) and the rows that the scheduler makes for it.
 
-Guides run in lock-step with the primary, token by token. A grounding text is only read: its request
-ends with its prefill, of which the workers keep one vector, and leaves the group.
+Guides run in lock-step with the primary, token by token. A grounding text is only read: the workers
+keep one vector of it, and its request ends with its prefill and leaves the group.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from divserve.engine.scheduler.members import made_for
 __all__ = ["ADMISSIBLE", "BLOCKED", "Group", "is_admissible", "remaining_tokens"]
 
 ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-"""Statuses of requests that wait for nothing but their place."""
+"""Statuses of requests that only wait to be admitted."""
 
 
 BLOCKED = (
@@ -47,17 +47,17 @@ class Group:
         self.name: str = primary.request_id
         self.guides = guides
         self.grounding: Request | None = grounding
-        """The request that reads the grounding text, until it has."""
+        """The request that reads the grounding text, until it has been read."""
         self.members = (primary, *guides, *(() if grounding is None else (grounding,)))
         self.several = len(self.members) > 1
         """Whether it has ever had more than one member."""
         self.arrived = time.monotonic()
         self.waited: float | None = None
-        """Seconds until all members were admitted, until the front end has been told."""
+        """Seconds until all members were admitted; None before that, and after it was reported."""
 
     @classmethod
     def create(cls, request: Request, order: Order, max_tokens: int) -> Group:
-        """Makes the other rows of ``request``, whose sampling parameters are replaced.
+        """Makes the other rows of ``request`` and replaces its sampling parameters.
 
         Args:
             request: the client's request.
@@ -73,7 +73,7 @@ class Group:
         self.members = (self.primary, *self.guides)
 
     def running(self) -> int:
-        """How many members hold a place in the running list."""
+        """How many members are in the running list."""
         return sum(m.status == RequestStatus.RUNNING for m in self.members)
 
     def reads(self, request_id: str) -> bool:
@@ -81,17 +81,17 @@ class Group:
         return self.grounding is not None and bool(self.grounding.request_id == request_id)
 
     def waits_for_others(self, member: Request) -> bool:
-        """Whether the member may take its sampling token only beside others."""
+        """Whether the member may only take its sampling token together with others."""
         return len(self.members) > 1 and member is not self.grounding
 
     def ready(self) -> bool:
-        """True when all members run, each with just its sampling token left."""
+        """Whether all members run, each with only its sampling token left."""
         return self.grounding is None and all(
             m.status == RequestStatus.RUNNING and remaining_tokens(m) == 1 for m in self.members
         )
 
     def lacks_prefill(self, besides: Request | None = None) -> bool:
-        """True when a member that must prefill before the group samples waits to be admitted."""
+        """Whether a member that must prefill before the group samples has yet to be admitted."""
         return any(
             m.status != RequestStatus.RUNNING and (m.num_tokens > 1 or m is self.grounding)
             for m in self.members
@@ -99,10 +99,11 @@ class Group:
         )
 
     def joinable(self) -> list[Request]:
-        """Members of one token that wait while all others are ready; empty if not so.
+        """One-token members that wait while all others are ready; else empty.
 
-        Such a member (a guide of one BOS or last-prompt token) has nothing to prefill before its
-        sampling token, so it can only be admitted in the very step in which the group samples.
+        Such a member (a guide that is only a BOS or the last prompt token) has nothing to prefill
+        before its sampling token, so it can only be admitted in the step in which its group
+        samples.
         """
         if self.grounding is not None:
             return []
@@ -113,16 +114,16 @@ class Group:
         return waiting if rest_ready else []
 
     def is_untouched(self) -> bool:
-        """Whether all members can be admitted now and none is yet."""
+        """Whether all members can be admitted now and none has been yet."""
         return all(map(is_admissible, self.members))
 
 
 def is_admissible(request: Request) -> bool:
-    """Whether a request waits for nothing but its place, and nothing of it is on its way."""
+    """Whether a request only waits to be admitted, with no stale output in flight."""
     return bool(request.status in ADMISSIBLE and not request.num_stale_output_tokens)
 
 
 def remaining_tokens(request: Request) -> int:
-    """Tokens the request must feed before its next sample; 0: all known ones are in flight."""
+    """Tokens that a request must process before its next sample; 0: all are in flight."""
     known = request.num_tokens + request.num_output_placeholders
     return int(known - request.num_computed_tokens)

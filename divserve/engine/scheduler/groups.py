@@ -1,4 +1,4 @@
-"""Which groups there are, and how far each has come.
+"""All groups and the state of each.
 
 ::
 
@@ -7,8 +7,8 @@
        └───────────────────────────(preempted)────────────────────────────────────────┘
 
 Members of a ready group take their sampling token in every step; all other members are *held*: they
-stop one token short of it. Only what changes state is looked at, so that a step costs nothing for
-groups that wait, nor for plain requests.
+stop one token short of it. Only groups that change state are looked at, so waiting groups and plain
+requests cost nothing in a step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Groups:
     def __init__(self) -> None:
         self._by_member: dict[str, Group] = {}
         self.made: set[str] = set()
-        """Members that the scheduler itself has made: all but the primaries."""
+        """Ids of members that the scheduler has made: all but the primaries."""
         self.entering: dict[str, Group] = {}
         """Groups of which some members run, but which are not ready, by name."""
         self.ready: dict[str, Group] = {}
         """Groups that sample in every step, by name."""
         self.singles: dict[str, Group] = {}
-        """Groups of one row (an amateur's, look-back …) that runs, by name."""
+        """Running groups of one row (with amateurs, look-back …), by name."""
         self.held: set[str] = set()
-        """Members that stop one token short, by request id."""
+        """Request ids of members that stop one token short."""
         self._front: list[Request] = []
         self._front_known = True
 
@@ -59,7 +59,7 @@ class Groups:
         return self._by_member.get(request_id)
 
     def add(self, group: Group) -> None:
-        """Takes in a group that waits as a whole."""
+        """Adds a group; all of its members wait."""
         for member in group.members:
             self._by_member[member.request_id] = group
         self.made.update(m.request_id for m in group.members[1:])
@@ -70,10 +70,10 @@ class Groups:
         self.entering[group.name] = group
 
     def admitted(self, request_ids: Iterable[str]) -> list[Group]:
-        """Notes the members that were admitted in a step; returns the groups that run as a whole.
+        """Notes the members admitted in a step; returns the groups that now run as a whole.
 
         Args:
-            request_ids: of all requests that were admitted, plain ones too.
+            request_ids: of all admitted requests, including plain ones.
         """
         whole = {}
         for request_id in request_ids:
@@ -86,31 +86,31 @@ class Groups:
                 self.entering[group.name] = group
             if group.running() == len(group.members):
                 whole[group.name] = group
-        # Those that were about to enter when memory ran out.
+        # These were about to enter when memory ran out.
         for group in [g for g in self.entering.values() if not g.running()]:
             del self.entering[group.name]
         return list(whole.values())
 
     def find_ready(self) -> None:
-        """Finds the entering groups that are ready now."""
+        """Releases the entering groups that are now ready."""
         for group in [group for group in self.entering.values() if group.ready()]:
             self.release(group)
 
     def release(self, group: Group) -> None:
-        """A group samples from now on: in this step its members may be admitted too."""
+        """A group samples from this step on, in which its members may still be admitted."""
         self.entering.pop(group.name, None)
         self.ready[group.name] = group
         self.held.difference_update(m.request_id for m in group.members)
         self._front_known = False
 
     def withdraw(self, group: Group) -> None:
-        """A group does not sample in this step after all, or not any more."""
+        """A group does not sample in this step after all, or no longer samples."""
         self.break_up(group)
         if group.running() and len(group.members) > 1:
             self.entering[group.name] = group
 
     def break_up(self, group: Group) -> None:
-        """A group will not sample any more: it waits or ends."""
+        """A group stops sampling: it waits again or ends."""
         if self.ready.pop(group.name, None) is not None:
             self._front_known = False
         self.entering.pop(group.name, None)
@@ -126,7 +126,7 @@ class Groups:
             self.held.discard(member.request_id)
 
     def remove_grounding(self, request_id: str) -> None:
-        """A grounding text has been read: a primary without guides waits for nobody any more."""
+        """A grounding text has been read; a primary without guides then waits for no other row."""
         group = self._by_member.pop(request_id)
         self.made.discard(request_id)
         group.drop_grounding()
@@ -144,7 +144,7 @@ class Groups:
                 for m in group.members
                 if m.status == RequestStatus.RUNNING
             ]
-            # Members that join are admitted behind all others; after that they run too.
+            # Joining members are admitted behind all others; from the next step on they run too.
             self._front_known = len(self._front) == sum(len(g.members) for g in self.ready.values())
         return self._front
 

@@ -1,4 +1,4 @@
-"""What the objects of the scheduler need of vLLM's own: this much, and no more."""
+"""The part of vLLM's scheduler that the scheduler's objects use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Host(Protocol):
     waiting: Any
     """vLLM's ``RequestQueue``."""
     kv_holding_waiting: Any
-    """Those that wait with their KV blocks; vLLM admits them first."""
+    """Queue of requests that wait with their KV blocks; vLLM admits them first."""
     requests: dict[str, Request]
     policy: SchedulingPolicy
     block_size: int
@@ -39,10 +39,10 @@ class Host(Protocol):
         """Adds a request of our own, as vLLM adds one."""
 
     def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
-        """Ends requests, as vLLM ends those that a client aborts; it may call us back."""
+        """Ends requests as vLLM ends those that a client aborts; vLLM may call back meanwhile."""
 
     def preempt(self, unit: Unit) -> None:
         """Preempts the running members of a unit together."""
 
     def free_blocks(self, request: Request) -> None:
-        """Gives back the KV blocks of a request that waits with them."""
+        """Frees the KV blocks of a request that waits with them."""

@@ -29,8 +29,8 @@ def made_for(
 ) -> tuple[tuple[Request, ...], Request | None]:
     """Makes the other rows of ``request``, and marks it as the primary for the workers.
 
-    The guides never end by themselves: no EOS, no stop ids, no length below the primary's. The
-    primary's sampling parameters are copied first because the children of n > 1 share them.
+    The guides never end before the primary: no EOS, no stop ids, no shorter length limit. The
+    primary's sampling parameters are copied first because the n children of a request share them.
 
     Args:
         request: the client's request; its sampling parameters are replaced.
@@ -43,7 +43,7 @@ def made_for(
     primary, spec = request.request_id, order.spec
     params: SamplingParams = copy.copy(request.sampling_params)
     guide_params = SamplingParams(
-        # Greedy beside greedy and random beside random keeps the sampler's fast paths.
+        # Greedy guides for greedy primaries and random for random keep the sampler's fast paths.
         temperature=params.temperature,
         max_tokens=max_tokens,
         ignore_eos=True,
@@ -66,8 +66,8 @@ def made_for(
         look=spec.look,
     )
     if spec.look is not None and spec.look.greedy:
-        # Clear steps are greedy whatever the request says; the candidates of an alarm are drawn
-        # from all of their distribution, by a generator that greedy requests do not have.
+        # Steps without an alarm are greedy whatever the request says. Candidates of an alarm are
+        # drawn from their whole distribution, by a generator that greedy requests do not have.
         params = params.clone()
         params.temperature, params.top_p, params.top_k, params.min_p = 1.0, 1.0, 0, 0.0
     params.max_tokens = max_tokens
@@ -81,13 +81,13 @@ def made_for(
 
 
 def probe(primary: Request, index: int, token: int, copied: int) -> Request:
-    """A request that reads a candidate for the primary's next token, and ends.
+    """A request that reads a candidate for the primary's next token, then ends.
 
     Args:
-        primary: whose text so far it starts from.
-        index: of the candidate.
-        token: its id.
-        copied: first position in the block that it gets a copy of.
+        primary: the request whose text so far it starts from.
+        index: index of the candidate.
+        token: id of the candidate.
+        copied: first position in the block that is copied for it.
     """
     params = SamplingParams(
         temperature=primary.sampling_params.temperature,
@@ -98,7 +98,7 @@ def probe(primary: Request, index: int, token: int, copied: int) -> Request:
     )
     name = f"{primary.request_id}{PROBE_SUFFIX}{index}"
     made = _twin(primary, name, [*primary.all_token_ids, token], params, hashed=False)
-    # Those of the primary, instead of hashing its whole text once more for every candidate.
+    # Reuses the primary's hashes instead of hashing its whole text again for every candidate.
     made.block_hashes = list(primary.block_hashes)
     made._block_hasher = primary._block_hasher
     made.update_block_hashes()
@@ -106,14 +106,14 @@ def probe(primary: Request, index: int, token: int, copied: int) -> Request:
 
 
 def _grounding(request: Request, spec: Spec) -> Request:
-    """A request that reads the grounding text from its first token on, and ends."""
+    """A request that reads the grounding text from its first token on, then ends."""
     order = TextOrder(request.request_id, len(spec.grounding), spec.average)
     params = SamplingParams(
         temperature=request.sampling_params.temperature,
         max_tokens=1,
         ignore_eos=True,
         detokenize=False,
-        # The distributions of cached tokens are gone.
+        # The cache does not keep the distributions of its tokens.
         skip_reading_prefix_cache=True,
         extra_args=row_order_params(order),
     )
@@ -127,7 +127,7 @@ def _twin(
     params: SamplingParams,
     hashed: bool = True,
 ) -> Request:
-    """A request of our own that goes where ``request`` goes."""
+    """A request of our own with the client, priority and adapter of ``request``."""
     return Request(
         request_id=request_id,
         prompt_token_ids=token_ids,

@@ -1,7 +1,7 @@
-"""KV blocks for the coming step, secured before vLLM's own loop runs.
+"""Secures KV blocks for the coming step before vLLM's own loop runs.
 
-vLLM preempts one request at a time when blocks run out, and could so split a group in the middle of
-a step. Here the need of the whole running list is compared with the free blocks first, and whole
+vLLM preempts one request at a time when blocks run out, which could split a group in the middle of
+a step. So the need of the whole running list is first compared with the free blocks, and whole
 units (one plain request, or all members of a group) are preempted until it fits.
 """
 
@@ -35,11 +35,12 @@ class Preflight:
     def secure(self, joining: list[Group], looking: list[Request]) -> bool:
         """Preempts until running requests and ``joining`` fit; returns whether it preempted.
 
-        Both lists lose at their ends what does not fit all the same: ``joining`` whole groups, and
-        ``looking`` first, which can wait for what runs, unless that waits in its turn.
+        What still does not fit is removed from the ends of the lists: first from ``looking``, then
+        whole groups from ``joining``. Requests of ``looking`` can wait for running ones; they only
+        cause a preemption if none of them fits and all running requests are stuck.
 
         Args:
-            joining: groups of which members of one token are to be admitted.
+            joining: groups whose one-token members are to be admitted.
             looking: probes and requests that take a candidate.
         """
         host, blocks = self._host, self._blocks
@@ -64,18 +65,18 @@ class Preflight:
         return waits
 
     def left(self) -> int:
-        """Free blocks beside what running requests will ask for."""
+        """Free blocks minus those that running requests will ask for."""
         host = self._host
         need = self._blocks.of_step(host.running, self._groups.held, host.max_num_scheduled_tokens)
         return self._blocks.free() - need
 
     def eviction_key(self, unit: Unit) -> tuple[int, float]:
-        """Newest first; under the priority policy the least urgent first."""
+        """Sort key of a unit; the largest is preempted first: the least urgent, then the newest."""
         by_priority = self._host.policy == SchedulingPolicy.PRIORITY
         return (unit[0].priority if by_priority else 0, unit[0].arrival_time)
 
     def _make_room(self, extra: int) -> bool:
-        """Preempts until running requests and so many blocks fit; whether it preempted."""
+        """Preempts until running requests and ``extra`` blocks fit; returns whether it has."""
         if extra <= self.left():
             return False
         preempted = False
@@ -89,7 +90,7 @@ class Preflight:
         return preempted
 
     def _is_stuck(self, unit: Unit) -> bool:
-        """Whether all of it that is admitted is held, so that it waits for its other members."""
+        """Whether all admitted members of a unit are held, so that it waits for the others."""
         held = self._groups.held
         return all(
             m.request_id in held and remaining_tokens(m) == 1
@@ -107,5 +108,5 @@ class Preflight:
 
 
 def _waiting(joining: list[Group]) -> list[Request]:
-    """The members that join."""
+    """Members of joining groups that are not running yet."""
     return [m for group in joining for m in group.members if m.status != RequestStatus.RUNNING]

@@ -1,4 +1,4 @@
-"""What the workers report of a step: which tokens may be sent, and what is sent with them."""
+"""The workers' reports of a step: which tokens may be sent, and what is sent with them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ UNKNOWN = "look_back could not compare a step with the earlier ones; the request
 
 
 class Reports:
-    """The statistics of one update, from the workers to the outputs.
+    """Passes the statistics of one update from the workers to the outputs.
 
     Args:
         groups: all groups.
-        alarms: told of requests that have taken a candidate.
-        endings: told of requests that fail.
-        figures: told of tokens that are taken back.
-        switch_rules: asked whether a segment has ended because of its rule.
+        alarms: is told about requests that have taken a candidate.
+        endings: is told about requests that fail.
+        figures: is told about tokens that are taken back.
+        switch_rules: knows whether a segment has ended because of its rule.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class Reports:
         self._groups, self._alarms, self._endings = groups, alarms, endings
         self._figures, self._switch_rules = figures, switch_rules
         self._steps: deque[tuple[SchedulerOutput, list[Group]]] = deque()
-        """Steps on their way, with the groups that run in them."""
+        """Steps in flight, each with the groups that run in it."""
         self._of_step: list[Group] = []
         """The groups that ran in the step of this update."""
         self.statistics: Mapping[str, Statistics] = {}
-        """Those of this update, by primary request id."""
+        """Statistics of this update, by primary request id."""
 
     def expect(self, scheduler_output: SchedulerOutput) -> None:
-        """A step has been made: all groups that run owe a report of each token."""
+        """A step has been scheduled: every running group owes a report of each token."""
         self._steps.append((scheduler_output, self._groups.running()))
 
     def read(
         self, scheduler_output: SchedulerOutput, runner_output: ModelRunnerOutput
     ) -> list[tuple[Request, tuple[int, ...]]]:
-        """Takes back tokens that may not be sent, before vLLM sees them.
+        """Takes back tokens that must not be sent, before vLLM sees them.
 
         Returns:
-            Requests that have raised alarm, and their candidates.
+            Requests that have raised an alarm, and their candidates.
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
@@ -75,7 +75,7 @@ class Reports:
             if name in statistics and name not in broken and not group.looks_back:
                 continue
             if self._groups.get(name) is not group:
-                # It has ended since.
+                # It has ended in the meantime.
                 continue
             if name not in statistics or name in broken:
                 why = NOT_NUMBERS if name in broken else LOST
@@ -100,7 +100,7 @@ class Reports:
         scheduler_output: SchedulerOutput,
         runner_output: ModelRunnerOutput,
     ) -> None:
-        """Takes back the tokens of a group without statistics, or with broken ones; it fails."""
+        """Takes back the tokens of a group that has no or broken statistics, and fails it."""
         tokens = runner_output.sampled_token_ids
         for member in group.members if tokens else ():
             request_id = member.request_id
@@ -115,7 +115,7 @@ class Reports:
     def _look(
         self, group: Group, statistics: Statistics, runner_output: ModelRunnerOutput
     ) -> list[tuple[Request, tuple[int, ...]]]:
-        """Takes back the token of an alarm; returns it if its candidates are to be read."""
+        """Takes back the token of an alarm; returns its candidates if they are to be read."""
         look, request = LookRow.read(statistics[len(STATISTICS) :]), group.primary
         broken = math.isnan(look.kl_min) or any(map(math.isnan, look.kls))
         if broken:
@@ -129,10 +129,10 @@ class Reports:
         return []
 
     def put_on(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
-        """Adds to outputs what is to be reported, and drops those of rows that we have made."""
+        """Adds reports to outputs, and drops the outputs of rows that the scheduler has made."""
         failed, figures, statistics = self._endings.failed, self._figures, self.statistics
         is_rare = bool(failed or self._alarms or self._switch_rules or figures)
-        # Ready groups stand at the front of the batch, so behind so many outputs are plain ones.
+        # Ready groups are at the front of the batch, so all outputs behind theirs are plain.
         left = sum(len(group.members) for group in self._of_step)
         kept: list[EngineCoreOutput] = []
         for place, output in enumerate(outputs):
@@ -157,10 +157,10 @@ class Reports:
         return kept
 
     def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:
-        """What the front end is told of a guided or refused request."""
+        """The report on a guided or rejected request for the front end."""
         request_id, report = output.request_id, Report()
         if group is not None and output.new_token_ids:
-            # `read` leaves no token without them; the front end checks it once more.
+            # `read` has left no token without them; the front end checks again.
             report.statistics = self.statistics.get(request_id)
             switch = self._switch_rules.take_switch(request_id)
             # A grammar may have ended the request for another reason in the same update.
@@ -173,5 +173,5 @@ class Reports:
 
 
 def _is_current(request: Request) -> bool:
-    """Whether the step of a report was the request's own, not one before a preemption."""
+    """Whether the request's step is still valid, and not from before a preemption."""
     return bool(request.status == RequestStatus.RUNNING and request.num_stale_output_tokens == 0)

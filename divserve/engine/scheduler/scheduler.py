@@ -1,23 +1,23 @@
 """The lock-step scheduler: a guided token is sampled only in a step that holds its whole group.
 
-One subclass of vLLM's scheduler; its methods stand in the order in which vLLM calls them in the
-life of a request. Each asks one of the objects that own the state:
+One subclass of vLLM's scheduler, with its methods in the order in which vLLM calls them in the life
+of a request. Each uses the objects that own the state:
 
 =============  =====================================================
-`Groups`       which groups there are, and which of them sample
-`Admission`    which of those that wait may come in
-`Entry`        who enters, samples and is preempted in the step
+`Groups`       all groups, and which of them sample
+`Admission`    which waiting members may be admitted
+`Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
 `Alarms`       look-back: requests that wait for their probes
 `SwitchRules`  when an answer moves to the other engine
 `Reports`      which tokens may be sent, and what is sent with them
-`Endings`      what becomes of a group of which a member has ended
+`Endings`      ends the groups of members that have ended
 `Figures`      what only the scheduler can measure
 =============  =====================================================
 
 Members of ready groups take their sampling token in every step; all other members are held one
-token back. What the workers report of each guided token travels to the front end with the token; a
-token without a report, or of logits that are not numbers, ends its request with an error.
+token short. The workers' report of a guided token travels to the front end with that token. A token
+without a report, or from logits with NaN, ends its request with an error.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ class LockstepScheduler(Scheduler):
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
         )
-        # Looked up for every row in every step.
+        # Kept as attributes because they are looked up for every row in every step.
         self._held, self._entering = self.groups.held, self.entry.entering
         self._updating = False
 
     # A request arrives.
 
     def add_request(self, request: Request) -> None:
-        """Adds the request, and its other rows if it has a method. Never raises: that kills all."""
+        """Adds a request and the other rows of its group. Must not raise: that ends the engine."""
         order = Order.of(request.sampling_params)
         if order is None or request.request_id in self.requests:
             super().add_request(request)
@@ -109,17 +109,17 @@ class LockstepScheduler(Scheduler):
         self.figures.add(group)
         if order.spec.switch is not None:
             self.switch_rules.add(request.request_id, order.spec.switch)
-            # vLLM calls it for every row of every step: only while there are rules.
+            # vLLM calls it for every row of every step, so it is installed only when needed.
             self._update_request_with_output = self._update_and_ask_rules
         if order.output and self.policy == SchedulingPolicy.FCFS:
-            # Its client is in the middle of reading; the priority policy goes by arrival anyway.
+            # Its client is already reading; the priority policy goes by arrival time anyway.
             self.waiting.remove_requests([request])
             self.waiting.prepend_request(request)
 
     # A step is made.
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """One step. Without groups it is vLLM's own."""
+        """Schedules one step. Without groups it is vLLM's own."""
         if not len(self.groups):
             return super().schedule(throttle_prefills)
         self.entry.begin(throttle_prefills)
@@ -136,7 +136,7 @@ class LockstepScheduler(Scheduler):
         return output
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        """vLLM asks whether the request at the head of a line may be admitted."""
+        """vLLM asks whether the request at the head of a queue may be admitted."""
         request_id = request.request_id
         if request_id in self.endings.failed:
             return False
@@ -177,10 +177,10 @@ class LockstepScheduler(Scheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """vLLM's last word on the size of a chunk; 0 passes a running request over.
+        """vLLM's last chance to change the size of a chunk; 0 skips a running request.
 
-        Called for every row in every step, so the stock rule is repeated here instead of called: it
-        only rounds chunks for a kind of speculative decoding, which is refused at start-up.
+        Called for every row in every step, so vLLM's rule is repeated here instead of called: it
+        only rounds chunks for a kind of speculative decoding that is rejected at start-up.
         """
         tokens = max(0, num_new_tokens)
         if request.request_id in self._held:
@@ -191,7 +191,7 @@ class LockstepScheduler(Scheduler):
         return tokens
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """vLLM preempts a request, which will begin again from its prompt."""
+        """vLLM preempts a request, which will start over from its prompt."""
         self.alarms.call_off(request.request_id)
         super()._preempt_request(request, *args, **kwargs)
         if (group := self.groups.get(request.request_id)) is not None:
@@ -202,7 +202,7 @@ class LockstepScheduler(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """vLLM's update; guide rows leave no output, primaries' outputs carry their statistics."""
+        """vLLM's update; guide rows have no output, and primaries' outputs carry statistics."""
         alarmed = self.reports.read(scheduler_output, model_runner_output)
         if self.endings.failed:
             # A set in vLLM 0.32, a dict from 0.33 on.
@@ -218,7 +218,7 @@ class LockstepScheduler(Scheduler):
             for step in outputs.values():
                 step.outputs = self.reports.put_on(step.outputs)
         if alarmed:
-            # A request that began again may have left probes of the names that come now.
+            # A request that started over may have left probes with the ids that new ones get.
             self.alarms.end_unwanted()
         for request, candidates in alarmed:
             self.alarms.wait(request, candidates)
@@ -228,7 +228,7 @@ class LockstepScheduler(Scheduler):
     def _update_and_ask_rules(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """vLLM gives a request its token and asks whether it ends; a switch ends it too."""
+        """vLLM appends a request's token and asks whether it ends; a switch also ends it."""
         taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         statistics = self.reports.statistics
         if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
@@ -239,7 +239,7 @@ class LockstepScheduler(Scheduler):
     # A request ends.
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        """vLLM frees what a request held that has ended."""
+        """vLLM frees the resources of a request that has ended."""
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
@@ -250,14 +250,14 @@ class LockstepScheduler(Scheduler):
             self.endings.note(request, group)
         freed = super()._free_request(request, *args, **kwargs)
         if is_ours and self.finished_req_ids_dict is not None:
-            # The front end has never heard of it.
+            # The front end does not know it.
             self.finished_req_ids_dict[request.client_index].discard(request_id)
         return freed
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
-        """Ends requests from outside; a group ends as a whole and only its primary is reported."""
+        """Ends requests from outside; a group ends as a whole, and only its primary is returned."""
         if isinstance(request_ids, str):
             request_ids = [request_ids]
         wanted = list(self.requests if request_ids is None else request_ids)
@@ -283,19 +283,19 @@ class LockstepScheduler(Scheduler):
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        """vLLM's, which sends back only what runs and would find the blocks of the others held."""
+        """vLLM's own only preempts running requests, so first frees the blocks of waiting ones."""
         if reset_running_requests:
             self.alarms.give_up_waiting()
         return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 
-    # What the objects ask for (`Host`).
+    # What the objects use (`Host`).
 
     def add_row(self, request: Request) -> None:
-        """Adds a request of our own, as vLLM adds one."""
+        """Adds a request of our own as vLLM does."""
         super().add_request(request)
 
     def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
-        """Ends requests, as vLLM ends those that a client aborts."""
+        """Ends requests as vLLM ends those that a client aborts."""
         if names := list(request_ids):
             super().finish_requests(names, status)
 
@@ -308,11 +308,11 @@ class LockstepScheduler(Scheduler):
                 self._preempt_request(member, now, drop_stale_output=self.requires_kv_delivery)
 
     def free_blocks(self, request: Request) -> None:
-        """Gives back the KV blocks of a request that waits with them."""
+        """Frees the KV blocks of a request that waits with them."""
         self._free_request_blocks(request)
 
     def leftovers(self) -> dict[str, int]:
-        """What our objects still know, by name: all 0 when nothing runs."""
+        """How much state our objects still hold, by name: all 0 when nothing runs."""
         groups = self.groups
         return {
             "groups": len(groups),

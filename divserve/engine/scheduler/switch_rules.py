@@ -1,8 +1,8 @@
-"""Entropy-adaptive switching: end a segment when the other model is to go on.
+"""Entropy-adaptive switching: ends a segment when the other model is to go on.
 
-The rule needs the entropy of the token just decoded, which the workers report with it. So it is
-asked where vLLM asks whether a token ends its request, and a switch is such an end: no further step
-is spent, and nothing is put into the text. What the rule has seen travels back with the token.
+The rule needs the entropy of the token just decoded, which the workers report with it. So the rule
+is applied where vLLM checks whether a token ends its request, and a switch is such an end: it costs
+no extra step and adds nothing to the text. The state of the rule travels back with the token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SwitchRules:
     def __init__(self) -> None:
         self._rules: dict[str, SwitchRule] = {}
         self._switched: dict[str, Switch] = {}
-        """Segments that end in this update because of their rule: what it has seen."""
+        """State of the rule of each segment that ends in this update because of it."""
         self._unread: set[str] = set()
         """Continuations whose grammar has yet to read the tokens so far."""
 
@@ -37,20 +37,20 @@ class SwitchRules:
     def resume(self, request: Request, order: Order) -> None:
         """Gives a continuation the output that another engine has decoded."""
         request.append_output_token_ids(list(order.output))
-        # vLLM asserts that no more than the prompt comes out of the cache.
+        # vLLM asserts that at most the prompt comes from the cache.
         request.prefill_stats = None
         if request.use_structured_output:
             self._unread.add(request.request_id)
 
     def add(self, request_id: str, switch: Switch) -> None:
-        """Takes in the rule of a segment."""
+        """Adds the rule of a segment."""
         self._rules[request_id] = SwitchRule(switch)
 
     def why_refused(self, request: Request, grammars: Any) -> str | None:
-        """Has the grammar of a continuation read the tokens so far, once; why it does not accept.
+        """Feeds a continuation's tokens so far to its grammar, once; why it rejects them, or None.
 
         Args:
-            request: about to be admitted: its grammar is compiled.
+            request: about to be admitted, so its grammar is compiled.
             grammars: vLLM's ``StructuredOutputManager``.
         """
         if request.request_id not in self._unread:
@@ -63,8 +63,8 @@ class SwitchRules:
         """Whether a token ends its segment because the other model is to make the next one.
 
         Args:
-            request_id: of the request that has taken a token.
-            statistics: of this step.
+            request_id: id of the request that has taken a token.
+            statistics: statistics of this step.
             stopped: whether the token ends the request anyway.
         """
         rule, found = self._rules.get(request_id), statistics.get(request_id)
@@ -74,7 +74,7 @@ class SwitchRules:
         return True
 
     def take_switch(self, request_id: str) -> Switch | None:
-        """What the rule has seen of a segment that has ended because of it, once."""
+        """Returns, once, the state of the rule of a segment that has ended because of it."""
         return self._switched.pop(request_id, None)
 
     def forget(self, request_id: str) -> None:

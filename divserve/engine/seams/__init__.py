@@ -1,6 +1,6 @@
 """Every place where divserve depends on vLLM's inner workings, in one list.
 
-Names that are imported from vLLM are not in it: the tests find the imports by themselves.
+Names that are imported from vLLM are not in it, because the tests find imports by themselves.
 ``docs/seams.md`` shows the list as a table; ``tests/engine/test_seams.py`` compares it with our
 source and with vLLM's.
 """
@@ -28,7 +28,7 @@ SEAMS: tuple[Seam, ...] = (
 
 
 def table() -> str:
-    """The list as Markdown: a table for each file of ours."""
+    """The list as Markdown: a table for each of our files."""
     by_file: defaultdict[str, list[Seam]] = defaultdict(list)
     for seam in SEAMS:
         by_file[seam.file].append(seam)

@@ -17,13 +17,13 @@ CHECKED: dict[How, str] = {
     "read": "declaration",
     "written": "declaration",
 }
-"""What ``tests/engine/test_seams.py`` compares with its record. Start-up checks none of it: it
-checks the version of vLLM."""
+"""What ``tests/engine/test_seams.py`` compares with its record. Start-up only checks the version of
+vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """One place where a file of ours depends on a name of vLLM's."""
+    """One place where one of our files depends on a name in vLLM."""
 
     target: str
     """``module:name`` or ``module:Class.member`` of vLLM; a member may be an inherited one."""

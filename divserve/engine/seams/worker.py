@@ -34,7 +34,7 @@ MIXED_INTO = {
         "vllm.v1.worker.cpu.model_runner:CPUModelRunner",
     ),
 }
-"""Our classes that are put before a class of vLLM's while the server starts, by re-classing."""
+"""Our classes that are put in front of a vLLM class at start-up, by re-classing."""
 
 _WORKER = (
     *seams(

@@ -1,4 +1,4 @@
-"""Contrast with the logits of amateurs: their first one is the second stream, another the third."""
+"""Contrast with the logits of amateurs: the first is the second stream, the second the third."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AmateurContrast:
     def __init__(self, programs: GroupPrograms) -> None:
         self._programs = programs
         self._counts = np.zeros(SLOTS, np.int64)
-        """``[capacity] int64``: amateurs by slot."""
+        """``[capacity] int64``: number of amateurs by slot."""
         self._streams: Streams | None = None
 
     def add(self, slot: int, order: GroupOrder) -> None:
@@ -35,10 +35,10 @@ class AmateurContrast:
         return among
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where the groups with amateurs are."""
+        """Notes the rows of groups with amateurs."""
         self._streams = None
         if count := len(groups):
-            # All rows' logits of the first amateur, then all of the second's.
+            # The side tensor holds all rows of the first amateur, then all of the second.
             first = side_row(0) - np.arange(count)
             second = first - count
             third = np.where(self._counts[groups.slots] > 1, second, ABSENT)
@@ -48,10 +48,10 @@ class AmateurContrast:
     def apply(
         self, logits: Tensor, guided: Tensor, model: nn.Module, hidden_states: Tensor
     ) -> list[Tensor]:
-        """As `Contrast.apply`; the amateurs' logits are computed for its rows only.
+        """As `Contrast.apply`; the amateurs' logits are only computed for its own rows.
 
         Args:
-            logits: ``[R, V]``: raw ones.
+            logits: ``[R, V]``: raw logits.
             guided: ``[R, V] float32``: its primaries' rows are overwritten.
             model: the served model, with its amateurs.
             hidden_states: ``[R, sum of the hidden sizes]`` of the rows.

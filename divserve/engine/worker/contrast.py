@@ -21,7 +21,7 @@ class Contrast:
         self._streams: Streams | None = None
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where the groups without amateurs are."""
+        """Notes the rows of groups without amateurs."""
         self._streams = None
         if len(groups):
             primary, guides = groups.rows[:, 0], groups.rows[:, 1]
@@ -34,7 +34,7 @@ class Contrast:
         """Writes the primaries' rows of ``guided`` ``[R, V] float32``.
 
         Returns:
-            Their statistics ``[G, len(STATISTICS)] float32``, if there are any.
+            Their statistics ``[G, len(STATISTICS)] float32``; an empty list if there are none.
         """
         if self._streams is None:
             return []

@@ -1,7 +1,7 @@
 """Grounding texts: their distributions, reduced to one vector per request.
 
-While a text is prefilled, the logits of all its positions are computed in slices and reduced at
-once, to max_j ln q_j(v) or mean_j ln q_j(v): V numbers are kept, whatever the length of the text.
+While a text is prefilled, the logits of all its positions are computed in slices and reduced
+immediately, to max_j ln q_j(v) or mean_j ln q_j(v): V numbers are kept, however long the text is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from divserve_kernels import ABSENT, side_row
 __all__ = ["Groundings"]
 
 SLICE = 64
-"""Positions whose logits are in memory at a time."""
+"""Number of positions whose logits are in memory at a time."""
 VECTORS = 8
-"""Vectors kept at first; the table doubles when it is full."""
+"""Initial number of vectors; the table doubles when it is full."""
 
 
 @dataclass(slots=True)
@@ -39,19 +39,19 @@ class Text:
 
 
 class Groundings:
-    """Vectors by primary id, and the texts that are being read by their own request's id."""
+    """Vectors by the primary's id, and texts being read by their own request's id."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self._device = device
         self._vocab = vocab
         self.table: Tensor | None = None
-        """``[capacity, V] float32``: a vector per grounded request; None before the first."""
+        """``[capacity, V] float32``: one vector per grounded request; None before the first."""
         self._vectors: dict[str, int] = {}
         """Index in `table`, by primary."""
         self._free: list[int] = []
         self._texts: dict[str, Text] = {}
         self._grounded = np.zeros(SLOTS, np.bool_)
-        """``[capacity] bool``: which groups have one, by slot."""
+        """``[capacity] bool`` by slot: which groups have a grounding text."""
 
     def add(self, slot: int, order: GroupOrder) -> None:
         """Writes the state of a group's slot."""
@@ -59,7 +59,7 @@ class Groundings:
         self._grounded[slot] = order.grounded
 
     def add_text(self, request_id: str, order: TextOrder) -> None:
-        """Takes up a text, or starts it again after a preemption."""
+        """Adds a text, or restarts it after a preemption."""
         primary = order.primary
         if primary not in self._vectors:
             self._vectors[primary] = self._free.pop() if self._free else len(self._vectors)
@@ -72,13 +72,13 @@ class Groundings:
             self._texts[request_id].started = False
 
     def end(self, request_id: str) -> None:
-        """A request has ended: a text, a primary, or none of ours."""
+        """A request has ended: a text, a primary or an unrelated one."""
         self._texts.pop(request_id, None)
         if (vector := self._vectors.pop(request_id, None)) is not None:
             self._free.append(vector)
 
     def legible(self, groups: Groups) -> Groups:
-        """Those that do not lack the vector of a text that could not be read."""
+        """The groups without those whose grounding text could not be read."""
         grounded = self._grounded[groups.slots]
         if not grounded.any():
             return groups
@@ -99,18 +99,18 @@ class Groundings:
         hidden_states: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> bool:
-        """Reduces what the texts of this step have read.
+        """Reduces the part of each text that was read in this step.
 
-        One that fails takes the vector of its request along, which is then not guided any more.
+        If a text fails, the vector of its request is dropped, and the request is no longer guided.
 
         Args:
             req_ids: request id of each row.
-            starts: ``[R + 1] int32``: where the rows' tokens begin.
+            starts: ``[R + 1] int32``: where each row's tokens begin.
             hidden_states: ``[T, H]`` of all tokens of the step.
             compute_logits: the model's head, ``[n, H]`` to ``[n, V]``.
 
         Returns:
-            Whether all could be read.
+            Whether all texts could be read.
         """
         if not self._texts:
             return True

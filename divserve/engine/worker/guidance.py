@@ -1,9 +1,9 @@
 """What is done to the logits and tokens of a step, stage by stage.
 
-A group has a slot (`divserve.engine.worker.slots`). Each stage is one file: it keeps what it knows
-of a group by slot, written once when the group is taken up (`add`); it takes in where the groups
-are when the layout of the batch has changed (`lay_out`); and it works on the device (`apply`). A
-step whose layout is that of the step before costs two comparisons and the stages' work.
+A group has a slot (`divserve.engine.worker.slots`). Each stage is one file. It keeps the state of a
+group by slot, written once when the group is added (`add`); it notes the rows of the groups when
+the layout of the batch has changed (`lay_out`); and it works on the device (`apply`). A step with
+the same layout as the step before costs two comparisons and the stages' work.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["Forward", "GuidanceStages"]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """What a forward pass has left for the stages."""
+    """What the stages need from a forward pass."""
 
     model: nn.Module
     head: Head
-    """Its ``compute_logits``."""
+    """The model's ``compute_logits``."""
     hidden_states: Tensor
     """``[R, sum of the hidden sizes]`` of the rows' last tokens."""
 
 
 class GuidanceStages:
-    """All stages and the layout that they have taken in."""
+    """All stages, and the layout that they have been given."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         self.device = device
@@ -64,12 +64,12 @@ class GuidanceStages:
         self._guide_tokens = GuideTokens()
         self._handed: dict[str, list[int]] = {}
         self._stale = True
-        """Whether the layout must be made again, whatever the rows."""
+        """Whether to make the layout again even if the rows have not changed."""
         self._req_ids: list[str] = []
         self._sampling = b""
-        """`samples` of `place`, as bytes."""
+        """The argument `samples` of `place`, as bytes."""
         self._names: tuple[str, ...] = ()
-        """Primaries of the layout, in the order of their statistics."""
+        """Primary request ids of the layout, in the order of their statistics."""
         self._active = False
         self._guided_steps = 0
 
@@ -79,7 +79,7 @@ class GuidanceStages:
     # What the scheduler says of a step.
 
     def observe(self, scheduler_output: SchedulerOutput) -> None:
-        """Takes up new groups and drops finished ones. Call once a step, before `place`."""
+        """Adds new groups and drops finished ones. Call once per step, before `place`."""
         for request_id in scheduler_output.finished_req_ids:
             self._drop(request_id)
         self._resume(scheduler_output)
@@ -117,7 +117,7 @@ class GuidanceStages:
                 self._handed[new.req_id] = list(order.output)
 
     def _add(self, slot: int, order: GroupOrder, new: Any) -> None:
-        """Writes the state of a slot in every stage that has one."""
+        """Writes the state of a slot in every stage that keeps one."""
         for stage in (
             self._programs,
             self._groundings,
@@ -132,14 +132,14 @@ class GuidanceStages:
         self._look_back.add(slot, order.look, prompt, known)
 
     def _drop(self, request_id: str) -> None:
-        """A request has ended, or could not be taken up."""
+        """A request has ended or could not be added."""
         self._groundings.end(request_id)
         if (slot := self._slots.release(request_id)) is not None:
             self._look_back.release(slot)
             self._stale = True
 
     def _resume(self, scheduler_output: SchedulerOutput) -> None:
-        """Requests that come back: preempted ones, and those that waited for their probes."""
+        """Handles requests that resume: preempted ones, and those that waited for their probes."""
         chosen = map(self._slots.find, chosen_of(scheduler_output))
         if self._look_back.choose([slot for slot in chosen if slot is not None]):
             self._stale = True
@@ -153,7 +153,7 @@ class GuidanceStages:
                 self._stale = True
 
     def handed_over(self) -> dict[str, list[int]]:
-        """Tokens that requests which are new in this step have from another engine, by their id."""
+        """Output tokens from another engine, by id, of the requests that are new in this step."""
         return self._handed
 
     # Where the groups are in the batch.
@@ -163,8 +163,8 @@ class GuidanceStages:
 
         Args:
             req_ids: request id of each row.
-            samples: ``[R] bool``: which rows take a token in this step. A group of which a row does
-                not is left out; the scheduler then stops its request.
+            samples: ``[R] bool``: which rows take a token in this step. A group with a row that
+                does not is left out; the scheduler then stops its request.
         """
         sampling = samples.tobytes()
         if self._stale or req_ids != self._req_ids or sampling != self._sampling:
@@ -173,7 +173,7 @@ class GuidanceStages:
         return self._active
 
     def _lay_out_what_can(self, located: Located) -> None:
-        """Lays out all groups; if that fails, those that can be laid out alone."""
+        """Lays out all groups; if that fails, those that can be laid out one by one."""
         groups = located.groups
         try:
             self._lay_out(groups, located)
@@ -201,7 +201,7 @@ class GuidanceStages:
         groups = self._groundings.legible(groups)
         staging, among = Staging(self.device), self._amateurs.among(groups)
         alone, compared = groups.select(~among), groups.select(among)
-        # As their statistics come: those of amateurs behind the others.
+        # In the order of their statistics: groups with amateurs come after the others.
         groups = Groups.joined(alone, compared)
         self._temperature.lay_out(groups, staging)
         self._contrast.lay_out(alone, staging)
@@ -223,21 +223,21 @@ class GuidanceStages:
         hidden_states: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> None:
-        """`Groundings.read`; a request whose text fails is not guided any more."""
+        """Calls `Groundings.read`; a request whose text fails is no longer guided."""
         if not self._groundings.read(req_ids, starts, hidden_states, compute_logits):
             self._stale = True
 
     @property
     def temperatures(self) -> Temperatures | None:
-        """Of rows that are not sampled at their request's, by the layout."""
+        """Temperatures of the layout's rows that are not sampled at their request's own."""
         return self._look_back.temperatures
 
     def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:
         """Guides the primaries' rows of the raw logits ``[R, V]``; float32 ones are overwritten.
 
         Returns:
-            The logits in float32 and what is reported, on its way to the host without a wait for
-            the device. None if it fails: the scheduler then stops all requests of the layout.
+            The logits in float32, and the report, which is being copied to the host without waiting
+            for the device. None on failure: the scheduler then stops all requests of the layout.
         """
         try:
             return self._guided(logits, forward)
@@ -267,5 +267,5 @@ class GuidanceStages:
         return guided, pending.copied()
 
     def copy_tokens(self, sampled: Tensor) -> None:
-        """Gives every guide row its primary's token; ``sampled`` ``[R, 1]`` changes in place."""
+        """Gives every guide row its primary's token, in place in ``sampled`` ``[R, 1]``."""
         self._guide_tokens.apply(sampled)

@@ -1,4 +1,4 @@
-"""Lock-step: the rows of guides take the token that their primary has sampled."""
+"""Lock-step: guide rows take the token that their primary has sampled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["GuideTokens"]
 
 
 class GuideTokens:
-    """Copies tokens between rows; it has no state but the layout."""
+    """Copies tokens between rows; its only state is the layout."""
 
     def __init__(self) -> None:
         self._copies: Tensor | None = None
         """``[2, N] int64``: rows of primaries, and the rows that get their tokens."""
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where all groups of the step are."""
+        """Notes the rows of all groups of the step."""
         group, guide = np.nonzero(groups.rows[:, 1:] != ABSENT)
         rows = groups.rows
         copies = np.array((rows[group, 0], rows[group, 1 + guide]))

@@ -1,10 +1,10 @@
-"""Look-back decoding: which requests look back in a step, and what comes of it.
+"""Look-back decoding: which requests look back in a step, and the state of each.
 
-A request that looks back compares its distribution with those of its earlier positions. Where it
-comes too close to one, the scheduler takes its token back and has *probes* read one candidate each;
-every probe leaves its smallest KL to the prefix in a table. The request then reads its last token
-once more, beside the last probes or after them, and vLLM's sampler draws from softmax(−KL) of the
-candidates (`divserve.engine.scheduler.look_back`).
+A request that looks back compares its distribution with those of its earlier positions. If it comes
+too close to one, the scheduler takes its token back and adds *probes* that read one candidate each;
+every probe stores its smallest KL to the prefix in a table. The request then reads its last token
+again, beside the last probes or after them, and vLLM's sampler draws from softmax(−KL) over the
+candidates (`divserve.engine.scheduler.alarms`).
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ CELLS = np.arange(MAX_CANDIDATES)
 
 REQUEST = np.dtype(
     [
-        ("k", np.int64),  # candidates; 0: does not look back
+        ("k", np.int64),  # number of candidates; 0: does not look back
         ("threshold", np.float32),
         ("limits", np.int32, 3),  # as in `LookStep.limits`
-        ("prompt", np.int64),  # its tokens
-        ("greedy", np.bool_),  # the likeliest token in steps without an alarm
-        ("known", np.int64),  # tokens read in its next step that samples, while `fresh`
-        ("fresh", np.bool_),  # whether that is its first one, or the first after a preemption
-        # Whether the log-sum-exps of its prefix have been asked for; they are in its shared blocks.
+        ("prompt", np.int64),  # number of its tokens
+        ("greedy", np.bool_),  # whether steps without an alarm take the most likely token
+        ("known", np.int64),  # tokens read by its next step that samples, while `fresh`
+        ("fresh", np.bool_),  # whether that step is its first, or the first after a preemption
+        # Whether the log-sum-exps of its prefix have been requested; they are in shared blocks.
         ("prefix_known", np.bool_),
-        # Whether those in its own last block have, so that probes get them with the copy.
+        # Whether those in its own last block have been, so that probes get them with the copy.
         ("tail_known", np.bool_),
-        ("chosen", np.bool_),  # takes one of its candidates in this step
-        ("candidates", np.int64),  # how many are known
+        ("chosen", np.bool_),  # whether it takes one of its candidates in this step
+        ("candidates", np.int64),  # how many candidates are known
         ("tokens", np.int64, MAX_CANDIDATES),
         ("copied", np.int32, MAX_CANDIDATES),  # first position in the block that is a copy
     ]
 )
-"""What is known of a request that looks back, and of its probes."""
+"""State of a request that looks back, and of its probes."""
 NOTHING = np.zeros((), REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
 class Temperatures:
-    """Rows that are not sampled at their request's temperature, and theirs: 0 in clear steps of
-    greedy requests, 1 for the candidates."""
+    """Rows that are not sampled at their request's temperature, and the temperature that they get:
+    0 for greedy requests in steps without an alarm, 1 for the draw among candidates."""
 
     rows: Tensor
     """``[A] int64`` on the device."""
@@ -73,7 +73,7 @@ class LookBack:
         self.kls = torch.zeros(SLOTS * MAX_CANDIDATES, device=device)
         """``[capacity · MAX_CANDIDATES] float32``: KL of each candidate to the prefix."""
         self.temperatures: Temperatures | None = None
-        """Of the layout."""
+        """Temperatures of the current layout."""
         self._requests = np.zeros(SLOTS, REQUEST)
         self._chosen: list[int] = []
         self._fills: list[tuple[int, int, int]] = []
@@ -83,11 +83,11 @@ class LookBack:
         self._ks: tuple[int, ...] = ()
 
     def add(self, slot: int, look: Look | None, prompt: int, known: int) -> None:
-        """Writes the state of a slot: of so many prompt tokens and known ones."""
+        """Writes the state of a slot; ``prompt`` and ``known`` are numbers of tokens."""
         self._requests = grown(self._requests, slot)
         request = self._requests[slot]
         if request["chosen"]:
-            return  # It has only waited for its probes.
+            return  # It has only been waiting for its probes.
         self._requests[slot] = NOTHING
         if look is None:
             return
@@ -103,10 +103,10 @@ class LookBack:
             self.kls = torch.cat((self.kls, torch.zeros_like(self.kls)))
 
     def add_probe(self, slot: int, order: ProbeOrder) -> None:
-        """Takes up a probe.
+        """Adds a probe.
 
         Raises:
-            ValueError: its request does not look back, or lacks the candidates before this one.
+            ValueError: its request does not look back, or an earlier candidate is missing.
         """
         request, index = self._requests[slot], order.index
         count = 0 if index == 0 else int(request["candidates"])
@@ -116,7 +116,7 @@ class LookBack:
         request["tokens"][index], request["copied"][index] = order.token, order.copied
 
     def choose(self, slots: list[int]) -> bool:
-        """Sets who takes a candidate in this step; whether that is not as in the step before."""
+        """Sets which requests take a candidate in this step; False if none do now or did before."""
         self._requests["chosen"][self._chosen] = False
         self._requests["chosen"][slots] = True
         changed = bool(slots or self._chosen)
@@ -124,7 +124,7 @@ class LookBack:
         return changed
 
     def resume(self, slot: int, output: int) -> bool:
-        """A request comes back with so many output tokens, in new blocks unless it only waited.
+        """A request resumes with ``output`` output tokens, in new blocks unless it only waited.
 
         Returns:
             Whether it looks back.
@@ -138,12 +138,12 @@ class LookBack:
         return True
 
     def release(self, slot: int) -> None:
-        """The slot's group has ended, or could not be taken up."""
+        """The slot's group has ended or could not be added."""
         self._requests = grown(self._requests, slot)
         self._requests[slot] = NOTHING
 
     def lay_out(self, groups: Groups, located: Located, staging: Staging) -> bool:
-        """Takes in where all groups of the step are, and the probes.
+        """Notes the rows of all groups of the step, and those of probes.
 
         Returns:
             Whether any of them looks back.
@@ -199,7 +199,7 @@ class LookBack:
             self.temperatures = Temperatures(*sent, rows, values)
 
     def _ask_for_own(self, slots: np.ndarray, rows: np.ndarray, requests: np.ndarray) -> None:
-        """Finds what is not known of the positions that a request's first step looks at."""
+        """Finds unknown log-sum-exps at the positions that a request's first step compares with."""
         fresh = requests["fresh"]
         for row, request in zip(rows[fresh].tolist(), requests[fresh], strict=True):
             floor, cap, window = request["limits"].tolist()
@@ -208,7 +208,7 @@ class LookBack:
         self._requests["fresh"][slots] = False
 
     def _ask_for_prefixes(self, located: Located) -> None:
-        """Finds what is not known of prefixes: once per request, but for copied blocks."""
+        """Finds unknown log-sum-exps of prefixes: once per request, except in copied blocks."""
         tails: dict[int, int] = {}
         for slot, index, row in located.probes.tolist():
             request = self._requests[slot]
@@ -230,10 +230,10 @@ class LookBack:
     def apply(
         self, logits: Tensor, guided: Tensor, model: nn.Module, head: Head
     ) -> Comparisons | None:
-        """Compares the step with earlier ones (`LookStep.run`); None where nothing looks back.
+        """Compares the step with earlier ones (`LookStep.run`); None if no request looks back.
 
         Args:
-            logits: ``[R, V]``: raw ones.
+            logits: ``[R, V]``: raw logits.
             guided: ``[R, V] float32``: the rows that take a candidate are overwritten.
             model: the served model, with its store of hidden states.
             head: its ``compute_logits``.
@@ -247,15 +247,15 @@ class LookBack:
         return Comparisons(self._places, self._ks, values)
 
     def lose(self) -> None:
-        """A step has failed: what probes have found so far counts no more, nor what it was to find.
+        """A step has failed: discards the KLs of all probes, and the pending log-sum-exps.
 
-        Everybody whom the step would have told of something fails with it.
+        Every request that the step would have had results for fails with it.
         """
         self.kls.fill_(math.nan)
         self._fills = []
 
 
 def _prefix_ends(prompts: np.ndarray) -> np.ndarray:
-    """`prefix_end` of each."""
+    """`prefix_end` of each prompt."""
     ends: np.ndarray = np.maximum(prompts - 1, 1)
     return ends

@@ -1,4 +1,4 @@
-"""Look-back decoding, the device's part: the comparisons and draws of one step."""
+"""Look-back decoding on the device: the comparisons and draws of one step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from divserve.engine.models.hidden_store import HiddenStore
 __all__ = ["LookStep", "readable"]
 
 LEAST = -1e30
-"""What stands for a logit of −inf."""
+"""Replaces logits of −inf."""
 FAR = 60.0
-"""Nats below the candidates that all other tokens are put: they are drawn only where a mask or a
-bias of the request forbids every candidate."""
+"""How many nats below the candidates all other tokens are put: they are only drawn if a mask or a
+bias of the request rules out every candidate."""
 
 
 @dataclass(frozen=True, slots=True)
 class LookStep:
-    """The L requests that look back in a step, then their probes; N in all."""
+    """The L requests that look back in a step, followed by their probes; N rows in all."""
 
     rows: Tensor
     """``[N] int64``."""
     limits: Tensor
-    """``[3, N] int32``: first position that may be compared with, one past the last, and most
-    positions (the last ones)."""
+    """``[3, N] int32``: first position that may be compared with, one past the last, and the
+    largest number of positions (the last ones)."""
     most: int
-    """At least as long as every span."""
+    """No span is longer."""
     thresholds: Tensor
     """``[L] float32``."""
     chosen: Tensor
@@ -39,29 +39,29 @@ class LookStep:
     chosen_rows: Tensor
     """``[C] int64``: their rows."""
     choices: Tensor
-    """``[3, M] int64``: row, token id and cell of each candidate that may be drawn; a cell is a
-    place in the table of KLs."""
+    """``[3, M] int64``: row, token id and cell of each candidate that may be drawn; a cell is an
+    index into the table of KLs."""
     candidates: Tensor
-    """``[L, K] float32``: token ids; those of `chosen` requests only."""
+    """``[L, K] float32``: token ids; only those of `chosen` requests."""
     candidate_cells: Tensor
-    """``[L, K] int64``: where their KLs are."""
+    """``[L, K] int64``: cells of their KLs."""
     probe_cells: Tensor
-    """``[N − L] int64``: where the probes' KLs go."""
+    """``[N − L] int64``: cells that the probes' KLs are written to."""
 
     def run(self, logits: Tensor, guided: Tensor, store: HiddenStore, kls: Tensor) -> Tensor:
         """Compares the distributions of the step with earlier ones.
 
         Args:
-            logits: ``[R, V]``: raw ones of all rows.
+            logits: ``[R, V]``: raw logits of all rows.
             guided: ``[R, V] float32``: the rows that take a candidate are overwritten.
-            store: has the hidden states of this step, and the log-sum-exps of all spans.
-            kls: ``[cells] float32``: KL of each candidate to its prefix; the probes' are written.
+            store: holds the hidden states of this step, and the log-sum-exps of all spans.
+            kls: ``[cells] float32``: KL of each candidate to its prefix; probes write theirs.
 
         Returns:
             ``[L, 3 + 2 K] float32`` on the device: smallest KL, token that the nearest step
             predicted, `LookState`, K candidates, their KLs.
         """
-        # Finite, so that what has no probability adds 0 to Σ p z.
+        # Finite, so that tokens without probability add 0 to Σ p z.
         raw = logits.index_select(0, self.rows).float().clamp_(min=LEAST)
         lse = raw.logsumexp(-1)
         store.sampled(self.rows, lse)
@@ -81,12 +81,12 @@ class LookStep:
         return torch.maximum(firsts, stops - windows), stops
 
     def _offer(self, guided: Tensor, kls: Tensor) -> None:
-        """Gives the rows that choose the logits −KL at their candidates."""
+        """Writes logits of −KL at the candidates of the rows that take one."""
         if len(self.chosen_rows):
             rows, tokens, cells = self.choices
             offered = -kls.index_select(0, cells)
             others = guided.index_select(0, self.chosen_rows)
-            # Of each row its own: another's may be NaN.
+            # Each row has its own minimum: another row's KLs may be NaN.
             least = torch.full_like(guided[:, 0], math.inf).scatter_reduce(0, rows, offered, "amin")
             others = others - others.amax(-1, keepdim=True) - FAR
             others += least.index_select(0, self.chosen_rows)[:, None]
@@ -98,7 +98,7 @@ class LookStep:
         alarm = torch.where(near, float(LookState.ALARM), float(LookState.CLEAR))
         state = torch.where(self.chosen, float(LookState.CHOSEN), alarm)
         candidates = self.candidates
-        # Only a GPU would have to be asked whether anybody needs them.
+        # On a CPU it costs nothing to check whether any row needs them; on a GPU it means waiting.
         if near.device.type != "cpu" or bool(near.any()):
             top = raw.topk(candidates.shape[1]).indices.float()
             candidates = torch.where(self.chosen[:, None], candidates, top)
@@ -107,11 +107,11 @@ class LookStep:
 
 
 def readable(values: Sequence[float], k: int) -> tuple[float, ...]:
-    """A request's numbers of `LookStep.run` without what its state does not have (``LookRow``).
+    """One request's numbers from `LookStep.run`, without those that its state lacks (``LookRow``).
 
     Args:
         values: ``3 + 2 K`` numbers.
-        k: the request's candidates, at most K.
+        k: the request's number of candidates, at most K.
     """
     most = (len(values) - 3) // 2
     state = int(values[2]) if not math.isnan(values[2]) else LookState.CLEAR

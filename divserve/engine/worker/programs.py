@@ -1,4 +1,4 @@
-"""The programs of groups by slot, and the kernel's index arrays for some of them."""
+"""The programs of groups by slot, and the kernel's index arrays for a selection of groups."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["GroupPrograms"]
 
 
 class GroupPrograms:
-    """Two programs a slot, kept on the device: the contrast's, then the temperature's own."""
+    """Two programs per slot, kept on the device: the contrast's, then the temperature's."""
 
     def __init__(self, device: torch.device) -> None:
         self._programs = Programs(2 * SLOTS, device)
         self._staged: dict[int, Program] = {}
 
     def add(self, slot: int, order: GroupOrder) -> None:
-        """Notes the programs of a new group, or of one that comes back."""
+        """Notes the programs of a group that is new or resumes."""
         self._staged[2 * slot] = order.program
         if order.temperature_program is not None:
             self._staged[2 * slot + 1] = order.temperature_program
@@ -40,12 +40,12 @@ class GroupPrograms:
         third: np.ndarray,
         staging: Staging,
     ) -> Streams:
-        """What the kernel does for some groups; all arrays are ``[G] int64``.
+        """The kernel's index arrays for some groups; all arrays are ``[G] int64``.
 
         Args:
-            programs: twice a group's slot, or the next number for its second program.
+            programs: twice a group's slot, plus 1 for its second program.
             primary, guide, third: as in `Streams`.
-            staging: sends them.
+            staging: sends the arrays to the device.
         """
         sent = staging.put(np.array((primary, guide, third, programs)))
         return Streams.of(self._programs, programs, sent)

@@ -1,4 +1,4 @@
-"""The statistics of a step on their way to the scheduler, beside the sampled tokens."""
+"""Sends the statistics of a step to the scheduler, with the sampled tokens."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from divserve.engine.worker.look_step import readable
 __all__ = ["Comparisons", "GuidedOutput", "PendingGuidance", "Timer", "attach"]
 
 TIMED_EVERY = 16
-"""Of so many guided steps on a GPU one is timed: its two events cost more than a histogram that
-few scrape is worth in every step."""
+"""One in this many guided steps on a GPU is timed: two events in every step would cost more than a
+histogram that few people scrape is worth."""
 
 
 class Timer:
-    """Times what is done between its making and `stop`: on the device, without waiting for it."""
+    """Times the device's work between creation and `stop`, without waiting for the device."""
 
     @classmethod
     def for_step(cls, device: torch.device, step: int) -> Timer | None:
-        """Started for the guided step of this number, if it is one that is timed."""
+        """A started timer for the guided step with this number; None if that step is not timed."""
         return cls(device) if device.type == "cpu" or step % TIMED_EVERY == 0 else None
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Timer:
             self._mark()
 
     def stop(self) -> None:
-        """Ends the span of time."""
+        """Marks the end of the timed span."""
         if self._events:
             self._mark()
         else:
@@ -48,7 +48,7 @@ class Timer:
         self._events.append(event)
 
     def seconds(self) -> float:
-        """The time taken; the device must have passed both ends."""
+        """Duration of the span in seconds; the device must have passed both ends."""
         if not self._events:
             return self._seconds
         first, last = self._events
@@ -57,19 +57,19 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """What the requests that look back have found in a step (`LookStep.run`)."""
+    """Results of the requests that look back in a step (`LookStep.run`)."""
 
     places: tuple[int, ...]
-    """Which groups of the step they are."""
+    """Their indices among the groups of the step."""
     ks: tuple[int, ...]
-    """Their candidates."""
+    """Their numbers of candidates."""
     values: Tensor
     """``[L, 3 + 2 K] float32``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingGuidance:
-    """The `Guidance` of one step, until the device has got there."""
+    """The `Guidance` of one step, until the device has computed it."""
 
     names: tuple[str, ...]
     """Primary request ids of its groups."""
@@ -77,14 +77,14 @@ class PendingGuidance:
     """``[G + N, len(STATISTICS)] float32`` on the host, valid after `event`: those of all groups,
     then those of the second programs."""
     second: tuple[int, ...]
-    """Which groups have a second program."""
+    """Indices of the groups that have a second program."""
     comparisons: Comparisons | None = None
     timer: Timer | None = None
-    """Of the operation that made them; None in most steps (`Timer`)."""
+    """Timer of the guidance operation; None in most steps (`Timer`)."""
     event: torch.cuda.Event | None = None
 
     def copied(self) -> PendingGuidance:
-        """The same on its way to the host; the device is not waited for."""
+        """The same with a copy to the host under way; does not wait for the device."""
         if self.statistics.device.type != "cuda":
             return self
         statistics, comparisons = _start_copy(self.statistics), self.comparisons
@@ -95,7 +95,7 @@ class PendingGuidance:
         return replace(self, statistics=statistics, comparisons=comparisons, event=event)
 
     def collect(self) -> Guidance:
-        """Waits for the copy."""
+        """Waits for the copy and returns the guidance."""
         if self.event is not None:
             self.event.synchronize()
         numbers = self.statistics.tolist()
@@ -107,12 +107,12 @@ class PendingGuidance:
             for place, k, own in zip(found.places, found.ks, values, strict=True):
                 numbers[place] += readable(own, k)
         statistics = dict(zip(self.names, map(tuple, numbers[:count]), strict=True))
-        # The event behind the copy, which has been waited for, is behind the timer's.
+        # The event of the copy, which has been waited for, comes after the timer's events.
         seconds = None if self.timer is None else self.timer.seconds()
         return Guidance(statistics, seconds, self._broken(statistics))
 
     def _broken(self, statistics: dict[str, Statistics]) -> frozenset[str]:
-        """Groups whose numbers are not all numbers (NaN)."""
+        """Groups whose statistics contain NaN."""
         compared = () if self.comparisons is None else self.comparisons.places
         if not self.statistics.isnan().any() and not compared:
             return frozenset()
@@ -120,21 +120,21 @@ class PendingGuidance:
 
 
 def _start_copy(values: Tensor) -> Tensor:
-    """``values`` on the host once the device gets there."""
+    """Starts a copy of ``values`` to the host; it is valid once the device gets there."""
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     return host
 
 
 class GuidedOutput(AsyncModelRunnerOutput):
-    """An asynchronous runner output that brings its guidance along when it is collected."""
+    """An asynchronous runner output that gets its guidance when it is collected."""
 
     def __init__(self, inner: AsyncModelRunnerOutput, pending: PendingGuidance) -> None:
         self._inner = inner
         self._pending = pending
 
     def get_output(self) -> ModelRunnerOutput:
-        """Waits for the device; the runner's output with the guidance attached."""
+        """Waits for the device; returns the runner's output with the guidance attached."""
         output = self._inner.get_output()
         set_guidance(output, self._pending.collect())
         return output
@@ -143,7 +143,7 @@ class GuidedOutput(AsyncModelRunnerOutput):
 def attach(
     output: ModelRunnerOutput | AsyncModelRunnerOutput, pending: PendingGuidance
 ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
-    """Attaches the guidance to what ``sample_tokens`` returns, synchronous or not."""
+    """Attaches the guidance to the result of ``sample_tokens``, synchronous or not."""
     if isinstance(output, AsyncModelRunnerOutput):
         return GuidedOutput(output, pending)
     set_guidance(output, pending.collect())

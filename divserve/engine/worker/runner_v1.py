@@ -37,8 +37,8 @@ class GuidedRunner:
         add_request = batch.add_request
 
         def add_with_output(request: Any) -> Any:
-            # vLLM starts new requests without output, so penalties, min_tokens and the length of
-            # the prompt would take what another engine has decoded for a part of the prompt.
+            # vLLM starts new requests without output. Penalties, min_tokens and the length of the
+            # prompt would then treat what another engine has decoded as part of the prompt.
             if not request.output_token_ids:
                 request.output_token_ids.extend(handed.get(request.req_id, ()))
             return add_request(request)
@@ -50,7 +50,7 @@ class GuidedRunner:
             del batch.add_request
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
-        """Guides the raw logits before anything else of vLLM's sees them."""
+        """Guides the raw logits before vLLM does anything else with them."""
         state: Any = self.execute_model_state
         if state is None or state.logits is None:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
@@ -85,10 +85,10 @@ class GuidedRunner:
         return pending
 
     def _hide_idle_generators(self) -> dict[int, Any]:
-        """Takes away the generators of rows whose sample is thrown away (unfinished prefills).
+        """Removes the generators of rows whose sample is discarded (unfinished prefills).
 
-        vLLM would rewind them with ``set_offset``, which CPU generators do not have: the engine
-        would die on any chunked prefill of a seeded request. Unused, they need no rewinding.
+        vLLM would rewind them with ``set_offset``, which CPU generators do not have: any chunked
+        prefill of a seeded request would end the engine. If unused, they need no rewinding.
         """
         generators: dict[int, Any] = self.input_batch.generators  # type: ignore[attr-defined]
         if not generators:
@@ -118,7 +118,7 @@ def _with_temperatures(metadata: Any, own: Temperatures) -> Any:
 
 
 def follow_copies(runner: Any, scheduler_output: SchedulerOutput) -> None:
-    """Has the store of hidden states follow the blocks that vLLM copies in this step."""
+    """Tells the hidden store about the blocks that vLLM copies in this step."""
     copies: Any = scheduler_output.kv_cache_block_copies
     if copies and (store := store_of(runner.model)) is not None:
         store.copied(copies, runner.kv_cache_config.num_blocks)

@@ -1,8 +1,8 @@
 """Hook into model runner V2 (``vllm/v1/worker/gpu/model_runner.py``; vLLM's default on NVIDIA).
 
-`sample` computes the logits, masks them by the grammar and samples; both ends of it are wrapped:
-``compute_logits`` guides the raw logits, and the guide row's token is replaced before the runner
-broadcasts, copies to the host and writes its per-slot token history.
+`sample` computes the logits, applies the grammar mask and samples. It is wrapped at both ends:
+``compute_logits`` guides the raw logits, and the guide rows' tokens are replaced before the runner
+broadcasts them, copies them to the host and writes its per-slot token history.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GuidedRunnerV2:
     divserve_pending: PendingGuidance | None = None
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
-        """Called once a step; preempted requests come back here as new ones."""
+        """Called once per step; preempted requests come back here as new ones."""
         self.divserve_stages.observe(scheduler_output)
         follow_copies(self, scheduler_output)
         super().add_requests(scheduler_output)  # type: ignore[misc]
@@ -40,7 +40,7 @@ class GuidedRunnerV2:
         return output if pending is None or output is None else attach(output, pending)
 
     def sample(self, hidden_states: Tensor, input_batch: Any, grammar_output: Any) -> Any:
-        """Samples with guided logits; the guide rows get their primaries' tokens."""
+        """Samples from guided logits; the guide rows get their primaries' tokens."""
         stages, model = self.divserve_stages, self.model  # type: ignore[attr-defined]
         head = model.compute_logits
         req_ids, starts = input_batch.req_ids, input_batch.query_start_loc_np
@@ -62,20 +62,20 @@ class GuidedRunnerV2:
         finally:
             del model.compute_logits
             if before is not None:
-                # Before the next step vLLM copies all of them to the device.
+                # vLLM copies all of them to the device before the next step.
                 self.sampler.sampling_states.temperature.np[:] = before  # type: ignore[attr-defined]
         stages.copy_tokens(sampled[0].sampled_token_ids)
         return sampled
 
     def _set_temperatures(self, own: Temperatures | None, input_batch: Any) -> np.ndarray | None:
-        """Sets those of the rows that look back; returns all as they were, None if none changed."""
+        """Sets those of rows that look back; returns all previous ones, or None if none change."""
         if own is None:
             return None
         state = self.sampler.sampling_states.temperature  # type: ignore[attr-defined]
         before: np.ndarray = state.np.copy()
         state.np[input_batch.idx_mapping_np[own.host_rows]] = own.host_values
-        # Not by `copy_to_uva`: there is one buffer for each step under way, and this step has taken
-        # its own, so that the next one would write into what this one still reads.
+        # Not with `copy_to_uva`: there is one buffer for each step in flight, and this step has
+        # already used its own; another copy would make the next step overwrite a buffer in use.
         slots = input_batch.idx_mapping.index_select(0, own.rows).long()
         state.gpu = state.gpu.index_copy(0, slots, own.values)
         return before

@@ -1,9 +1,8 @@
 """The slots of guided requests, and where their rows are in the batch of a step.
 
-A group gets a slot when its primary is taken up and keeps it until it ends, also while preempted.
-Every stage keeps what it knows of a group by slot, written once. What changes from step to step is
-only in which rows of the batch the requests are: `Slots.locate` finds them with one look-up per row
-and array operations.
+A group gets a slot when its primary is added and keeps it until it ends, even while preempted.
+Every stage keeps its state of a group by slot, written once. From step to step only the requests'
+rows in the batch change: `Slots.locate` finds them with one look-up per row and array operations.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from divserve_kernels import ABSENT
 __all__ = ["MEMBERS", "SLOTS", "Groups", "Located", "Slots", "grown"]
 
 SLOTS = 64
-"""Slots at first; everything that is kept by slot is doubled when they are used up."""
+"""Initial number of slots; everything kept by slot is doubled when they are used up."""
 MEMBERS = 3
-"""Most rows of a group: the primary, the guide of its contrast, the guide of its temperature."""
+"""Most rows of a group: the primary, its contrast's guide and its temperature's guide."""
 WIDTH = MEMBERS + MAX_CANDIDATES
-"""Requests of a slot: the members of its group, then its probes by their candidates' index."""
+"""Most requests of a slot: the group's members, then its probes by the index of the candidate."""
 
 
 def grown(table: np.ndarray, slot: int) -> np.ndarray:
-    """``table``, doubled along its first axis until it has this slot; new entries are 0."""
+    """``table``, doubled along its first axis until it includes ``slot``; new entries are 0."""
     size = len(table)
     while slot >= size:
         size *= 2
@@ -42,7 +41,7 @@ def grown(table: np.ndarray, slot: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Groups all of whose members sample in a step."""
+    """Groups whose members all sample in a step."""
 
     slots: np.ndarray
     """``[G] int64``."""
@@ -55,12 +54,12 @@ class Groups:
         return len(self.slots)
 
     def select(self, which: np.ndarray) -> Groups:
-        """Those of a mask ``[G] bool`` or of indices ``[N] int64``."""
+        """The groups of a mask ``[G] bool`` or of indices ``[N] int64``."""
         return Groups(self.slots[which], self.names[which], self.rows[which])
 
     @classmethod
     def joined(cls, first: Groups, second: Groups) -> Groups:
-        """These, then those."""
+        """The groups of ``first``, then those of ``second``."""
         if not len(second):
             return first
         return cls(
@@ -83,32 +82,32 @@ class Located:
 
 @dataclass(slots=True)
 class Slots:
-    """Which group has which slot."""
+    """The slot of each group."""
 
     _slots: dict[str, int] = field(default_factory=dict)
-    """By the primary's request id."""
+    """Slots by the primary's request id."""
     _places: dict[str, int] = field(default_factory=dict)
-    """Of every request of a slot, by its id: slot · `WIDTH` + column."""
+    """For every request of a slot, by its id: slot · `WIDTH` + column."""
     _requests: dict[int, set[str]] = field(default_factory=dict)
-    """All that were ever in `_places` for its group, by slot."""
+    """By slot, all request ids that were ever in `_places` for its group."""
     _names: np.ndarray = field(default_factory=lambda: np.full(SLOTS, None, object))
     """``[capacity] object``: primary ids by slot."""
     _sizes: np.ndarray = field(default_factory=lambda: np.zeros(SLOTS, np.int64))
-    """``[capacity] int64``: members by slot; 0: it is free."""
+    """``[capacity] int64``: number of members by slot; 0: the slot is free."""
     _free: list[int] = field(default_factory=list)
     """A heap: low slots are used first."""
     _probes: set[str] = field(default_factory=set)
-    """Ids of those that have not ended."""
+    """Ids of probes that have not ended."""
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def find(self, primary: str) -> int | None:
-        """The slot of a primary, if it has one."""
+        """The slot of a primary; None if it has none."""
         return self._slots.get(primary)
 
     def take(self, primary: str, guides: Sequence[str]) -> int:
-        """Gives a group a slot; the one it has if it comes back after a preemption.
+        """Gives a group a slot; a group that resumes after a preemption keeps its own.
 
         Raises:
             ValueError: it has too many guides.
@@ -117,7 +116,7 @@ class Slots:
             raise ValueError(f"{len(guides)} guides, not at most {MEMBERS - 1}")
         slot = self._slots.get(primary)
         if slot is None:
-            # Every slot is free, held, or beyond the ones used so far.
+            # Without free slots, those in use are exactly the first ones.
             slot = heapq.heappop(self._free) if self._free else len(self._slots)
             self._names, self._sizes = grown(self._names, slot), grown(self._sizes, slot)
             self._slots[primary], self._names[slot] = slot, primary
@@ -127,10 +126,10 @@ class Slots:
         return slot
 
     def add_probe(self, name: str, primary: str, index: int) -> int:
-        """Adds a probe of a candidate to its primary's slot, which is returned.
+        """Adds a probe of a candidate to its primary's slot; returns the slot.
 
         Raises:
-            KeyError: the primary has none.
+            KeyError: the primary has no slot.
         """
         slot = self._slots[primary]
         self._place(name, slot, MEMBERS + index)
@@ -138,13 +137,13 @@ class Slots:
         return slot
 
     def release(self, request_id: str) -> int | None:
-        """A request has ended; the slot that is free by that, if it was a primary."""
+        """A request has ended; returns the slot that this frees, or None if it was no primary."""
         if request_id in self._probes:
             self._probes.discard(request_id)
             self._places.pop(request_id, None)
         slot = self._slots.pop(request_id, None)
         if slot is not None:
-            # With the probes that are still there: the slot's next group must not get their rows.
+            # Also drops remaining probes: the slot's next group must not get their rows.
             for name in self._requests.pop(slot):
                 self._places.pop(name, None)
             self._names[slot], self._sizes[slot] = None, 0
@@ -156,8 +155,8 @@ class Slots:
 
         Args:
             req_ids: request id of each row.
-            samples: ``[R] bool``: which rows take a token in this step. A group of which a row does
-                not is left out.
+            samples: ``[R] bool``: which rows take a token in this step. A group with a row that
+                does not is left out.
         """
         count, capacity = len(req_ids), len(self._sizes)
         unknown = capacity * WIDTH

@@ -1,4 +1,4 @@
-"""What the host tells the device of a new layout of the batch, in one copy."""
+"""Sends the arrays of a new layout of the batch to the device in one copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 __all__ = ["Staging"]
 
 CHUNK = 1 << 14
-"""Bytes of a copy; what does not fit goes into another one."""
+"""Bytes per copy; what does not fit goes into another one."""
 ALIGNMENT = 8
 DTYPES = {
     np.dtype(np.int64): torch.int64,
@@ -22,7 +22,7 @@ DTYPES = {
 class Staging:
     """A pinned buffer for arrays of one or two axes, and the tensors that get their values.
 
-    It is used for one layout: the device may still read the buffers of the one before.
+    Each is used for one layout only: the device may still read the buffers of the layout before.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class Staging:
         self._views: dict[np.dtype, tuple[np.ndarray, Tensor]] = {}
 
     def put(self, values: np.ndarray) -> Tensor:
-        """A tensor on the device of these values, shape and dtype, valid after `send`."""
+        """A device tensor with these values, shape and dtype, valid after `send`."""
         used = -(-values.nbytes // ALIGNMENT) * ALIGNMENT
         if self._used + used > len(self._host):
             self.send()

@@ -1,4 +1,4 @@
-"""A temperature method with a guide of its own: the second programs."""
+"""Second programs, for a temperature method that has its own guide."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class OwnTemperature:
     def __init__(self, programs: GroupPrograms) -> None:
         self._programs = programs
         self._guides = np.zeros(SLOTS, np.int64)
-        """``[capacity] int64``: column of its guide in `Groups.rows` by slot; 0: no program."""
+        """``[capacity] int64`` by slot: column of its guide in `Groups.rows`; 0: no program."""
         self._streams: Streams | None = None
         self.places: tuple[int, ...] = ()
-        """Which groups of the layout have one."""
+        """Indices of the layout's groups that have one."""
 
     def add(self, slot: int, order: GroupOrder) -> None:
         """Writes the state of a slot.
@@ -42,7 +42,7 @@ class OwnTemperature:
             self._guides[slot] = len(order.guides)
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where all groups of the step are."""
+        """Notes the rows of all groups of the step."""
         self._streams, self.places = None, ()
         places = np.flatnonzero(self._guides[groups.slots])
         if len(places):
@@ -53,7 +53,7 @@ class OwnTemperature:
             self._streams = self._programs.streams(2 * slots + 1, rows[:, 0], guides, none, staging)
 
     def measure(self, logits: Tensor, guided: Tensor) -> list[Tensor]:
-        """Statistics ``[N, len(STATISTICS)] float32`` of `places`, if any, by the raw logits."""
+        """Statistics ``[N, len(STATISTICS)] float32`` of `places`, if any, of the raw logits."""
         if self._streams is None:
             return []
         return [guide(logits, self._streams, out=guided)]

@@ -1,4 +1,4 @@
-"""NaN in a third stream: no statistic is of one, so what it made is looked at instead."""
+"""Detects NaN in a third stream: no statistic covers one, so the guided logits are checked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ThirdStreamCheck:
 
     def __init__(self) -> None:
         self._present = np.zeros(SLOTS, np.bool_)
-        """``[capacity] bool``: by slot."""
+        """``[capacity] bool`` by slot: whether the group has a third stream."""
         self._places_rows: Tensor | None = None
-        """``[2, N] int64``: places of those of the layout among its groups, and their rows."""
+        """``[2, N] int64``: indices of such groups in the layout, and their rows."""
 
     def add(self, slot: int, order: GroupOrder) -> None:
         """Writes the state of a slot."""
@@ -27,14 +27,14 @@ class ThirdStreamCheck:
         self._present[slot] = order.grounded or order.amateurs > 1
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where all groups of the step are."""
+        """Notes the rows of all groups of the step."""
         self._places_rows = None
         places = np.flatnonzero(self._present[groups.slots])
         if len(places):
             self._places_rows = staging.put(np.stack((places, groups.rows[places, 0])))
 
     def apply(self, guided: Tensor, statistics: Tensor) -> None:
-        """Makes a statistic NaN where the guided logits are, in place.
+        """Sets a statistic to NaN where the guided logits contain NaN, in place.
 
         Args:
             guided: ``[R, V] float32``.

@@ -1,4 +1,4 @@
-"""Token ids that a request must not sample, because the engine that goes on with it lacks them."""
+"""Token ids that a request must not sample because the engine that continues it lacks them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class VocabularyCap:
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
         self._caps = np.full(SLOTS, vocab)
-        """``[capacity] int64``: no token from here on, by slot."""
+        """``[capacity] int64`` by slot: first token id that must not be sampled."""
         self._capped: list[tuple[Tensor, int]] = []
-        """Rows ``[N] int64`` of the layout, by their cap."""
+        """Rows ``[N] int64`` of the layout, with the cap that they share."""
 
     def add(self, slot: int, order: GroupOrder) -> None:
         """Writes the state of a slot."""
@@ -34,7 +34,7 @@ class VocabularyCap:
         self._caps[slot] = self._vocab if order.vocab is None else min(order.vocab, self._vocab)
 
     def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Takes in where all groups of the step are."""
+        """Notes the rows of all groups of the step."""
         self._capped = []
         caps, rows = self._caps[groups.slots], groups.rows[:, 0]
         if (caps < self._vocab).any():
@@ -42,6 +42,6 @@ class VocabularyCap:
                 self._capped.append((staging.put(rows[caps == cap]), cap))
 
     def apply(self, guided: Tensor) -> None:
-        """Rules the tokens out, in place."""
+        """Masks the tokens, in place."""
         for rows, cap in self._capped:
             guided[:, cap:].index_fill_(0, rows, -math.inf)

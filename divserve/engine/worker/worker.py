@@ -26,13 +26,13 @@ class GuidedCPUWorker(CPUWorker):
 
     def init_device(self) -> None:
         """Checks the kernels, builds vLLM's runner, then hooks into it."""
-        # Before vLLM binds this thread to one core, for the kernels' threads inherit its cores.
+        # Before vLLM binds this thread to one core, because the kernels' threads inherit its cores.
         _check_kernels(torch.device("cpu"), self.model_config.get_vocab_size())
         super().init_device()
         _install(self)
 
     def load_model(self, **kwargs: Any) -> None:
-        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
         _check_store(self)
 
@@ -47,7 +47,7 @@ class GuidedGPUWorker(Worker):
         _check_kernels(self.device, self.model_config.get_vocab_size())
 
     def load_model(self, **kwargs: Any) -> None:
-        """Loads what is to be loaded, then has the store of hidden states prove itself."""
+        """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
         _check_store(self)
 
@@ -58,7 +58,7 @@ def _install(worker: Any) -> None:
 
 
 def _check_kernels(device: torch.device, vocab: int) -> None:
-    """Compiles the kernels before the first request needs them, and has them prove themselves."""
+    """Compiles the kernels before the first request needs them, and checks their results."""
     found = check(device, vocab)
     if not found.passed:
         raise StartupError(
@@ -74,7 +74,7 @@ def _check_kernels(device: torch.device, vocab: int) -> None:
 
 
 def _check_store(worker: Any) -> None:
-    """Says what the hidden states cost, once they are known to stand for distributions."""
+    """Checks that hidden states reproduce the distributions, then logs their memory cost."""
     model = worker.get_model()
     store = store_of(model)
     if store is None:
