@@ -1,4 +1,4 @@
-"""Look-back: which earlier steps a step is compared with, and what travels to the engine."""
+"""Look-back: which earlier steps a step is compared with, and what is sent to the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFERENCES = st.sampled_from(get_args(Reference))
 
 
 def compared(look: Look, prompt: int, known: int) -> list[int]:
-    """The same in words: a step belongs to the part that the token it predicted belongs to."""
+    """The same rule in plain code: a step belongs to the part of the token that it predicted."""
     earlier = range(known - 1)
     of_prompt = [i for i in earlier if i + 1 < prompt] or list(earlier[:1])
     of_answer = [i for i in earlier if i + 1 >= prompt]
