@@ -47,8 +47,7 @@ def test_a_request_that_nobody_counts() -> None:
 
 @pytest.mark.parametrize(("others", "rows", "fits"), [(2, 9, True), (3, 1, True), (3, 2, False)])
 def test_rows_beyond_a_full_queue(others: int, rows: int, fits: bool) -> None:
-    """The first request beyond the bound is admitted whole, and so is one that needs only one
-    row."""
+    """The first request beyond the bound is admitted whole, and so is one of a single row."""
     traffic = Traffic(3)
     ticket = traffic.enter("a", 1)
     traffic.enter("b", others)

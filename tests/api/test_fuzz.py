@@ -157,8 +157,8 @@ def test_not_http(url: str, sent: bytes) -> None:
 
 
 def test_clients_that_send_half_and_close_their_half(tmp_path: Path) -> None:
-    """Half the headers or half the body: there is no answer, and no row of the queue stays
-    taken."""
+    """Half the headers or half the body: there is no answer, and no row of the queue stays in
+    use."""
     whole = post("/v1/completions", GOOD + b"}")
     with served(tmp_path / "log.txt", max_queue=0) as (url, _):
         for _ in range(2 * MAX_ROWS):

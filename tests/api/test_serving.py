@@ -63,8 +63,7 @@ def test_a_guide_of_token_ids_is_that_of_every_prompt(http: TestClient, engine: 
 
 
 def test_a_content_that_can_be_read_but_once(http: TestClient, engine: FakeClient) -> None:
-    """Validation turns the content of such a message into an iterator; two prompts are made from
-    it."""
+    """Validation turns such a message's content into an iterator; two prompts are made from it."""
     part = {"type": "text", "text": DOCUMENT + QUESTION}
     messages = [{"role": "assistant", "content": [part], "audio": {"id": "1"}}]
     assert ask(http, CHAT, {"without": DOCUMENT}, messages=messages).status_code == 200

@@ -210,8 +210,8 @@ def test_a_guide_excludes_a_noise() -> None:
     ],
 )
 def test_weights_of_models(fields: dict[str, Any], weights: tuple[float, ...]) -> None:
-    """The kernel's reading of the program: weights of the served model, the amateur and the tuned
-    one."""
+    """The program as the kernel reads it: weights of the served, the amateur and the tuned
+    model."""
     row = parse(**fields).program(1.0)
     a, b = row.primary_weight + row.alpha, row.guide_weight - row.alpha
     assert (a, b, row.third_weight) == pytest.approx(weights)

@@ -49,8 +49,7 @@ def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
 
 
 def test_models_and_a_temperature_with_a_guide() -> None:
-    """The amateur's logits are the second stream of the first program, the guide that of the
-    second."""
+    """The first program's second stream is the amateur's logits, the second's is the guide."""
     spec = stack({"method": "contrastive"}, KL).spec(1.0, [None, [4, 5]])
     assert spec.amateurs == ("amateur",)
     assert spec.guides == [[4, 5]]

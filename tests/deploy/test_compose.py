@@ -1,5 +1,4 @@
-"""The Compose files: the schema of the specification, and what the services expect of each
-other."""
+"""The Compose files: the specification's schema, and what the services expect of each other."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def test_overrides_name_services_that_there_are(services: Any) -> None:
 
 
 def merged(folder: Path, *files: str, **variables: str) -> Any:
-    """The services that podman-compose makes from these files; it only asks Podman for its
+    """The services that podman-compose makes of these files; it asks Podman only for its
     version."""
     compose = program("podman-compose", SETUP)
     podman = folder / "podman"

@@ -60,7 +60,7 @@ def unknown_to_grafana(dashboard: Any) -> list[str]:
 
 
 def test_grafana_s_library_knows_every_field() -> None:
-    # An annotation may have the fields of its data source; only this one uses Prometheus.
+    # An annotation may have fields that its data source reads; Prometheus reads only this one.
     assert unknown_to_grafana(DASHBOARD) == ["/annotations/list/0/titleFormat"]
 
 

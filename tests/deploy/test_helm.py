@@ -1,5 +1,4 @@
-"""The Helm chart: the schema of its values, and their effects; test_kubernetes checks the
-output."""
+"""The Helm chart: its values' schema and effects; test_kubernetes checks the rendered objects."""
 
 from __future__ import annotations
 

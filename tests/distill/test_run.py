@@ -44,8 +44,7 @@ def held_out_of(settings: Settings) -> Sequences:
 
 
 def independent(teacher: Path, student: Path, held_out: Sequences) -> dict[str, float]:
-    """The figures computed from the folders alone: plain forward passes, float64, token by
-    token."""
+    """The figures from the folders alone: plain forward passes, float64, token by token."""
     from transformers import AutoModelForCausalLM
 
     big, small = (
@@ -135,8 +134,7 @@ def test_a_stopped_run_goes_on_exactly(
 
 
 def test_where_the_looks_stop_a_run(short: Short, display: Display, tmp_path: Path) -> None:
-    """Guards the test above: it stops before training, in both kinds of sampling, and after
-    them."""
+    """Guards the test above: runs stop before training, in both kinds of sampling, and after."""
     found = []
     for looks in LOOKS:
         settings = short(out=tmp_path / str(looks))
