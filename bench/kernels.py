@@ -1,14 +1,14 @@
-"""What one guidance call costs: the device's back end beside torch, torch.compile and a plain copy.
+"""What one guidance call costs: the device's back end, torch, torch.compile and a plain copy.
 
-For each number of rows B and vocabulary V, in the same run and in turn:
+For each number of rows B and vocabulary V, alternating in the same run:
 
     fused      the back end that serves this device (`divserve_kernels.backends`)
     torch      the torch back end: the same operation in eager whole-tensor operations
     compiled   torch.compile of the formula (statistics and AdaCAD; needs a C++ compiler on CPU)
-    copy       a copy that reads and writes as many bytes as the call has to: each pair reads two
+    copy       a copy that reads and writes as many bytes as the call must: each pair reads two
                rows and writes one
 
-Every row is AdaCAD, whose weight depends on a statistic: no cheaper order of passes is possible.
+Every row is AdaCAD, whose weight depends on a statistic, so no cheaper order of passes exists.
 
     python -m bench.kernels                       # the table of this machine, of its GPU if any
     python -m bench.kernels --rows 8 --vocab 49152 --no-save
@@ -39,11 +39,11 @@ from divserve_kernels.backends import choose
 ROWS = [1, 8, 32, 64, 128, 256]
 VOCABULARIES = [32_000, 49_152, 128_256, 151_936]
 GRAPH_CALLS = 20
-"""Calls in one CUDA graph: what the host does between launches does not count."""
+"""Calls in one CUDA graph, so that host time between launches is not measured."""
 
 
 def formula(logits: Tensor, primary: Tensor, second: Tensor) -> Tensor:
-    """Statistics and AdaCAD as one would write them, for torch.compile.
+    """Statistics and AdaCAD written plainly, for torch.compile.
 
     Args:
         logits: ``[R, V] float32``; the primary rows are overwritten.
@@ -61,7 +61,7 @@ def formula(logits: Tensor, primary: Tensor, second: Tensor) -> Tensor:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call; on a GPU its share of a replayed graph, or of a queue of calls."""
+    """Wall time of one call; on a GPU, its share of a replayed graph or of a queue of calls."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -75,7 +75,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def prepared(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The call itself on a CPU; on a GPU a graph of `GRAPH_CALLS` of it."""
+    """The call itself on a CPU; on a GPU, a graph of `GRAPH_CALLS` calls."""
     for _ in range(3):
         call()
     if device.type != "cuda":
@@ -91,7 +91,7 @@ def prepared(call: Callable[[], object], device: torch.device) -> Callable[[], o
 def sides(
     count: int, vocab: int, device: torch.device, compiled: Callable[..., Tensor] | None
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The calls that are timed, by name."""
     logits = torch.randn(2 * count, vocab, device=device) * 3
     out = torch.empty_like(logits)
     programs = Programs(1, device)

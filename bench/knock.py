@@ -1,10 +1,10 @@
-"""Knocks at a busy server, one request after the other on one connection, and times the answers.
+"""Sends a busy server one request after another on one connection, and times the answers.
 
     python -m bench.knock URL MODEL FILE
 
-A process of its own, so that a client that floods the server does not delay its clock. Runs until
-it is terminated; each line of the file is a status and its milliseconds. What is let in leaves at
-once, or it would wait in the queue instead of knocking.
+It is a separate process, so that a client that floods the server does not delay its clock. It runs
+until it is terminated; each line of the file is a status and its milliseconds. A request that is
+admitted hangs up at once; otherwise it would wait in the queue instead of probing it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def read(file: Path) -> dict[int, list[float]]:
 
 
 def knock(url: str, model: str, file: Path) -> None:
-    """Knocks for ever."""
+    """Sends requests forever."""
     address = urlsplit(url)
     assert address.hostname
     door = http.client.HTTPConnection(address.hostname, address.port, timeout=TIMEOUT_S)
     messages = [{"role": "user", "content": "?"}]
-    # Streams say 200 before they have a token.
+    # Streams answer 200 before they have a token.
     body = {"model": model, "messages": messages, "max_tokens": 1, "stream": True}
     data = json.dumps(body).encode()
     headers = {

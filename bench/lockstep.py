@@ -1,6 +1,6 @@
-"""What lock-step costs: guided requests against plain rows, and divserve unused against stock vLLM.
+"""What lock-step costs: guided requests against plain rows, and plain divserve against stock vLLM.
 
-Two engines live in one process, stock vLLM and divserve; each round runs, in turn,
+Two engines run in one process, stock vLLM and divserve; each round runs, in turn,
 
     stock   2N plain rows on stock vLLM
     plain   2N plain rows on divserve
@@ -50,13 +50,13 @@ class Setting:
     pairs: int
     tokens: int
     rounds: int
-    """Tiny models take many short ones: the machine's own speed drifts within seconds."""
+    """Many short rounds for tiny models, as the machine's own speed drifts within seconds."""
 
 
 def settings(
     names: list[str], folder: Path, pairs: int | None, tokens: int, rounds: int
 ) -> list[Setting]:
-    """Makes the models that are asked for; the tiny ones show what is not the model's own time."""
+    """Makes the requested models; the tiny ones show the time that is not spent in the model."""
     makers: dict[str, tuple[Callable[[], Path], int, int, int]] = {
         "smollm2": (lambda: models.SMOLLM2, 49152, 8, 1),
         "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32, 6),

@@ -1,9 +1,10 @@
 """What look-back decoding costs: in steps without and with an alarm, in memory, per comparison.
 
-Figures are ratios and differences of sides that ran in turn in one round. In ``itl`` these are
-plain greedy rows on an engine without the store of hidden states (*bare*), the same on one with it
-(*plain*), and rows that look back and find nothing near. The product with the head that look-back
-may cost (GEMM) is timed inside of the plain steps, with the caches as they are there.
+Figures are ratios and differences of sides that ran in turn in one round. In ``itl`` the sides are
+plain greedy rows on an engine without the store of hidden states (*bare*), the same rows on an
+engine with it (*plain*), and rows that look back and find nothing near. The product with the head,
+which the target allows for (GEMM), is timed inside the plain steps, with the caches as they are
+there.
 
     python -m bench.look_back                         # all parts, about 15 minutes on two cores
     python -m bench.look_back --only itl --rounds 9   # itl, alarm, memory or distributions
@@ -41,25 +42,25 @@ OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": 1024,
 }
 LENGTHS = {32: 161, 128: 161, 1024: 1121, 0: 2017}
-"""Tokens of a prompt by window (0: all of them). One more than whole blocks: all else comes from
-the prefix cache from the second round on."""
+"""Tokens of a prompt by window (0: all of them). One more than whole blocks: from the second round
+on, the rest comes from the prefix cache."""
 BATCHES = (1, 8)
 CANDIDATES = (5, 8, 10)
 WARM = 4
-"""Tokens that every request has before its steps count: no prefill, no old positions to fill in."""
+"""Tokens that every request has before its steps count: prefill and old positions are done."""
 EVICT = 1 << 26
-"""Numbers that are rewritten between calls without an engine, as a forward would."""
+"""Numbers that are overwritten between calls without an engine, as a forward would do."""
 TARGETS = {"(look_back − bare − GEMM) / bare, %": 2.0}
 
 Figures = dict[str, list[float]]
-"""Values of all rounds by metric."""
+"""Values of all rounds, by metric."""
 Request = tuple[list[int], dict[str, Any] | None]
 Run = tuple[list[float], float, float]
-"""Seconds of each step, and seconds a token of the first request and of the last."""
+"""Seconds of each step, and seconds per token of the first and of the last request."""
 
 
 def decode(engine: Engine, requests: Sequence[Request], tokens: int) -> Run:
-    """Steps until the first of the requests, all decoding, has so many tokens more."""
+    """Runs steps until the first of the requests, all decoding, has `tokens` more tokens."""
     from vllm import SamplingParams
 
     have = dict.fromkeys(map(str, range(len(requests))), 0)
@@ -83,12 +84,12 @@ def decode(engine: Engine, requests: Sequence[Request], tokens: int) -> Run:
 
 
 def rotated(names: Sequence[str], number: int) -> Sequence[str]:
-    """All names, another one first in every round."""
+    """All names, with another one first in every round."""
     return [names[(number + i) % len(names)] for i in range(len(names))]
 
 
 def timed(owner: Any, name: str) -> list[float]:
-    """Milliseconds of each call of a method of ``owner``."""
+    """Milliseconds of each call to a method of ``owner``."""
     took, method = list[float](), getattr(owner, name)
 
     def timing(*args: Any) -> Any:
@@ -145,7 +146,7 @@ def itl(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, Fig
 
 
 def alarm(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, Figures]]:
-    """Steps that all alarm, alone and beside seven plain rows."""
+    """Steps that are all alarms, alone and beside seven plain rows."""
     engine, _, prompts = opened()
     sides: dict[str, Any] = {"plain": None}
     sides |= {f"k={k}": order("look_back", None, threshold=1000, k=k) for k in CANDIDATES}
@@ -173,7 +174,7 @@ def alarm(rounds: int, tokens: int, progress: Progress) -> Iterator[tuple[str, F
 
 
 def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
-    """Bytes of a token, as vLLM has laid them out."""
+    """Bytes per token, as vLLM lays them out."""
     from divserve.engine.models.hidden_store import LAYER
 
     engine, runner, _prompts = opened()
@@ -185,7 +186,7 @@ def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
         "hidden state and lse, bytes a token": kept,
         "keys and values, bytes a token": keys,
         "store / keys and values": kept / keys,
-        # One allocation, named by each kind of layer.
+        # One allocation, named for each kind of layer.
         "allocated, bytes a token": max(t.size for t in config.kv_cache_tensors) / slots,
         "float16 log-probs / store": 2 * VOCAB / kept,
     }
@@ -194,7 +195,7 @@ def memory(*_: Any) -> Iterator[tuple[str, Figures]]:
 
 
 def sides(rows: int, window: int) -> dict[str, Callable[[], Tensor]]:
-    """The smallest KL ``[rows]`` of a step, from its logits, by what is kept of the window."""
+    """Functions that return a step's smallest KLs ``[rows]``, by what is kept of the window."""
     weight, pages = torch.randn(VOCAB, HIDDEN) * 0.13, -(-window // BLOCK)
     states = torch.randn(rows * pages, BLOCK, HIDDEN)
     tables = torch.arange(rows * pages, dtype=torch.int32).view(rows, pages)
@@ -271,7 +272,7 @@ def main(
 
 
 def _add(figures: Figures, found: dict[str, float], number: int) -> None:
-    """Keeps what a round found; the first one warms up."""
+    """Keeps the values of a round; the first round is a warm-up."""
     for name, value in found.items() if number else ():
         figures.setdefault(name, []).append(value)
 

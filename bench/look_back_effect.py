@@ -1,10 +1,10 @@
-"""What look-back decoding does to text: repetition and coherence against other ways of decoding.
+"""How look-back decoding affects text: repetition and coherence against other ways of decoding.
 
-SmolLM2 continues 64 openings (32 of Jane Austen, whose own continuation is the human reference, and
-32 expository ones) through /v1/completions of a server that this starts, or of one that runs.
-Locally typical sampling, which vLLM has not, comes from transformers, in float32. Every text is
+SmolLM2 continues 64 openings (32 by Jane Austen, whose own continuation is the human reference, and
+32 expository ones) through /v1/completions of a server that this starts, or of a running one.
+Locally typical sampling, which vLLM lacks, comes from transformers, in float32. Every text is
 tokenised anew by the model's tokenizer before anything is counted. All texts and figures go to
-bench/out/look_back_effect-*.json, and what was there of other sides stays.
+bench/out/look_back_effect-*.json, where those of other sides are kept.
 
     python -m bench.look_back_effect --embedding FOLDER --record     # docs/look_back_effect.md
     python -m bench.look_back_effect --only greedy --only nucleus    # some sides
@@ -52,13 +52,13 @@ DIGITS = {"rep-2": 2, "rep-3": 2, "rep-4": 2, "diversity": 3, "coherence": 3, "t
 Text = dict[str, Any]
 """An opening, or one continuation: its ``text``, and in the end its figures."""
 Step = Callable[[int], None]
-"""Called with the number of texts that have come."""
+"""Called with the number of texts that are done."""
 Side = tuple[str, list[Text], float]
 """Name, texts, and the seconds they took."""
 
 
 def sides(look_back: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What is asked of the server (or, for typical sampling, not), by the name of the side."""
+    """The parameters of each side by its name; typical sampling does not use the server."""
     found: dict[str, dict[str, Any]] = {
         "greedy": {"temperature": 0},
         "nucleus 0.95": {"temperature": 1, "top_p": 0.95},
@@ -75,7 +75,7 @@ def sides(look_back: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def post(url: str, route: str, body: dict[str, Any] | None = None) -> Any:
-    """A JSON answer; without a body, of a GET."""
+    """The JSON answer to a POST, or to a GET if there is no body."""
     request = urllib.request.Request(
         f"{url}/v1/{route}",
         None if body is None else json.dumps(body).encode(),
@@ -91,7 +91,7 @@ def post(url: str, route: str, body: dict[str, Any] | None = None) -> Any:
 def served(
     openings: list[Text], url: str, side: dict[str, Any], tokens: int, step: Step
 ) -> list[Text]:
-    """Continuations by the server, `CONCURRENCY` at once; each opening has its own seed."""
+    """Continuations from the server, `CONCURRENCY` at once; each opening has its own seed."""
     model = post(url, "models")["data"][0]["id"]
 
     def one(numbered: tuple[int, Text]) -> Text:
@@ -128,7 +128,7 @@ def typical(openings: list[Text], mass: float, tokens: int, step: Step) -> list[
 def generate(
     asked: dict[str, dict[str, Any]], openings: list[Text], tokens: int, url: str, report: Progress
 ) -> Iterator[Side]:
-    """The texts of each side asked for."""
+    """The texts of each requested side."""
 
     def timed(name: str, make: Callable[..., list[Text]], *how: Any) -> Side:
         task = report.add_task(name, total=len(openings))
@@ -150,7 +150,7 @@ def generate(
 
 
 def human(openings: list[Text], tokenizer: Any, tokens: int) -> list[Text]:
-    """How the novels go on, cut at as many tokens as a model may write."""
+    """How the novels continue, cut to as many tokens as a model may write."""
     ids = [tokenizer.encode(" " + opening["continuation"])[:tokens] for opening in openings]
     return [{"text": tokenizer.decode(some)} for some in ids]
 

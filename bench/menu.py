@@ -1,10 +1,10 @@
 """What each method costs: its row tokens per second ÷ those of plain requests at equal rows.
 
-A request with a guide holds two rows of the batch, one with two guides three, and one with a method
-that has no second stream a single one; every side fills the same rows, and each row advances by a
-token in a step. A round runs all methods and the plain requests in turn on one engine; ratios are
+A request with one guide holds two rows of the batch, with two guides three, and with a method that
+has no second stream one; every side fills the same number of rows, and each row advances by one
+token per step. A round runs all methods and the plain requests in turn on one engine; ratios are
 taken within a round, and the median and the range over rounds are reported. The prefill of a
-grounding text is counted (a third of a prompt here).
+grounding text is counted (here a third of a prompt).
 
     python -m bench.menu                      # SmolLM2, about 5 minutes
     python -m bench.menu --model tiny-512
@@ -33,7 +33,7 @@ from divserve.decoding import METHODS
 from tests.support.engine import Engine, random_prompt, stacked
 
 ROWS = 12
-"""Divides by one, two and three rows per request."""
+"""Divisible by one, two and three rows per request."""
 PLAIN = "plain"
 ALONE = [name for name, method in METHODS.items() if not method.amateurs + method.engines]
 """Methods of one model; `bench.two_models` has the others."""

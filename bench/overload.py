@@ -1,11 +1,10 @@
-"""What becomes of good answers when ten times as many requests come as a server can answer.
+"""What happens to goodput when ten times as many requests arrive as a server can answer.
 
-For each queue bound a fresh server is asked at rising rates (open loop, Poisson, the load test's
-mix of plain and guided chats). Goodput is answers a second within the load test's limits of TTFT
-and TPOT. The best rate is asked once more, because the best of several is lucky, and then ten
-times it. Refused clients do not come again. Meanwhile another process knocks at the door
-(`bench.knock`), for what a refusal takes. Clients and server share the machine; the clients are
-niced.
+For each queue bound, a fresh server gets requests at rising rates (open loop, Poisson, the load
+test's mix of plain and guided chats). Goodput is answers per second within the load test's limits
+of TTFT and TPOT. The best rate is run once more, because the best of several runs is a lucky one,
+and then ten times that rate. Rejected clients do not retry. Meanwhile another process
+(`bench.knock`) times rejections. Clients and server share the machine; the clients are niced.
 
     python -m bench.overload --record         # SmolLM2, two bounds, about 25 minutes
     python -m bench.overload --model tiny --queue 4 --seconds 5
@@ -41,21 +40,21 @@ from tests.support.server import API_KEY as KEY
 from tests.support.server import serving
 
 SHARES = (0.5, 0.7, 0.85, 1.0, 1.2, 2.0)
-"""Rates that are tried, as shares of what users without pauses get answered."""
+"""Rates that are tried, as shares of the answers per second that users without pauses get."""
 FLOOD = 10
 LONG = 3
-"""The two runs whose goodput is compared are as many times as long as the others."""
+"""The two runs whose goodput is compared are this many times as long as the others."""
 NICE = 5
 READ_EVERY_S = 2.0
 USERS = 8
-"""Processes of arrivals; each is random, and so is their sum."""
+"""Arrival processes; each is a Poisson process, and so is their sum."""
 
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One rate of requests, and what became of them."""
+    """One rate of requests, and its results."""
 
     name: str
     rate: float
@@ -64,17 +63,17 @@ class Point:
 
     @property
     def came(self) -> float:
-        """Requests a second that were sent indeed: a starved client falls behind its rate."""
+        """Requests per second that were actually sent: a starved client falls behind its rate."""
         return self.run.summaries()[0].asked / self.run.seconds
 
     @property
     def good(self) -> float:
-        """Answers a second within the limits."""
+        """Answers per second within the limits."""
         return self.run.summaries()[0].good_per_s
 
     @property
     def rows(self) -> float:
-        """Most rows that the engine had, running and waiting."""
+        """The largest number of rows that the engine had, running and waiting."""
         return max((one.running or 0) + (one.waiting or 0) for one in self.run.readings)
 
 
@@ -84,7 +83,7 @@ class Server:
     Args:
         url: its address.
         out: folder of this server's runs.
-        seconds: length of each.
+        seconds: length of each run.
     """
 
     def __init__(self, url: str, out: Path, seconds: float) -> None:
@@ -96,7 +95,7 @@ class Server:
     def _arguments(
         self, name: str, rate: float, users: int = USERS, rounds: int = 1
     ) -> argparse.Namespace:
-        # The same seed would ask the same again, and the prefix cache would know it.
+        # The same seed would repeat the same prompts, which the prefix cache would hold.
         knobs = {"rate": rate, "users": users, "think": 0, "seed": next(self._seeds)}
         argv = [f"--{key}={value}" for key, value in knobs.items()]
         return parser().parse_args(
@@ -104,13 +103,13 @@ class Server:
         )
 
     def capacity(self, users: int) -> float:
-        """Answers a second to users without pauses."""
+        """Answers per second to users without pauses."""
         given = self._arguments("capacity", 0, users)
         swarm(self.url, given, console, nice=NICE)
         return capacity(report.read(given.out))
 
     def ask(self, name: str, rate: float, rounds: int = 1) -> Point:
-        """Asks at a rate, for so many times the usual length."""
+        """Sends requests at a rate, for `rounds` times the usual length."""
         console.print(f"→ {self.out.name}, {name}: {rate:.2f} requests/s")
         given = self._arguments(name, rate, rounds=rounds)
         given.out.mkdir(parents=True)
@@ -129,7 +128,7 @@ class Server:
 
 
 def measure(server: Server, capacity: float) -> list[Point]:
-    """Every rate, the best of them again, and the flood."""
+    """Runs every rate, the best of them again, and the flood."""
     points = [server.ask(f"{share:g} of capacity", share * capacity) for share in SHARES]
     best = max(points, key=lambda point: point.good)
     points.append(server.ask("peak", best.rate, LONG))
@@ -138,7 +137,7 @@ def measure(server: Server, capacity: float) -> list[Point]:
 
 
 def figures(case: str, bound: int, points: list[Point]) -> list[dict[str, str]]:
-    """Lines of bench/results.csv."""
+    """The figures as lines of bench/results.csv."""
     *_, peak, flood = points
     found = []
 

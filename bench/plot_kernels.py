@@ -26,10 +26,10 @@ COLOURS = {
 
 
 def series() -> tuple[str, dict[str, list[tuple[int, float]]]]:
-    """The hardware, and (pairs, µs) of every side at `VOCABULARY`, newest figures first."""
+    """The hardware, and (pairs, µs) for every side at `VOCABULARY`, newest figures first."""
     with RESULTS.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["bench"] == "kernels"]
-    # Figures of two machines say nothing side by side: the last one to measure is drawn.
+    # Figures of two machines cannot be compared: only the one that measured last is drawn.
     hardware = lines[-1]["hardware"]
     newest = {
         (int(line["case"].split()[0]), line["metric"]): float(line["value"])
@@ -51,7 +51,7 @@ def series() -> tuple[str, dict[str, list[tuple[int, float]]]]:
 
 @plots.styled()
 def drawing(hardware: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Time of a call over the pairs, a line for each side."""
+    """Time of a call against the number of pairs, with a line for each side."""
     figure = plots.figure(720, 400)
     axes = figure.add_subplot(
         title=f"One guidance call (AdaCAD), V = {VOCABULARY:,}, {hardware}",

@@ -24,9 +24,9 @@ COLOURS = {
     "look_back": plots.BLUE,
 }
 MARKERS = "osD^vP"
-"""Of the sides of one colour, in turn."""
+"""Markers of the sides of one colour, in turn."""
 FLOOR = 0.1
-"""Percent; what repeats less is drawn here, for the axis is logarithmic."""
+"""Percent; smaller values are drawn here, because the axis is logarithmic."""
 
 Point = tuple[float, float]
 """rep-4 in percent, coherence."""
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 def series() -> dict[str, dict[str, Point]]:
     """The newest points by case and side; of cases that differ in more than the kind, the newest.
 
-    A case begins with the model and the kind of the openings, and the rest is how it was measured.
+    A case begins with the model and the kind of the openings; the rest is how it was measured.
     """
     with RESULTS.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["bench"] == "look_back_effect"]
@@ -54,7 +54,7 @@ def series() -> dict[str, dict[str, Point]]:
 
 @plots.styled()
 def drawing(cases: dict[str, dict[str, Point]]) -> Figure:
-    """Coherence over repetition, a panel for each case, on the same scales."""
+    """Coherence against repetition, with a panel for each case, on the same scales."""
     figure = plots.figure(980, 430)
     figure.suptitle("Look-back decoding: coherence with the opening against repetition")
     panels = figure.subplots(1, len(cases), sharex=True, sharey=True, squeeze=False)[0]
@@ -74,7 +74,7 @@ def drawing(cases: dict[str, dict[str, Point]]) -> Figure:
 
 
 def _styles(sides: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour by kind, and another marker for every side of a kind."""
+    """A colour for each kind, and a different marker for every side of a kind."""
     kinds = {side: next(kind for kind in COLOURS if side.startswith(kind)) for side in sides}
     found = {}
     for side, kind in kinds.items():

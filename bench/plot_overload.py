@@ -1,4 +1,4 @@
-"""Draws docs/overload.svg, good answers against requests, from bench/results.csv.
+"""Draws docs/overload.svg, goodput against requests, from bench/results.csv.
 
 python -m bench.plot_overload
 """
@@ -20,11 +20,11 @@ TARGET = Path(__file__).parents[1] / "docs" / "overload.svg"
 OFFERED, GOOD = "requests/s", "good answers/s"
 
 Points = list[tuple[float, float]]
-"""Requests a second, good answers a second."""
+"""Requests per second, good answers per second."""
 
 
 def series() -> tuple[str, dict[str, Points]]:
-    """Hardware of the last run, and the points of every case measured on it, the newest of each."""
+    """Hardware of the last run, and the newest points of every case that was measured on it."""
     with RESULTS.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["bench"] == "overload"]
     hardware = lines[-1]["hardware"]
@@ -42,7 +42,7 @@ def series() -> tuple[str, dict[str, Points]]:
 
 @plots.styled()
 def drawing(hardware: str, cases: dict[str, Points]) -> Figure:
-    """Good answers over requests: a logarithmic axis, for the flood is ten times the peak."""
+    """Goodput against requests, on a logarithmic axis because the flood is ten times the peak."""
     figure = plots.figure(720, 400)
     axes = figure.add_subplot(
         title=f"Good answers a second, {hardware}",

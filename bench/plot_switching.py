@@ -20,16 +20,16 @@ from divserve import plots
 
 TARGET = Path(__file__).parents[1] / "docs" / "switching.svg"
 ENDS = {"small": -math.inf, "large": math.inf}
-"""Labels that are no thresholds, and where they come among these."""
+"""Labels that are not thresholds, and their place among the thresholds."""
 MARKERS = "os^D"
-"""Of the pairs, in turn."""
+"""Markers of the pairs, in turn."""
 
 Point = tuple[str, float, float]
-"""Label, seconds an answer ÷ the large model's, share of right answers."""
+"""Label, seconds per answer ÷ the large model's, share of correct answers."""
 
 
 def series() -> dict[str, list[Point]]:
-    """The newest points of every pair of models."""
+    """The newest points for every pair of models."""
     with RESULTS.open(newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["bench"] == "two_models"]
     newest = {
@@ -54,7 +54,7 @@ def _order(label: str) -> float:
 
 @plots.styled()
 def drawing(pairs: dict[str, list[Point]]) -> Figure:
-    """Right answers over time: a line for each pair of models, a colour for each threshold."""
+    """Correct answers against time: a line for each pair of models, a colour for each threshold."""
     figure = plots.figure(720, 420)
     axes = figure.add_subplot(
         title="Switching: right answers against time",

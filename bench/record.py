@@ -1,4 +1,4 @@
-"""Where benchmark figures go: one CSV, each line with hardware, date and commit."""
+"""Records benchmark figures: one CSV, each line with hardware, date and commit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _commit() -> str:
 
 
 def _hardware() -> str:
-    """GPU name, or CPU model and cores."""
+    """GPU name, or CPU model and number of cores."""
     import torch
 
     if torch.cuda.is_available():

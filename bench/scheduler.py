@@ -1,8 +1,9 @@
 """What the lock-step scheduler adds to vLLM's own time per step.
 
-No engine runs: the workers are played, so that only ``schedule()`` and ``update_from_output()`` are
-timed. divserve and stock vLLM take turns step by step, with equally many rows that all decode and
-equally many that wait; ``share`` is (divserve − stock) / stock of a round, by lower quartiles.
+No engine runs: the workers are simulated, so that only ``schedule()`` and ``update_from_output()``
+are timed. divserve and stock vLLM take turns step by step, with the same number of rows, all
+decoding, and of waiting requests; ``share`` is (divserve − stock) / stock of a round, by lower
+quartiles.
 
     python -m bench.scheduler                     # about a minute
     python -m bench.scheduler --rounds 9 --record
@@ -41,7 +42,7 @@ class Case:
     plain: int
     queued: int = 0
     target: float | None = None
-    """Largest share."""
+    """Largest share allowed."""
 
 
 CASES = (
@@ -53,7 +54,7 @@ CASES = (
 
 
 def filled(cls: type[Any], model: Path, case: Case, guided: bool) -> BareScheduler:
-    """A scheduler whose rows all decode; without guidance a pair is two plain requests."""
+    """A scheduler all of whose rows decode; without guidance a pair is two plain requests."""
     rows = 2 * case.pairs + case.plain
     made = BareScheduler(cls, model, max_rows=rows, max_tokens=8192, blocks=64 * rows)
     longest = 900
@@ -90,7 +91,7 @@ def seconds(made: BareScheduler) -> float:
 
 
 def measured(sides: dict[str, BareScheduler], steps: int) -> dict[str, float]:
-    """The lower quartile of each side's steps, which take turns: what others do only adds time."""
+    """The lower quartile of each side's alternating steps: other load only adds time."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps):
         for name, side in sides.items():

@@ -1,8 +1,8 @@
-"""The share of an engine step that is spent in divserve's code and not in vLLM's.
+"""The share of an engine step that is spent in divserve's code rather than in vLLM's.
 
-Our overrides of vLLM's methods are wrapped to stop a clock when they enter and leave, and so are
-the methods of vLLM that they call: time counts for whoever's code is innermost. The kernels run
-inside ours. Steps are whole ones (schedule, forward, sample, update), decoding only.
+Our overrides of vLLM's methods, and the vLLM methods that they call, are wrapped to read a clock on
+entry and exit: time is charged to whoever's code is innermost. The kernels count as ours. Only
+whole decoding steps (schedule, forward, sample, update) are measured.
 
     python -m bench.step_overhead                 # SmolLM2, 1 pair and 8 pairs, about a minute
 """
@@ -34,7 +34,7 @@ TARGET = 0.05
 
 
 class Clock:
-    """Time by innermost owner."""
+    """Time by the owner of the innermost code."""
 
     def __init__(self) -> None:
         self.spent = {"ours": 0.0, "theirs": 0.0, "kernels": 0.0}
@@ -47,7 +47,7 @@ class Clock:
         self._since = now
 
     def wrap(self, function: Callable[..., Any], owner: str) -> Callable[..., Any]:
-        """The function, with its own time charged to ``owner``."""
+        """The function, wrapped so that its own time is charged to ``owner``."""
 
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ class Clock:
         return timed
 
     def read(self) -> dict[str, float]:
-        """What was spent since the last reading."""
+        """Time spent since the last reading."""
         self._charge()
         found, self.spent = self.spent, dict.fromkeys(self.spent, 0.0)
         return found
@@ -93,14 +93,14 @@ def install(clock: Clock, engine: Engine) -> None:
     instrument(clock, type(core.model_executor.driver_worker.worker.model_runner))
     instrument(clock, guidance.GuidanceStages)
     instrument(clock, report.PendingGuidance)
-    # Names that these modules imported: replaced where they are called.
+    # These modules imported the names: they are replaced where they are called.
     for module in (contrast, amateurs, temperature):
         setattr(module, "guide", clock.wrap(guide, "kernels"))  # noqa: B010
     setattr(runner_v1, "attach", clock.wrap(report.attach, "ours"))  # noqa: B010
 
 
 def shares(engine: Engine, clock: Clock, pairs: int, steps: int) -> list[dict[str, float]]:
-    """Share of each owner in every decoding step of ``pairs`` guided requests."""
+    """Each owner's share of every decoding step of ``pairs`` guided requests."""
     from vllm import SamplingParams
 
     rng = random.Random(0)

@@ -1,9 +1,10 @@
-"""Entropy-adaptive switching on a question set: time, tokens by model, and what becomes of answers.
+"""Entropy-adaptive switching on a question set: time, tokens by model, and quality of the answers.
 
-One request at a time, through the front end's client, greedily. The large and the small model alone
-give the time of a token of each (the mean time between tokens) and of reading a prompt; a switching
-run is compared with what its own tokens cost by these. Quality is the share of questions whose
-answer holds a right word, and the length of the prefix shared with the large model's answer.
+Requests run one at a time, greedily, through the front end's client. The large and the small model
+alone give each model's time per token (the mean time between tokens) and the time to read a prompt;
+a switching run is compared with what its own tokens would cost at these times. Quality is the share
+of questions whose answer contains a right word, and the length of the prefix shared with the large
+model's answer.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ __all__ = ["THRESHOLDS", "measure"]
 
 QUESTIONS = ROOT / "tests" / "data" / "questions.jsonl"
 THRESHOLDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""Bits."""
+"""Thresholds in bits."""
 ALONE = ("large alone", "small alone")
 
 
 @dataclass
 class Answered:
-    """One answer and its clock."""
+    """One answer and its times."""
 
     text: str
     tokens: list[int]
     models: list[str]
     times: list[float]
-    """Seconds from the request to each token."""
+    """Seconds from the request to each of its tokens."""
 
     @property
     def switches(self) -> int:
@@ -50,7 +51,7 @@ class Answered:
 
 
 async def answer(pair: Pair, prompt: list[int], spec: Any, tokens: int, number: int) -> Answered:
-    """Asks one question and notes when each token comes."""
+    """Asks one question and records when each token arrives."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -73,7 +74,7 @@ async def answer(pair: Pair, prompt: list[int], spec: Any, tokens: int, number: 
 
 
 def sides() -> dict[str, Any]:
-    """What is asked of the client, by the name of the side; one model alone never moves."""
+    """The order of each side, by its name; a side of one model alone never moves."""
     from divserve.engine.order import OnSmall
 
     found: dict[str, Any] = {"large alone": None, "small alone": OnSmall(None)}
@@ -83,7 +84,7 @@ def sides() -> dict[str, Any]:
 def measure(
     large: Path, small: Path, label: str, tokens: int, progress: Progress
 ) -> list[dict[str, str]]:
-    """All figures of a pair, a line each."""
+    """All figures of a pair, one per line."""
     questions = [json.loads(line) for line in QUESTIONS.read_text().splitlines()]
     options: dict[str, Any] = {
         "max_num_seqs": 8,
@@ -98,9 +99,9 @@ def measure(
         task = progress.add_task(f"switching, {label}", total=len(asked) * len(prompts))
         number = 0
         for i, prompt in enumerate([prompts[0], *prompts]):
-            # In turn for each question, so that all sides see the same machine, and not always in
-            # the same order; the first is a warm-up. The prefix caches are emptied, or the later
-            # sides would read nothing.
+            # The sides take turns for each question, so that all see the same machine, and not
+            # always in the same order; the first question is a warm-up. The prefix caches are
+            # emptied; otherwise the later sides would read nothing.
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
                 pair.run(_forget(pair))
@@ -175,11 +176,11 @@ def _between_tokens(answers: list[Answered]) -> float:
 def _own_cost(
     one: Answered, index: int, per_token: dict[str, float], first: dict[str, list[float]]
 ) -> tuple[float, float]:
-    """What the tokens of an answer cost when each model decodes alone, in two parts.
+    """What the tokens of an answer would cost if each model decoded alone, in two parts.
 
-    The first token is the reading of the prompt by the model that begins; the second part is the
-    reading of the prompt by the other model, if it ever had the turn. What the models have to read
-    of each other's text is the seam's doing.
+    In the first part, the first token costs what the starting model takes to read the prompt; the
+    second part is the time the other model takes to read the prompt, if it ever had a turn. Reading
+    each other's text is not included: it is a cost of switching.
     """
     begin, *rest = (f"{model} alone" for model in one.models)
     others = set(rest) - {begin}

@@ -1,7 +1,8 @@
-"""Figures of continuations: how much they repeat themselves, and whether they keep to the opening.
+"""Figures of continuations: how much they repeat, and how close they stay to the opening.
 
-Definitions of Look-back decoding (Xu et al. 2023, arXiv 2305.13477), each figure of one text; a
-study reports means over texts. The paper's embedding is SimCSE, so coherence is not its number.
+Definitions as in Look-back decoding (Xu et al. 2023, arXiv 2305.13477), each for one text; a study
+reports means over texts. The paper's embedding is SimCSE, so coherence is not comparable with the
+paper's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ __all__ = ["Embedder", "coherence", "diversity", "rep_n"]
 
 BATCH = 16
 LONGEST = 256
-"""Tokens of a text that the embedding sees: MiniLM was trained on no more."""
+"""Tokens of a text that the embedding reads: MiniLM was trained on no more."""
 
 
 def rep_n(tokens: Sequence[Hashable], n: int) -> float:
-    """Repeated n-grams in percent: 100·(1 − different n-grams / all n-grams).
+    """Repeated n-grams in percent: 100·(1 − distinct n-grams / all n-grams).
 
-    A text without an n-gram repeats none.
+    A text without n-grams gets 0.
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 100 * (1 - len(set(grams)) / len(grams)) if grams else 0.0
@@ -39,23 +40,23 @@ def diversity(tokens: Sequence[Hashable]) -> float:
 def coherence(
     embed: Callable[[Sequence[str]], Tensor], openings: Sequence[str], texts: Sequence[str]
 ) -> list[float]:
-    """Cosine of each opening's embedding and its continuation's, −1 to 1."""
+    """Cosine between the embeddings of each opening and its continuation, −1 to 1."""
     found: list[float] = (embed(openings) * embed(texts)).sum(-1).tolist()
     return found
 
 
 @dataclass
 class Embedder:
-    """Mean of a model's last hidden states over a text's tokens, of length one."""
+    """Mean of a model's last hidden states over the tokens of a text, normalised to length one."""
 
     name: str
-    """What a report calls it."""
+    """Name in reports."""
     tokenizer: Any
     model: Any
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Embedder:
-        """Reads any encoder or decoder that transformers reads."""
+        """Loads any encoder or decoder that transformers can load."""
         from transformers import AutoModel, AutoTokenizer
 
         model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -66,7 +67,7 @@ class Embedder:
         """``[texts, width]``; an empty text has no direction and gets zeros."""
         found = []
         for start in range(0, len(texts), BATCH):
-            # A space stands for nothing, which some tokenizers cannot make a tensor of.
+            # A space replaces an empty text, for which some tokenizers cannot make a tensor.
             some = [text or " " for text in texts[start : start + BATCH]]
             inputs = self.tokenizer(
                 some, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"

@@ -1,8 +1,8 @@
-"""Two models: what the amateur costs a step, and what switching saves and loses.
+"""Two models: what the amateur costs per step, and what switching saves and loses.
 
 Contrast: expert alone, amateur alone, and both in one forward, in turn on the same requests; the
-joint step is compared with the sum of the two. Switching (`bench.switching`): a question set, at a
-range of thresholds, against the large and the small model alone.
+joint step is compared with the sum of the two. Switching (`bench.switching`): a question set at
+several thresholds, against the large and the small model alone.
 
     python -m bench.two_models                         # SmolLM2 and siblings of it, 20 minutes
     python -m bench.two_models --small FOLDER          # switching with another small model
@@ -34,12 +34,12 @@ from tests.support.models import SMOLLM2
 
 LAYERS = 30
 AMATEURS = (4, 26)
-"""Layers left out: a sibling of nearly the expert's cost, and one of a third of it."""
+"""Layers left out: one sibling costs nearly as much as the expert, the other a third of it."""
 TARGETS = {"(expert + amateur) / contrastive": "≥ 0.9", "seam": "≤ 1.10"}
 
 
 def sibling(folder: Path, dropped: int) -> Path:
-    """SmolLM2 without ``dropped`` layers, as a folder with its tokenizer."""
+    """Folder of SmolLM2 without ``dropped`` layers, with its tokenizer."""
     from transformers import AutoTokenizer
 
     kept = set(kept_layers(LAYERS, dropped))
@@ -64,7 +64,7 @@ def seconds(engine: Engine, prompts: list[list[int]], extra: Any, tokens: int) -
 def contrast(
     folder: Path, dropped: int, rows: int, tokens: int, rounds: int, progress: Progress
 ) -> dict[str, list[float]]:
-    """Ratios of each round, and milliseconds a step, for one amateur."""
+    """Ratios of each round, and milliseconds per step, for one amateur."""
     options: dict[str, Any] = {
         "max_num_seqs": rows,
         "max_num_batched_tokens": 1024,

@@ -1,9 +1,10 @@
 """Python time of the worker's hook in a decoding step, without kernels: µs by number of pairs.
 
-The same batch again, as in most steps, and one whose rows have moved, as after every admission and
-end. The kernels are replaced by nothing and the vocabulary is small, so what is left is ours: what
-the scheduler says is taken in, rows are found, index arrays sent, stages called, guide rows given
-their tokens. Rounds of both kinds take turns; the median of each is printed.
+Two kinds of steps are timed: an unchanged batch, as in most steps, and one whose rows have moved,
+as after every admission and end. The kernels are left out and the vocabulary is small, so what
+remains is our code: it reads the scheduler's output, finds rows, sends index arrays, calls the
+stages and gives guide rows their tokens. Rounds of both kinds take turns; the median of each is
+printed.
 
     python -m bench.worker             # half a minute
     python -m bench.worker --record    # appends to bench/results.csv
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def output(new: list[Any]) -> Any:
-    """What is read of a ``SchedulerOutput``."""
+    """The part of a ``SchedulerOutput`` that is read."""
     cached = SimpleNamespace(req_ids=[], num_output_tokens=[], resumed_req_ids=set())
     return SimpleNamespace(
         finished_req_ids=set(), scheduled_new_reqs=new, scheduled_cached_reqs=cached
@@ -42,7 +43,7 @@ def output(new: list[Any]) -> Any:
 
 
 def pair(name: str) -> Any:
-    """What is read of the ``NewRequestData`` of a pair's primary."""
+    """The part of the ``NewRequestData`` of a pair's primary that is read."""
     order = GroupOrder(
         program=Program(alpha=0.5),
         guides=(f"{name}~guide",),
@@ -77,7 +78,7 @@ class Step:
         self.nothing = output([])
 
     def run(self, moved: bool) -> float:
-        """Seconds of one."""
+        """Seconds of one step."""
         if moved:
             self.req_ids = self.req_ids[1:] + self.req_ids[:1]
         start = time.perf_counter()

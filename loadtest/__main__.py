@@ -28,7 +28,7 @@ from loadtest.swarm import capacity, swarm
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "out"
 SATURATING_USERS = 32
-"""Without pauses, and half of them guided, they fill the 32 rows that a batch has on a CPU."""
+"""Users who, without pauses and half of them guided, fill the 32 rows of a batch on a CPU."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,10 +81,10 @@ def server(given: argparse.Namespace, console: Console) -> Iterator[tuple[str, i
 
 
 def warm_up(url: str, given: argparse.Namespace) -> None:
-    """One request of each kind, so that a setting that cannot work is known at once.
+    """Sends one request of each kind, so that a setting that cannot work fails at once.
 
     Raises:
-        RuntimeError: one of them failed; says why.
+        RuntimeError: one of them failed; the message says why.
     """
     client = Client(url, given.timeout)
     model, rng = given.model or client.model(), random.Random(-1)
@@ -98,15 +98,15 @@ def warm_up(url: str, given: argparse.Namespace) -> None:
 def calibrated(
     url: str, given: argparse.Namespace, console: Console, pid: int | None
 ) -> dict[str, float]:
-    """Finds the most answers a second, and sets the rate to ``--load`` of it.
+    """Finds the highest rate of answers per second, and sets ``--rate`` to ``--load`` times it.
 
     Raises:
-        RuntimeError: there were none; says where to look.
+        RuntimeError: there were no answers; the message says where to look.
     """
     wanted = {
         "out": given.out / "calibration", "minutes": given.calibration / 60,
         "users": SATURATING_USERS, "think": 0.0, "rate": 0.0, "shape": "soak",
-        "seed": given.seed + 1,  # Nothing that the prefix cache would know later.
+        "seed": given.seed + 1,  # So that the prefix cache knows nothing.
     }  # fmt: skip
     full = argparse.Namespace(**{**vars(given), **wanted})
     console.print(f"→ {SATURATING_USERS} users for {given.calibration:g} s, to find the peak")

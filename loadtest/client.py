@@ -1,7 +1,7 @@
 """Sends one request and times its stream.
 
-urllib3 and not locust's own clients: those time until the headers or until the end, and fire an
-event of their own for it. Under locust its sockets are gevent's.
+It uses urllib3 rather than locust's own clients, which time until the headers or until the end and
+fire their own event for it. Under locust the sockets are gevent's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loadtest.sse import Answer
 __all__ = ["API_KEY", "Client"]
 
 API_KEY = "DIVSERVE_API_KEY"
-"""Environment variable: a key on the command line would show in the list of processes."""
+"""Environment variable: a key on the command line would show in the process list."""
 
 
 class Client:
@@ -35,7 +35,7 @@ class Client:
         )
 
     def model(self) -> str:
-        """Name of the first model that is served."""
+        """Name of the first served model."""
         answer = self._pool.request("GET", f"{self._url}/v1/models", headers=self._headers)
         if answer.status != 200:
             raise RuntimeError(f"{self._url}/v1/models answers {answer.status}")
@@ -84,7 +84,7 @@ class Client:
 
 
 def _message(data: bytes) -> str:
-    """The server's own words, where it answers as OpenAI does."""
+    """The server's own error message, if it answers as OpenAI does."""
     try:
         return str(json.loads(data)["error"]["message"])[:200]
     except (ValueError, KeyError, TypeError):

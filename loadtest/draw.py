@@ -1,4 +1,4 @@
-"""The picture of a load test: users, tokens, latencies, goodput, memory over time."""
+"""Draws a load test: users, tokens, latencies, goodput and memory over time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["drawing"]
 COLOURS = {"plain": plots.BLUE, "guided": plots.ORANGE}
 PERCENTILES = {"median": 0.5, "p95": 0.95}
 UNITS = (("hours", 3600, 7200), ("minutes", 60, 600), ("seconds", 1, 0))
-"""With their seconds, and how long a test must be for them."""
+"""Units of the time axis: their seconds, and how long a test must be to use them."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a value per window, NaN where there is none."""
+    """One curve: one value per window, NaN where there is none."""
 
     values: Sequence[float]
     label: str = ""
@@ -34,14 +34,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves over one axis."""
+    """Curves that share one axis."""
 
     title: str
     lines: Sequence[Line]
     limit: float | None = None
-    """Drawn as a line of its own, if it is in reach."""
+    """Drawn as a separate line, if it is within the range of the axis."""
     highest: float | None = None
-    """Where the axis ends; None: above the curves."""
+    """Upper end of the axis; None: above the curves."""
 
 
 def panels(run: Run, count: int) -> list[Panel]:
@@ -85,7 +85,7 @@ def panels(run: Run, count: int) -> list[Panel]:
 
 
 def _of_server(run: Run, count: int) -> list[Panel]:
-    """What was read from the server, where it could be: medians of each window."""
+    """What could be read from the server: medians of each window."""
 
     def medians(name: str) -> list[float]:
         began = float(run.about["began"])

@@ -19,7 +19,7 @@ LATENCIES = ("ttft", "itl", "tpot", "e2e", "rejected")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Value below which a share of the values lies, interpolated; NaN for none."""
+    """The value below which a share of the values lies, interpolated; NaN if there are none."""
     return float(np.quantile(values, share)) if values else math.nan
 
 
@@ -33,9 +33,9 @@ class Summary:
     failed: int
     rejected: int
     tokens_per_s: float
-    """Tokens that came while the test ran; answers that were then still under way end after it."""
+    """Tokens that arrived during the test; answers still in progress at its end finish later."""
     goodput: float
-    """Share of all requests, failed and rejected ones too, that were answered within the SLO."""
+    """Share of all requests, even failed and rejected ones, that were answered within the SLO."""
     good_per_s: float
     latencies: dict[str, list[float]]
 
@@ -46,12 +46,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Run:
-    """A load test: what was asked of it and what came."""
+    """A load test: its options and its results."""
 
     about: dict[str, Any]
     samples: list[Sample]
     readings: list[Reading] = field(default_factory=list)
-    """Of the server, by time."""
+    """Readings of the server, by time."""
 
     @property
     def seconds(self) -> float:
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Requests a second that users begin, whether others are answered or not; 0: they wait."""
+        """Requests per second, sent without waiting for answers; 0: users wait for answers."""
         return float(self.about.get("rate", 0))
 
     def group(self, name: str) -> list[Sample]:
@@ -75,7 +75,7 @@ class Run:
         return [one for one in self.samples if name in ("all", one.kind)]
 
     def summaries(self) -> list[Summary]:
-        """Of every group that has requests, the methods by name."""
+        """Summaries of every group that has requests, the methods by name."""
         kinds = sorted({one.kind for one in self.samples} - {PLAIN})
         names = ["all", PLAIN, "guided", *kinds]
         return [self._summary(name) for name in names if self.group(name)]
@@ -105,7 +105,7 @@ class Run:
         )
 
     def errors(self) -> dict[str, int]:
-        """How often each fault occurred, the commonest first."""
+        """How often each fault occurred, most common first."""
         found: dict[str, int] = {}
         for one in self.samples:
             if one.error:
@@ -113,7 +113,7 @@ class Run:
         return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
     def since_start(self, one: Sample) -> float:
-        """Seconds of the test at which a request began."""
+        """Seconds from the start of the test to the start of a request."""
         return one.began - float(self.about["began"])
 
     def arrivals(self, samples: Iterable[Sample]) -> list[tuple[float, float]]:
@@ -121,7 +121,7 @@ class Run:
         return [(self.since_start(one) + at, n) for one in samples for at, n in one.chunks]
 
     def points(self, latency: str, samples: Iterable[Sample]) -> list[tuple[float, float]]:
-        """Every TTFT or E2E (at its request's begin) or ITL (at its token)."""
+        """Every TTFT or E2E (at the start of its request) or ITL (at its token)."""
         found = []
         for one in samples:
             if one.outcome != "ok" or one.ttft is None:

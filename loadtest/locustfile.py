@@ -3,9 +3,9 @@
     locust -f loadtest/locustfile.py --headless --host http://127.0.0.1:8000 \
         --users 8 --run-time 5m --stop-timeout 60 --shape step --guided-share 0.5
 
-Every answer fires TTFT, ITL (once a token), TPOT and E2E, by kind of request, and leaves a line in
-``samples-PID.jsonl`` under ``--out``, from which ``loadtest.report`` draws. A rejection (429 with
-Retry-After) is an event REJECTED of its own and no failure.
+Every answer fires TTFT, ITL (once per token), TPOT and E2E, by kind of request, and writes a line
+to ``samples-PID.jsonl`` under ``--out``, from which ``loadtest.report`` draws. A rejection (429
+with Retry-After) fires its own event REJECTED and is not a failure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _numbers = itertools.count()
 
 
 def _size(options: Any) -> tuple[int, float]:
-    """Most users, and seconds; locust's web page may be started without either."""
+    """Maximum number of users, and seconds; locust's web page may be started without either."""
     return options.num_users or 8, options.run_time or 300
 
 
@@ -52,7 +52,7 @@ def _begin(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    # Opened in every process of a distributed run; only the master tells what the run is.
+    # Opened in every process of a distributed run; only the master describes the run.
     environment.samples = (out / f"samples-{os.getpid()}.jsonl").open("w")
     if not isinstance(environment.runner, WorkerRunner):
         about = settings.values(options) | {"host": environment.host, "began": time.time()}
@@ -66,12 +66,12 @@ def _end(environment: Any, **_: Any) -> None:
 
 
 class Shape(LoadTestShape):
-    """The one of ``--shape``, for ``--users`` and ``--run-time``."""
+    """The shape that ``--shape`` names, for ``--users`` and ``--run-time``."""
 
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """Users wanted now, and how many a second to start or stop."""
+        """Users wanted now, and how many to start or stop per second."""
         options = self.runner.environment.parsed_options
         users, seconds = _size(options)
         now = users_at(options.shape, self.get_run_time(), users, seconds)
@@ -79,9 +79,9 @@ class Shape(LoadTestShape):
 
 
 class Reader(User):
-    """Asks, reads the answer to its end, pauses; with ``--rate``, asks when the time has come.
+    """Asks, reads the whole answer, pauses; with ``--rate``, asks when the next request is due.
 
-    Users that ask at random times independently of each other make a Poisson process together.
+    Users that ask at random times, independently of each other, together form a Poisson process.
     """
 
     def on_start(self) -> None:
@@ -100,14 +100,14 @@ class Reader(User):
             self.wait()
 
     def on_stop(self) -> None:
-        """Lets the answers that nobody waits for come to their end."""
+        """Lets the answers that no user waits for finish."""
         self.reading.join(timeout=self.environment.stop_timeout)
         self.reading.kill()
 
     def wait_time(self) -> float:
         """Seconds until the next request: a pause, or what the last rejection asked for."""
         if self.options.rate > 0:
-            # From one due time to the next: what asking takes would slow the rate down.
+            # From one due time to the next: the time that asking takes would lower the rate.
             self.due += self.rng.expovariate(self.options.rate / _size(self.options)[0])
             return float(max(0.0, self.due - time.monotonic()))
         think = self.options.think
@@ -127,7 +127,7 @@ class Reader(User):
             self.options.ignore_eos,
         )
         if self.options.rate > 0:
-            # Each is somebody else, with a connection of their own.
+            # Each request is another client's, with its own connection.
             client = Client(self.host or self.environment.host, self.options.timeout)
             self.reading.spawn(self._answered, client, kind, request)
         else:
@@ -139,8 +139,8 @@ class Reader(User):
             sample = client.ask(kind, request)
         except gevent.GreenletExit:
             waited, patience = time.time() - began, self.environment.stop_timeout or math.inf
-            # Left out, the longest waits would count for nothing. But locust also kills whoever was
-            # about to ask when the time was over, and without --stop-timeout everybody.
+            # Without this, the longest waits would not count. But locust also kills users who were
+            # about to ask when the time was over, and without --stop-timeout all users.
             if waited > patience / 2:
                 sample = Sample(kind, began, waited, "failed", UNANSWERED)
                 self._note(self.environment.samples, sample)

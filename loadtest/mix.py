@@ -1,4 +1,4 @@
-"""What is asked: weighted choices, prompts with a document, and the body of a request."""
+"""What is sent: weighted choices, prompts with a document, and the body of a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = "plain"
 
 
 def weights(text: str) -> dict[str, float]:
-    """``cad=2,adacad`` as a dictionary; a weight that is left out is 1.
+    """``cad=2,adacad`` as a dictionary; an omitted weight is 1.
 
     Raises:
         ValueError: not of this form, or no weight is above 0.
@@ -52,7 +52,7 @@ def decoding(kind: str, document: str) -> Any:
     """The ``decoding`` field for a method or several (``adacad+kl_temperature``).
 
     Raises:
-        ValueError: there is no such method, or the methods do not go together.
+        ValueError: there is no such method, or the methods cannot be combined.
     """
     given = [_method(name, document) for name in kind.split("+")]
     value = given[0] if len(given) == 1 else given
@@ -73,14 +73,14 @@ def _method(name: str, document: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Mix:
-    """Which kind the next request is, and how long its answer may get."""
+    """Draws the kind of the next request, and how long its answer may get."""
 
     guided_share: float
     methods: Mapping[str, float]
     lengths: Mapping[tuple[int, int], float]
 
     def kinds(self) -> list[str]:
-        """Every kind of request that can come."""
+        """Every kind of request that can be drawn."""
         guided = [name for name, weight in self.methods.items() if weight]
         plain = [PLAIN] if self.guided_share < 1 else []
         return plain + (guided if self.guided_share else [])
@@ -92,13 +92,13 @@ class Mix:
         return rng.choices([*self.methods], [*self.methods.values()])[0]
 
     def max_tokens(self, rng: random.Random) -> int:
-        """From one of the ranges, evenly."""
+        """Drawn uniformly from one of the ranges."""
         low, high = rng.choices([*self.lengths], [*self.lengths.values()])[0]
         return rng.randint(low, high)
 
 
 class Prompts:
-    """Questions with documents: those of the file, or notes that contradict what a model knows."""
+    """Questions with documents: from the file, or notes that contradict what a model knows."""
 
     def __init__(self, path: Path, notes: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -114,8 +114,8 @@ class Prompts:
         chosen = rng.sample(others, min(self._notes, len(others)))
         notes = [_note(asked, chosen[0] if chosen else asked)]
         notes += [_note(one, one) for one in chosen[1:]]
-        # In another order each time: a prefix cache that knew every document would hide the cost
-        # of reading them.
+        # In a different order each time: a prefix cache that held every document would hide the
+        # cost of reading them.
         rng.shuffle(notes)
         return "Notes of the archive:\n" + "\n".join(notes), asked["question"]
 

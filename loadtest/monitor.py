@@ -1,7 +1,7 @@
-"""What the server holds while it is asked: memory, open files and gauges, every few seconds.
+"""What the server holds under load: memory, open files and gauges, every few seconds.
 
-Memory is what the tree of processes has for itself: resident memory without pages of files and
-without shared ones, whose size depends on what else runs on the machine.
+Memory is the private memory of the process tree: resident memory without file pages and shared
+pages, whose size depends on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reading:
     memory: float | None = None
     """MB of the process tree; see above."""
     resident: float | None = None
-    """MB, with files and shared pages, which are counted once for each process."""
+    """MB including file and shared pages, which are counted once per process."""
     files: float | None = None
     processes: float | None = None
     running: float | None = None
@@ -50,13 +50,13 @@ class Reading:
 
 
 class Monitor:
-    """Looks at a server and writes down what it sees.
+    """Reads a server's state at intervals and records it.
 
     Args:
-        url: where its ``/metrics`` are.
+        url: the server's address, for ``/metrics``.
         pid: its process, if it runs on this machine.
         folder: where `FILE` goes.
-        every_s: pause between two looks.
+        every_s: pause between two readings.
     """
 
     def __init__(self, url: str, pid: int | None, folder: Path, every_s: float = EVERY_S) -> None:
@@ -99,12 +99,12 @@ class Monitor:
                 "files": sum(process.num_fds() for process in tree),
                 "processes": len(tree),
             }
-        except (psutil.Error, AttributeError):  # It has ended, or this is no Linux.
+        except (psutil.Error, AttributeError):  # The process has ended, or this is not Linux.
             return {}
 
 
 def gauges(text: str) -> dict[str, float]:
-    """The gauges in the text of ``/metrics``, added up over engines (``kv``: the fullest)."""
+    """The gauges in the text of ``/metrics``, summed over engines (``kv``: the maximum)."""
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -114,7 +114,7 @@ def gauges(text: str) -> dict[str, float]:
 
 
 def read_readings(folder: Path) -> list[Reading]:
-    """Every reading of a test; none if the test left none."""
+    """All readings of a test; empty if it left none."""
     if not (folder / FILE).exists():
         return []
     lines = (folder / FILE).read_text().splitlines()

@@ -44,7 +44,7 @@ text-align: right; border-bottom: 1px solid #ddd }} th:first-child {{ text-align
 
 
 def read(folder: Path) -> Run:
-    """The test that left its files there."""
+    """Reads the test that left its files in the folder."""
     about = json.loads((folder / "run.json").read_text())
     return Run(about, read_samples(folder), read_readings(folder))
 
@@ -71,7 +71,7 @@ def _steady_cells(change: Change) -> list[str]:
 
 
 def steadiness(run: Run) -> list[list[str]]:
-    """A line for each figure: first and last third, change, and the interval of the change."""
+    """One line per figure: first and last third, change, and the interval of the change."""
     rows = [_steady_cells(change) for change in changes(run)]
     if line := slope(run):
         rise = f"{line.mb_per_hour:+.2f} ({100 * line.share_per_hour:+.2f} %)"
@@ -93,7 +93,7 @@ def show(run: Run) -> None:
 
 
 def table(run: Run) -> Table:
-    """A column for each group of requests."""
+    """The table, with a column for each group of requests."""
     summaries = run.summaries()
     found = Table("", *(one.name for one in summaries), title="Load test")
     for column in found.columns[1:]:
@@ -157,7 +157,7 @@ def write(run: Run, folder: Path) -> None:
 
 
 def _rows(rows: list[list[str]]) -> str:
-    """As HTML, with a head of its own for each row."""
+    """The table as HTML, with a header cell for each row."""
     return "\n".join(
         f"<tr><th>{escape(label)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         for label, *cells in rows

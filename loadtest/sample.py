@@ -1,4 +1,4 @@
-"""What is kept of one request, and the latencies that follow from it."""
+"""What is recorded about one request, and the latencies computed from it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Sample:
     kind: str
     """``plain``, or the method (``adacad+kl_temperature``)."""
     began: float
-    """By the wall clock, so that samples of several processes compare."""
+    """Wall-clock time, so that samples of several processes can be compared."""
     took: float
-    """Until the answer, the error or the rejection was complete."""
+    """Time until the answer, the error or the rejection was complete."""
     outcome: Literal["ok", "failed", "rejected"]
     error: str = ""
     chunks: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds after `began`, and tokens that came then."""
+    """Seconds after `began`, and the tokens that arrived then."""
     prompt_tokens: int = 0
     retry_after: float | None = None
-    """What a rejection (429) told the client to wait."""
+    """How long a rejection (429) told the client to wait."""
 
     @property
     def tokens(self) -> int:
-        """Completion tokens that came."""
+        """Completion tokens that arrived."""
         return sum(count for _, count in self.chunks)
 
     @property
@@ -40,14 +40,14 @@ class Sample:
 
     @property
     def tpot(self) -> float | None:
-        """Mean time per output token after the first; None where there is no second one."""
+        """Mean time per output token after the first; None if there is no second one."""
         if self.tokens < 2:
             return None
         return (self.chunks[-1][0] - self.chunks[0][0]) / (self.tokens - 1)
 
     @property
     def itl(self) -> list[float]:
-        """Time from token to token. Tokens of one chunk share the time since the chunk before."""
+        """Time from token to token. Tokens of one chunk share the time since the previous chunk."""
         gaps = []
         last = self.ttft or 0.0
         for at, count in self.chunks[1:]:
@@ -62,7 +62,7 @@ class Sample:
         return self.ttft <= ttft_s and (self.tpot is None or self.tpot <= tpot_s)
 
     def to_json(self) -> str:
-        """One line."""
+        """The sample as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -74,14 +74,14 @@ class Sample:
 
 
 class Tail:
-    """Reads the samples of a test while it runs; each process of it writes a file of its own."""
+    """Reads the samples of a test while it runs; each process of the test writes its own file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[Path, int] = {}
 
     def new(self) -> list[Sample]:
-        """Those that came since the last call."""
+        """The samples written since the last call."""
         found = []
         for path in self._folder.glob("samples-*.jsonl"):
             with path.open("rb") as file:
@@ -95,5 +95,5 @@ class Tail:
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """Every sample of a test, by when it began."""
+    """All samples of a test, ordered by their start."""
     return sorted(Tail(folder).new(), key=lambda sample: sample.began)

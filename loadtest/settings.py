@@ -1,4 +1,4 @@
-"""The knobs, once for locust's command line and once for ``python -m loadtest``."""
+"""The options, for both locust's command line and ``python -m loadtest``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS = Path(__file__).parents[1] / "tests" / "data" / "questions.jsonl"
 
 
 def _checked(check: Callable[[str], Any]) -> Callable[[str], str]:
-    """An argparse type that keeps the text, so that it can be handed on to locust."""
+    """An argparse type that keeps the text, so that it can be passed on to locust."""
 
     def text(value: str) -> str:
         try:
@@ -54,7 +54,7 @@ def _not_negative(text: str) -> float:
     return value
 
 
-# Texts and numbers only: locust sends the parsed values to its workers, and knows no paths.
+# Strings and numbers only: locust sends the parsed values to its workers, and cannot send paths.
 KNOBS: dict[str, dict[str, Any]] = {
     "--model": {"default": "", "help": "model to ask (default: the first one served)"},
     "--shape": {
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def values(given: argparse.Namespace) -> dict[str, Any]:
-    """The knobs by name, as JSON takes them."""
+    """The knobs by name, as values that JSON can hold."""
     found = {name[2:].replace("-", "_") for name in KNOBS}
     return {key: value for key, value in vars(given).items() if key in found}
 
@@ -152,5 +152,5 @@ def to_argv(given: argparse.Namespace) -> list[str]:
 
 
 def mix(given: argparse.Namespace) -> Mix:
-    """What the knobs say about the requests."""
+    """The mix of requests that the knobs describe."""
     return Mix(given.guided_share, weights(given.mix), lengths(given.max_tokens))

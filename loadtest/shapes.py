@@ -1,4 +1,4 @@
-"""How many users there are at a time: functions of the users and the length of the test."""
+"""How many users there are at a time, as a function of the users and the length of the test."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "step": _step,
     "spike": _spike,
 }
-"""Share of the users that are there when a share of the time is over."""
+"""Share of the users that are active, as a function of the share of the time that has passed."""
 
 
 def users_at(shape: str, seconds: float, users: int, duration_s: float) -> int | None:
-    """Users to have after some seconds, at least one; None when the test is over."""
+    """Number of users after some seconds, at least one; None when the test is over."""
     if seconds >= duration_s:
         return None
     # Without the rounding, 0.05 / 0.05 of 20 users may be 20.000000000000004.

@@ -1,4 +1,4 @@
-"""Reads a streamed answer: server-sent events, the tokens they bring, and whether it was honest."""
+"""Reads a streamed answer: server-sent events, their tokens, and faults of the answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["Answer", "Events"]
 
 
 class Events:
-    """Splits a byte stream into the data of its events, however the network cuts it."""
+    """Splits a byte stream into the data of its events, however the network fragments it."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[str] = []
 
     def feed(self, received: bytes) -> list[str]:
-        """The data of every event that is complete by now."""
+        """Adds bytes; returns the data of every event that is now complete."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         found = []
         for raw in lines:
@@ -30,17 +30,17 @@ class Events:
 
 
 class Answer:
-    """One streamed chat completion with the time of its tokens.
+    """One streamed chat completion with the times of its tokens.
 
-    Tokens are counted by the usage that vLLM sends with every chunk when asked for
-    ``continuous_usage_stats``: a chunk may bring several tokens, or one that has no text yet. A
-    server without it is taken to send one token with each chunk that has text.
+    Tokens are counted from the usage that vLLM sends with every chunk if asked for
+    ``continuous_usage_stats``: a chunk may hold several tokens, or one that has no text yet. A
+    server without it is assumed to send one token with each chunk that has text.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.chunks: list[tuple[float, int]] = []
-        """Seconds after the request began, and tokens that came then."""
+        """Seconds after the request began, and the tokens that arrived then."""
         self.prompt_tokens = 0
         self.done = False
         self.finish: str | None = None
@@ -52,11 +52,11 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Completion tokens: what the server says, else what was counted."""
+        """Completion tokens: the server's number, else the number counted."""
         return self._counted if self._reported is None else self._reported
 
     def feed(self, received: bytes, at: float) -> None:
-        """Takes what came ``at`` seconds after the request began."""
+        """Adds the bytes that arrived ``at`` seconds after the request began."""
         for data in self._events.feed(received):
             if data == "[DONE]":
                 self.done = True

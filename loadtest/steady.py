@@ -1,6 +1,6 @@
-"""Whether a server stays as it was: memory over time, and latencies of the last third of a test.
+"""Whether a server stays steady: memory over time, and latencies in the last third of a test.
 
-The first tenth is a warm-up and left out of everything. What remains is cut into thirds.
+The first tenth is a warm-up and is left out of everything. The rest is divided into thirds.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ __all__ = ["Change", "Slope", "changes", "slope"]
 
 WARM_UP = 0.1
 THIRDS = ((0.1, 0.4), (0.7, 1.0))
-"""The first and the last third of what is no warm-up, as shares of the test."""
+"""The first and the last third after the warm-up, as shares of the test."""
 BLOCKS = 20
-"""Requests of the same seconds share their fate, so chance is drawn by blocks of time: a third has
-this many of them."""
+"""Requests at the same time are not independent, so the bootstrap draws blocks of time: this many
+per third."""
 RESAMPLES = 300
 POINTS = 200
-"""A line is laid through this many medians at most; Theil–Sen looks at every pair of them."""
+"""A line is fitted to at most this many medians; Theil–Sen uses every pair of them."""
 DRIFTS = ("ttft", "itl", "e2e")
 HOUR_S = 3600
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure in the first and in the last third."""
+    """A figure in the first and the last third."""
 
     name: str
     first: float
     last: float
     low: float = math.nan
-    """The interval of 95 % for `share`: if 0 is in it, the change may be chance. NaN for what has
-    no interval."""
+    """The 95 % interval of `share`: if it contains 0, the change may be chance. NaN if there is no
+    interval."""
     high: float = math.nan
 
     @property
     def share(self) -> float:
-        """What it has grown by, as a share of the first third."""
+        """Its growth, as a share of the first third."""
         return self.last / self.first - 1 if self.first else math.nan
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The line through memory over time (Theil–Sen: the median of the slopes of all pairs)."""
+    """A line fitted to memory over time (Theil–Sen: the median of the slopes of all pairs)."""
 
     mb_per_hour: float
     low: float
-    """The interval of 95 % takes readings for independent of each other; memory that moves in
-    steps has a wider one."""
+    """The 95 % interval, which assumes independent readings: too narrow for memory that moves in
+    steps."""
     high: float
     share_per_hour: float
-    """Of the memory that the server holds."""
+    """Slope as a share of the memory that the server holds."""
 
 
 def slope(run: Run) -> Slope | None:
-    """How memory grows after the warm-up; None without readings of it."""
+    """How memory grows after the warm-up; None if there are no readings."""
     points = _points(run, "memory", WARM_UP, 1)
     if len(points) < 3:
         return None
@@ -78,7 +78,7 @@ def slope(run: Run) -> Slope | None:
 
 
 def changes(run: Run) -> list[Change]:
-    """p99 of each of `DRIFTS`, then memory and open files; only what there are values of."""
+    """p99 of each of `DRIFTS`, then memory and open files, where there are values."""
     found = []
     for latency in DRIFTS:
         first, last = ([*_blocks(run, latency, *third)] for third in THIRDS)
@@ -103,7 +103,8 @@ def _points(run: Run, name: str, begin: float, end: float) -> list[tuple[float, 
 
 
 def _blocks(run: Run, latency: str, begin: float, end: float) -> list[np.ndarray]:
-    """The latencies of a part of the test in milliseconds, by blocks of time that have any."""
+    """The latencies of a part of the test in milliseconds, by block of time (without empty
+    ones)."""
     low, width = begin * run.seconds, (end - begin) * run.seconds
     found: list[list[float]] = [[] for _ in range(BLOCKS)]
     for at, value in run.points(latency, run.samples):
@@ -113,7 +114,7 @@ def _blocks(run: Run, latency: str, begin: float, end: float) -> list[np.ndarray
 
 
 def _drift(name: str, first: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> Change:
-    """A change of the 99th percentile, with what blocks drawn again and again make of it."""
+    """The change of the 99th percentile, with its bootstrap interval over blocks."""
 
     def p99(blocks: Sequence[np.ndarray]) -> float:
         return float(np.quantile(np.concatenate(blocks), 0.99))

@@ -1,4 +1,4 @@
-"""Runs locust, shows how it goes, and watches the server meanwhile."""
+"""Runs locust, shows its progress, and monitors the server meanwhile."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["capacity", "swarm"]
 
 ROOT = Path(__file__).parents[1]
 LAST_ANSWERS_S = int(os.environ.get("DIVSERVE_LAST_ANSWERS_S", "60"))
-"""How long answers that are under way may still take when the time is over."""
+"""How long answers still in progress may take when the time is over."""
 REPORT_EVERY_S = 15
 SETTLING = 0.25
-"""Share of the calibration in which the batch fills, which does not count."""
+"""Initial share of the calibration, in which the batch fills; it does not count."""
 
 
 def swarm(
@@ -37,21 +37,21 @@ def swarm(
     nice: int = 0,
     read_every_s: float = EVERY_S,
 ) -> int:
-    """Lets users ask as the arguments say, and leaves their samples in ``given.out``.
+    """Runs the users that the arguments describe, who leave their samples in ``given.out``.
 
     Args:
         url: of the server.
-        given: what ``loadtest.__main__.parser`` makes.
+        given: arguments parsed by ``loadtest.__main__.parser``.
         console: where the progress goes.
         pid: the server's process, if it runs on this machine.
-        nice: how much the users step back behind the server, if they share its machine.
-        read_every_s: pause between two looks at the server.
+        nice: niceness of the users, if they share the server's machine.
+        read_every_s: pause between two readings of the server.
 
     Returns:
         locust's exit code: 1 if anything failed.
     """
     given.out.mkdir(parents=True, exist_ok=True)
-    # The samples of an earlier test would count as this one's.
+    # The samples of an earlier test would be counted as this one's.
     for old in (given.out / "run.json", *given.out.glob("samples-*.jsonl")):
         old.unlink(missing_ok=True)
     seconds = round(60 * given.minutes)
@@ -107,7 +107,7 @@ def _state(counts: Counter[str], passed: float) -> str:
 
 
 def capacity(run: Run) -> float:
-    """Answers a second of a test whose users did not pause, without its beginning."""
+    """Answers per second of a test whose users did not pause, without its beginning."""
     begin = SETTLING * run.seconds
     ended = [run.since_start(one) + one.took for one in run.samples if one.outcome == "ok"]
     return sum(begin <= at < run.seconds for at in ended) / (run.seconds - begin)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 # Set before torch is imported, for this process and those that tests start. Tiny models gain
-# nothing from a second thread. Threads of OpenMP that wait must sleep: on cores that other tests
-# use too, they would burn more time than all computations take.
+# nothing from a second thread. Waiting OpenMP threads must sleep: on cores shared with other tests,
+# spinning would take more time than all computations.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests.support import durations, models, sharing
 from tests.support.hf import Reference
 
-# Seconds are not asserted: a busy machine would fail.
+# Times are not asserted: a busy machine would fail.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -31,13 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, or one worker ends long after the other."""
+    """Runs long files first; otherwise one worker ends long after the other."""
     items.sort(key=lambda item: sharing.place(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker gets whole files; those that use one server go to one worker."""
+    """A worker gets whole files; files that use the same server go to the same worker."""
     return sharing.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def soak(request: pytest.FixtureRequest) -> bool:
-    """Whether the long versions are asked for."""
+    """Whether the long versions are requested."""
     return bool(request.config.getoption("--soak"))
 
 

@@ -15,11 +15,11 @@ from tests.test_layout import tracked_files
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
-"""Those that describe the present: a changelog may name what is gone."""
+"""Documents that describe the present: a changelog may name what is gone."""
 
 FOLDERS = ("bench", "deploy", "divserve", "docs", "kernels", "loadtest", "requirements", "tests")
 WRITTEN = {"loadtest/out"}
-"""Paths that only exist once a command has written them."""
+"""Paths that exist only after a command has written them."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -37,7 +37,7 @@ def text_of(page: Path) -> str:
 
 @cache
 def known() -> frozenset[str]:
-    """Every file of the repository, every folder of one, and each of their shorter names."""
+    """Every file and folder in the repository, and each of their shorter names."""
     found = set()
     for file in tracked_files():
         path = file.relative_to(ROOT)
@@ -71,7 +71,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PRESENT, ids=name_of)
 def test_files_are_there(page: Path) -> None:
-    """Paths from the root, and names of Python files wherever they are."""
+    """Paths from the root, and names of Python files in any folder."""
     named = {code.rstrip("/") for code in CODE.findall(FENCE.sub("", text_of(page)))}
     paths = {
         code

@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: who may import whom, and what no file may say."""
+"""House rules that no linter checks: which modules may import which, and forbidden text."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ LAYERS = [
     ["divserve.cli"],
     ["divserve.__main__"],
 ]
-"""From the bottom to the top: what is named here imports only what stands below it.
+"""Layers from bottom to top: each imports only what is below it.
 
-A module belongs to the longest name that it begins with, so "divserve.engine" has what lies in none
-of its folders. "divserve" is the package itself and has no other module.
+A module belongs to the longest name that it starts with, so "divserve.engine" has the modules that
+are in none of its folders. "divserve" is the package itself and has no other module.
 """
 
 FORBIDDEN = {
@@ -48,7 +48,7 @@ FORBIDDEN = {
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
 }  # fmt: skip
-"""What no module of a package may import although it stands lower, be it by way of others."""
+"""What no module of a package may import, even indirectly, although it is a lower layer."""
 
 SEAMS = ("divserve.engine", "divserve.startup", "divserve.http.openai")
 """Where vLLM may be imported."""
@@ -78,7 +78,7 @@ def with_packages(module: str) -> Iterator[str]:
 
 @cache
 def sources() -> dict[str, Path]:
-    """The file of each module of both packages."""
+    """The file of each of our modules."""
     files = {}
     for folder in (ROOT / "divserve", KERNELS / "divserve_contract", KERNELS / "divserve_kernels"):
         for file in folder.rglob("*.py"):
@@ -91,8 +91,8 @@ def sources() -> dict[str, Path]:
 def imported(tree: ast.AST) -> Iterator[str]:
     """The modules that a file imports, at any depth.
 
-    Those in functions and under ``TYPE_CHECKING`` count too: they defer an import, but whoever
-    reads the file still has to know the other one.
+    Imports in functions and under ``TYPE_CHECKING`` count too: they are deferred, but a reader of
+    the file still has to know the other module.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -116,7 +116,7 @@ def direct_imports() -> Graph:
 def import_graph() -> Graph:
     """The direct imports, and the packages that run before what is imported.
 
-    Whatever is not of the two packages imports nothing here.
+    Modules outside our packages import nothing here.
     """
     graph: Graph = {}
     for module, targets in direct_imports().items():

@@ -1,4 +1,4 @@
-"""The prepared SmolLM2, and how its folder comes into being."""
+"""The prepared SmolLM2, and how its folder is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divserve.errors import StartupError
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Replaces the conversion by a file of one word; returns the list of its calls."""
+    """Replaces the conversion with a file of one word; returns the list of its calls."""
     calls: list[Path] = []
 
     def convert(source: Path, out: Path, progress: object) -> None:
@@ -32,7 +32,7 @@ def fail(*_: object) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """What a user sees in `folder`, and what was left behind (the lock file stays, empty)."""
+    """What a user sees in `folder`, and leftovers (the lock file stays, empty)."""
     return {path.name for path in folder.iterdir()} - {".model.lock"}
 
 

@@ -1,4 +1,4 @@
-"""What the plots have in common, and that those in docs/ are drawn from the committed figures."""
+"""The common parts of the plots, and that those in docs/ are drawn from the committed figures."""
 
 from __future__ import annotations
 

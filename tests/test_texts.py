@@ -1,4 +1,4 @@
-"""The figures of `bench.texts`, by hand."""
+"""The figures of `bench.texts`, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A Ray Serve application: replicas that each run a divserve engine and its HTTP application.
 
-Ray Serve places, scales, restarts and drains the replicas and spreads the requests over them. A
-request and its guides are one HTTP request, so they stay on one replica without any help, and each
-replica answers exactly as `divserve serve` does: `build` takes the same flags.
+Ray Serve places, scales, restarts and drains the replicas and distributes the requests among them.
+A request and its guides are one HTTP request, so they always stay on one replica, and each replica
+answers exactly as `divserve serve` does: `build` takes the same flags.
 
     serve run deploy.ray.serve_app:build argv='["MODEL"]'
 """
@@ -25,7 +25,7 @@ __all__ = ["Options", "Replica", "build"]
 logger = logging.getLogger("ray.serve")
 
 METRICS_PORTS = 32
-"""Ports that replicas on one node try, from `Options.metrics_port` on."""
+"""Number of ports that replicas on one node try, starting at `Options.metrics_port`."""
 
 
 class Options(BaseModel):
@@ -37,12 +37,12 @@ class Options(BaseModel):
     """What follows ``divserve serve``: a model and flags."""
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1)
-    """Scale between `replicas` and this many; None keeps `replicas`."""
+    """Scales between `replicas` and this many; None keeps `replicas`."""
     target_requests: float = Field(16, gt=0)
-    """Requests in progress per replica that autoscaling aims at."""
+    """Requests in progress per replica that autoscaling aims for."""
     max_requests: int = Field(4096, ge=1)
-    """Requests that a replica takes at once; Ray Serve holds the others back. More than its rows
-    and its ``--max-queue`` together, or its queue is never full and refuses nobody."""
+    """Requests that a replica takes at once; Ray Serve holds the others back. It must exceed the
+    replica's rows plus ``--max-queue``; otherwise its queue is never full and rejects nothing."""
     max_queued: int = Field(-1, ge=-1)
     """Requests that each proxy holds back before it answers 503; -1 for no limit."""
     cpus: float = Field(1, ge=0)
@@ -57,7 +57,7 @@ class Options(BaseModel):
     @field_validator("argv", "environment", mode="before")
     @classmethod
     def _of_text(cls, value: Any) -> Any:
-        """``serve run`` hands on what follows ``argv=`` as a text."""
+        """``serve run`` passes what follows ``argv=`` as a string."""
         return json.loads(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -73,11 +73,11 @@ class Replica:
     """One engine and the application that serves it."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]
-        """Starts the engine; Ray Serve sends no request before this is done."""
+        """Starts the engine; Ray Serve sends no requests before this is done."""
         from divserve.errors import StartupError
         from divserve.startup import launch
 
-        # Sets the environment that vLLM reads while it is imported, so it goes first.
+        # Sets the environment that vLLM reads when it is imported, so it comes first.
         args = launch.parse(options.argv)
 
         if (args.api_server_count or 1) > 1:
@@ -111,15 +111,15 @@ class Replica:
         """Raises once an engine has died; Ray Serve then replaces this replica."""
         from divserve.api.extras import tell_health
 
-        # The replica's own /metrics is no route of the application, which tells it otherwise.
+        # The replica's own /metrics is not the application's route, which would update the gauge.
         tell_health(self._client)
         dead = [name for name, lives in self._client.health().items() if not lives]
         if dead:
             raise RuntimeError(f"engine lost: {', '.join(dead)}")
 
     async def __del__(self) -> None:
-        """Stops the engine, after the last request or `Options.drain_timeout_s`."""
-        # Ray Serve calls this for a replica whose __init__ failed, too.
+        """Stops the engine after the last request or after `Options.drain_timeout_s`."""
+        # Ray Serve also calls this for a replica whose __init__ failed.
         if hasattr(self, "_running"):
             await self._running.aclose()
 
@@ -156,7 +156,7 @@ def build(args: Options | dict[str, Any]) -> Application:
 
 
 def _serve_metrics(first: int) -> int:
-    """Serves this process's metrics on the first free port from `first` on; returns the port."""
+    """Serves this process's metrics on the first free port from `first` up; returns the port."""
     for port in range(first, first + METRICS_PORTS):
         try:
             start_http_server(port)

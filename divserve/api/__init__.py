@@ -1,1 +1,1 @@
-"""HTTP: the ``decoding`` field on vLLM's OpenAI app, its account in the answers, and its errors."""
+"""HTTP: the ``decoding`` field of vLLM's OpenAI app, its account in the answers, and its errors."""

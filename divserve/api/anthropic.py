@@ -1,7 +1,7 @@
-"""/v1/messages, which vLLM answers: its errors say what has happened, as those of chats do.
+"""/v1/messages, which vLLM answers: its errors say what happened, as those of chats do.
 
-vLLM's route makes a 500 of whatever is raised, and its converter of events takes an error event for
-a chunk that does not validate.
+vLLM's route turns every exception into a 500, and its event converter treats an error event as a
+chunk that does not validate.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Messages"]
 
 
 class Messages(OwnErrors, AnthropicServingMessages):
-    """vLLM's serving of Anthropic's messages."""
+    """vLLM's serving class for Anthropic's messages."""
 
     async def create_messages(self, request: Any, raw_request: Any = None) -> Any:
-        """vLLM's answer; of an error before its first event, the HTTP response will say all."""
+        """vLLM's answer; the HTTP response reports an error before the first event in full."""
         with _telling(raw_request):
             answer = await super().create_messages(request, raw_request)
             if not isinstance(answer, AsyncGenerator):
@@ -39,7 +39,7 @@ class Messages(OwnErrors, AnthropicServingMessages):
         return ErrorResponse(error=ErrorInfo(**info))
 
     async def count_tokens(self, request: Any, raw_request: Any = None) -> Any:
-        """vLLM's count; the HTTP response will say why there is none."""
+        """vLLM's count; if it fails, the HTTP response says why."""
         with _telling(raw_request):
             return await super().count_tokens(request, raw_request)
 
@@ -71,7 +71,7 @@ class Messages(OwnErrors, AnthropicServingMessages):
 
 @contextmanager
 def _telling(raw_request: Any) -> Iterator[None]:
-    """Has the response of a request say what is raised, which vLLM's route would not."""
+    """Makes the response of a request report what is raised, which vLLM's route would not."""
     try:
         yield
     except ApiError as error:
@@ -80,7 +80,7 @@ def _telling(raw_request: Any) -> Iterator[None]:
 
 
 async def _going_on(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The events, of which the first one has been read: until then an error can be a response."""
+    """The events, the first of which has been read: until then an error can be an HTTP response."""
     async with aclosing(events):
         yield first
         async for event in events:

@@ -18,7 +18,7 @@ __all__ = ["GuidedChat"]
 
 
 class GuidedChat(GuidedServing, OpenAIServingChat):
-    """Renders the guide beside the prompt, and adds the account to every choice."""
+    """Renders the guide besides the prompt, and adds the account to every choice."""
 
     async def render_chat_request(self, request: Any) -> Any:
         """vLLM's rendering; the guides of a guided request are given to it.
@@ -41,7 +41,7 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
     ) -> list[list[int]]:
         if method.guide is None and method.natural_guide == "last_token":
             return [primary["prompt_token_ids"][-1:] for primary in primaries]
-        # Each twin is rendered once, so that none sees what rendering changed in another.
+        # Each twin is rendered once, so that none sees what rendering has changed in another.
         source = source.model_copy(deep=True)
         twin = source.model_copy(
             update={
@@ -115,7 +115,7 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
 async def _recorded(results: AsyncIterator[Any], report: StreamReport) -> AsyncGenerator[Any, None]:
     """The results, recorded one by one.
 
-    The first comes once more before itself, without outputs: on it vLLM sends the chunks that open
+    The first result is preceded by a copy without outputs: for it vLLM sends the chunks that open
     the choices, which carry no token.
     """
     opened = False

@@ -27,15 +27,15 @@ MASKS = {
 """Sampling parameters that forbid tokens, and what set them."""
 
 READS_THE_PROMPT = ("prompt_logprobs", "echo")
-"""Fields that return what the model says of the prompt, or with it."""
+"""Fields that return log-probs of the prompt, or the prompt itself."""
 
 
 def refuse_conflicts(body: Any, moves: bool) -> None:
-    """Raises `InvalidRequest` for fields of a guided body that would drop or bend its order.
+    """Raises `InvalidRequest` for fields that would drop or distort the order of a guided body.
 
     Args:
         body: of either route.
-        moves: whether its answer moves between two models.
+        moves: whether the answer moves between two models.
     """
     for field, why in CONFLICTS.items():
         if getattr(body, field, None):
@@ -44,7 +44,7 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
             )
     for field in READS_THE_PROMPT if moves else ():
         value = getattr(body, field, None)
-        # 0 is a value: prompt_logprobs 0 asks for those of the prompt's own tokens.
+        # 0 is a value: prompt_logprobs 0 asks for the log-probs of the prompt's own tokens.
         if value is not None and value is not False:
             raise InvalidRequest(
                 f"entropy_switch cannot be combined with {field}: two models read the prompt.",
@@ -53,9 +53,9 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
 
 
 def refuse_beside_small(body: Any) -> None:
-    """Raises `InvalidRequest` for what the small model's engine could not take from this front end.
+    """Raises `InvalidRequest` for what this front end cannot send to the small model's engine.
 
-    Beam search would ask the large engine; embeddings and pictures are made for the large model.
+    Beam search would go to the large engine; embeddings and pictures are made for the large model.
     """
     for field in ("use_beam_search", "prompt_embeds"):
         if getattr(body, field, None):
@@ -65,7 +65,7 @@ def refuse_beside_small(body: Any) -> None:
 
 
 def refuse_masks(params: Any, name: str) -> None:
-    """Raises `InvalidRequest` for what masks tokens after a method has dropped others.
+    """Raises `InvalidRequest` for parameters that mask tokens after a method has dropped others.
 
     Args:
         params: vLLM's sampling parameters.

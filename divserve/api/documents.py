@@ -18,11 +18,11 @@ MARK = "document"
 
 
 def without_documents(messages: Sequence[Message], has_field: bool, param: str) -> list[Message]:
-    """The messages without their marked parts; those that have nothing else are left out.
+    """The messages without their marked parts; messages that have nothing else are left out.
 
     Args:
         messages: of the request.
-        has_field: whether it has ``documents`` besides.
+        has_field: whether it also has ``documents``.
         param: the method's path in the body.
 
     Raises:
@@ -45,7 +45,8 @@ def without_documents(messages: Sequence[Message], has_field: bool, param: str) 
 def check_documents_rendered(
     source: Any, guide: Sequence[int], prompt: Sequence[int], param: str
 ) -> None:
-    """Raises `InvalidRequest` when the guide is the prompt: the template shows no ``documents``."""
+    """Raises `InvalidRequest` if the guide equals the prompt: the template ignores
+    ``documents``."""
     if source.documents and list(guide) == list(prompt):
         raise InvalidRequest(
             "This model's chat template does not render 'documents': put the text into a part of a "

@@ -1,4 +1,4 @@
-"""Requests and the models beside the served one: who may use what, and ``MODEL@small``."""
+"""The models beside the served one: which requests may use them, and ``MODEL@small``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["aliases_of", "install", "missing", "place", "tell_health"]
 
 
 def aliases_of(args: Namespace) -> list[str]:
-    """The names of the small model: one per name of the served one; none without it."""
+    """The names of the small model: one per name of the served one; none without a small model."""
     if args.extras.small is None:
         return []
     return [f"{model}{SMALL_SUFFIX}" for model in args.served_model_name or [args.model]]
@@ -34,13 +34,13 @@ def install(app: FastAPI, args: Namespace) -> None:
 
 
 def tell_health(client: Any) -> None:
-    """Puts on /metrics which engines live. `divserve.api.instrumentation` calls it for a scrape."""
+    """Updates the gauges of live engines. `divserve.api.instrumentation` calls it for a scrape."""
     for name, alive in client.health().items():
         metrics.ENGINE_UP.labels(name).set(alive)
 
 
 def missing(method: type[Method] | Method, extras: frozenset[str]) -> list[str]:
-    """The flags that the server would need for a method and was not given."""
+    """The flags that a method requires and the server was started without."""
     return [f"--{name}" for name in (*method.amateurs, *method.engines) if name not in extras]
 
 
@@ -48,7 +48,7 @@ def place(request: Guided, raw_request: Request) -> None:
     """Sends the request to the engine that its model names.
 
     Raises:
-        InvalidRequest: a method needs a model that is not there.
+        InvalidRequest: a method requires a model that the server does not have.
     """
     state: Any = raw_request.app.state
     for method in request.methods:

@@ -1,8 +1,8 @@
-"""What the second stream sees: from a method's ``guide`` to a prompt, before any token is made.
+"""What the second stream reads: turns a method's ``guide`` into a prompt, before any decoding.
 
-``without`` removes text wherever it stands verbatim, ``documents`` what is marked as a document,
-``noise`` distorts the instruction; ``messages`` and ``prompt`` replace the prompt as a whole.
-Rendering itself is vLLM's, so template, tools and flags are those of the primary.
+``without`` removes text wherever it occurs verbatim, ``documents`` removes what is marked as a
+document, ``noise`` distorts the instruction; ``messages`` and ``prompt`` replace the whole prompt.
+vLLM renders the guide, so template, tools and flags are those of the primary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def chat_fields(
     method: Method,
     param: str,
 ) -> dict[str, Any]:
-    """The fields of a chat request in which a guide differs: ``messages`` and ``documents``.
+    """The fields in which the guide of a chat request differs: ``messages`` and ``documents``.
 
     Args:
         messages: the request's own.
@@ -42,8 +42,8 @@ def chat_fields(
         param: its path in the body.
 
     Raises:
-        InvalidRequest: a text to remove stands nowhere, there are no documents, or
-            ``guide.messages`` are no messages.
+        InvalidRequest: a text to remove does not occur, there are no documents, or
+            ``guide.messages`` are not valid messages.
     """
     guide = method.guide
     if guide is None:
@@ -81,7 +81,7 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
         param: its path in the body.
 
     Raises:
-        InvalidRequest: the prompt is not text, or a text to remove stands nowhere.
+        InvalidRequest: the prompt is not text, or a text to remove does not occur.
     """
     guide = method.guide
     if guide is not None and guide.prompt is not None:
@@ -116,7 +116,7 @@ def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:
     """The guide's token ids, neither empty nor longer than `limit` tokens.
 
     Raises:
-        InvalidRequest: they are.
+        InvalidRequest: they are empty, or too many.
     """
     if not token_ids:
         raise InvalidRequest("The guide is empty: leave at least one token in it.", param=param)
@@ -126,7 +126,7 @@ def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:
 
 
 def not_rendered(error: VLLMValidationError, limit: int, param: str) -> InvalidRequest:
-    """The error of a guide that vLLM's renderer refused."""
+    """The error for a guide that vLLM's renderer rejected."""
     match error.parameter:
         case "input_tokens":
             return too_long(f"at least {error.value} tokens", limit, param)
@@ -136,7 +136,7 @@ def not_rendered(error: VLLMValidationError, limit: int, param: str) -> InvalidR
 
 
 def too_long(size: str, limit: int, param: str) -> InvalidRequest:
-    """The error of a guide of `size` where `limit` tokens fit."""
+    """The error for a guide of `size` where `limit` tokens fit."""
     return InvalidRequest(
         f"The guide has {size}; at most {limit} tokens fit. Shorten it.",
         param=param,
@@ -145,7 +145,7 @@ def too_long(size: str, limit: int, param: str) -> InvalidRequest:
 
 
 def _pattern(texts: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of `texts`, the longest first, so that none destroys a longer one it is part of."""
+    """Matches any of `texts`, the longest first, so that none breaks up a longer one."""
     return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
 
 
@@ -181,7 +181,7 @@ def _validated(messages: list[Message], param: str) -> list[Message]:
 
 
 def _well_formed(message: Message) -> bool:
-    """What pydantic leaves open: it does not look into a list of content parts."""
+    """Checks what pydantic leaves out: it does not look into a list of content parts."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     texts = all(text_of(part) is not None for part in parts)

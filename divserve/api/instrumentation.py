@@ -1,8 +1,8 @@
-"""The outermost middleware: keeps a record of every HTTP request and reports it at its end.
+"""The outermost middleware: keeps a record of every HTTP request and reports it when it ends.
 
 It counts the request in the HTTP metrics and hands the record to the sinks (the log, the spans).
-Pure ASGI and outermost, so that it sees what all other layers answer. The response passes through
-untouched; per message it costs one coroutine.
+It is pure ASGI and outermost, so that it sees the answers of all other layers. The response passes
+through untouched; per message it costs one coroutine.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Instrumentation", "Sink", "install"]
 logger = logging.getLogger("vllm.divserve.api")
 
 Sink = Callable[[Record, str], None]
-"""Takes in the record of a request that has ended, and the template of its route."""
+"""Receives the record of a request that has ended, and the template of its route."""
 
 SCRAPE = "/metrics"
 UNKNOWN_ROUTE = "other"
-"""Raw paths are the client's to choose: as labels they would fill the memory."""
+"""Clients choose raw paths: as labels they would fill the memory."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ERROR_EVENTS = (b'data: {"error"', b"event: error\n")
 """How error events begin: OpenAI's chats, then Responses and Anthropic's messages."""
 
 
 def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
-    """Puts `Instrumentation` around and `Inside` within all middleware that `app` has so far."""
+    """Puts `Instrumentation` outside and `Inside` inside all middleware that `app` has so far."""
     outermost = Middleware(Instrumentation, owner=app, sinks=sinks)
     app.user_middleware[:] = [outermost, *app.user_middleware, Middleware(Inside)]
 
@@ -47,7 +47,7 @@ def install(app: FastAPI, sinks: Sequence[Sink] = ()) -> None:
 class Inside:
     """Innermost middleware: keeps the scope that the router writes into.
 
-    Middleware in between may hand on a copy of the scope that `Instrumentation` knows.
+    Middleware in between may pass on a copy of the scope that `Instrumentation` knows.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -63,7 +63,7 @@ class Instrumentation:
     """The middleware.
 
     Args:
-        app: what it is put around.
+        app: the application it wraps.
         owner: the application, whose routes give their templates.
         sinks: told of every request that has ended.
     """
@@ -101,7 +101,7 @@ class Instrumentation:
                     record.error = _error_of(body.partition(b"data: ")[2])
                 elif (record.status or 0) >= 400 and record.error is None:
                     record.error = _error_of(body)
-                # Before it is sent: who waits for a disconnect hears of one right behind the end.
+                # Set before sending: whoever waits for a disconnect gets one right after the end.
                 record.complete = not message.get("more_body", False)
             try:
                 await send(message)
@@ -131,11 +131,11 @@ class Instrumentation:
             try:
                 sink(record, route)
             except Exception:
-                # What tells of an answer does not change it, nor keep the next from telling.
+                # A failing sink must not change the answer or stop the other sinks.
                 logger.exception("Request %s was not told of", record.request_id)
 
     def _route(self, scope: Scope, path: str) -> str:
-        """The template of the route that has answered, or would have."""
+        """The template of the route that answered, or would have."""
         template = getattr(scope.get("route"), "path", None)
         if isinstance(template, str):
             return template
@@ -152,7 +152,7 @@ def _note_start(record: Record, message: Message) -> None:
 
 
 def _error_of(body: bytes) -> dict[str, Any] | None:
-    """The OpenAI error object of a response or an event; None if it is another body."""
+    """The OpenAI error object of a response or an event; None if there is none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

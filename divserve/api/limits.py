@@ -1,4 +1,4 @@
-"""How much a body of a guided route may ask; each refusal says what to change."""
+"""How much the body of a guided route may ask for; each rejection says what to change."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
 
     Args:
         request: the body.
-        limits: the most of each.
-        context: tokens of the model's context, which is how long an answer may get that names no
-            ``max_tokens``.
+        limits: the maximum of each.
+        context: tokens of the model's context: the limit of an answer without ``max_tokens``.
     """
     check_fields(lambda field: getattr(request, field, None), limits)
     traced = next((method for method in request.methods if method.trace), None)
@@ -36,7 +35,7 @@ def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
 
 
 def rows_of(request: Guided) -> int:
-    """Rows of the engine's batch that a request takes: each choice and each of its guides."""
+    """Rows of the engine's batch that a request takes: for each choice, one and its guides."""
     guides: list[Any] = []
     for method in request.methods:
         if method.guided and method.guide not in guides:

@@ -18,13 +18,13 @@ def texts_of(content: Any) -> list[str]:
 
 
 def text_of(part: Any) -> str | None:
-    """The text of a content part; None if it is none."""
+    """The text of a content part; None if it is not a text part."""
     text = part.get("text") if isinstance(part, Mapping) else part
     return text if isinstance(text, str) else None
 
 
 def edited(edit: Callable[[str], str], message: Message) -> Message:
-    """The message with every text of its content edited."""
+    """The message with `edit` applied to every text of its content."""
     content = message.get("content")
     if content is None:
         return message

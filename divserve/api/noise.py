@@ -1,6 +1,6 @@
 """Instructive decoding's guide: the same request with a distorted instruction.
 
-The instruction is the text given in ``instruction``, wherever it stands; without one it is every
+The instruction is the text given in ``instruction``, wherever it occurs; without one it is every
 system and developer message of the chat.
 """
 

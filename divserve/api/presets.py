@@ -17,13 +17,13 @@ T = TypeVar("T", bound=Guided)
 
 
 def aliases_of(args: Namespace) -> dict[str, Any]:
-    """The presets of a server by their model aliases: one per served name and preset."""
+    """The presets of a server by model alias: one alias per served name and preset."""
     served = args.served_model_name or [args.model]
     return {f"{model}@{name}": value for model in served for name, value in args.decodings.items()}
 
 
 def install(app: FastAPI, args: Namespace) -> None:
-    """Adds the aliases to the models of `app`, which its registry lists at /v1/models."""
+    """Adds the aliases to the models of `app`, which are listed at /v1/models."""
     aliases = aliases_of(args)
     models = app.state.openai_serving_models.base_model_paths
     models += [BaseModelPath(name=alias, model_path=args.model) for alias in aliases]
@@ -32,10 +32,10 @@ def install(app: FastAPI, args: Namespace) -> None:
 
 
 async def with_preset(request: T, raw_request: Request) -> T:
-    """The request, decoded with the preset of its model unless it says how itself.
+    """The request, with the preset that its model names unless it has its own ``decoding``.
 
     Raises:
-        InvalidRequest: the preset does not go with the rest of the request.
+        InvalidRequest: the preset cannot be combined with the rest of the request.
     """
     alias: str | None = getattr(request, "model", None)
     preset = raw_request.app.state.preset_of_alias.get(alias)

@@ -1,7 +1,7 @@
-"""The record of one HTTP request: what metrics, logs and spans are made from when it has ended.
+"""The record of one HTTP request: the source of metrics, logs and spans once it has ended.
 
-`divserve.api.instrumentation` opens a record for every request and closes it; the routes and the
-serving classes fill in what only they know. A record is found in the ASGI scope, under `RECORD`.
+`divserve.api.instrumentation` opens and closes a record for every request; the routes and the
+serving classes fill in what only they know. The record is in the ASGI scope, under `RECORD`.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class Record:
     """One HTTP request."""
 
     scope: Scope = field(default_factory=dict)
-    """The ASGI scope, as far inside as the request came."""
+    """The ASGI scope of the innermost layer that the request reached."""
     started: float = field(default_factory=time.perf_counter)
     started_ns: int = field(default_factory=time.time_ns)
     method: str | None = None
-    """Name of its decoding methods, "plain" without; None where nothing is decoded or the body was
-    refused before it was known."""
+    """Name of its decoding methods, "plain" without any; None where nothing is decoded or the body
+    was rejected before they were known."""
     model: str | None = None
     answer_id: str | None = None
     streams: bool | None = None
-    """As asked for; None where `method` is."""
+    """As requested; None where `method` is None."""
     prompt: Any = None
-    """The messages or prompts, if they are to be logged."""
+    """The messages or prompts, if they are logged."""
     prompt_tokens: dict[int, int] = field(default_factory=dict)
-    """By index of the prompt."""
+    """By the index of the prompt."""
     guide_tokens: int | None = None
     completion_tokens: int | None = None
-    """None where `method` is."""
+    """None where `method` is None."""
     ttft: float | None = None
     """Seconds to the first token."""
     finish_reasons: list[str] = field(default_factory=list)
@@ -56,17 +56,17 @@ class Record:
     request_id: str | None = None
     error: Mapping[str, Any] | None = None
     complete: bool = False
-    """Whether the last byte of the response is out."""
+    """Whether the last byte of the response was sent."""
     gone: bool = False
     """Whether the client left before that."""
     duration: float = 0.0
 
     def __deepcopy__(self, memo: Any) -> Record:
-        # vLLM's requests carry it, and are copied before they are rendered.
+        # vLLM's requests carry the record, and are copied before they are rendered.
         return self
 
     def note(self, prompt: int, result: Any) -> None:
-        """Takes in what the engine yielded for the prompt of this index."""
+        """Records what the engine yielded for the prompt of this index."""
         if self.ttft is None:
             self.ttft = self._first_token(result)
         if prompt not in self.prompt_tokens:
@@ -79,7 +79,7 @@ class Record:
     def _first_token(self, result: Any) -> float | None:
         if self.streams:
             return time.perf_counter() - self.started
-        # The answer came as a whole; only the engine's own statistics know, if they are on.
+        # The answer came as a whole; only the engine's own statistics know, if they are enabled.
         latency = getattr(getattr(result, "metrics", None), "first_token_latency", None)
         return latency or None
 
@@ -89,7 +89,7 @@ class Record:
         if self.gone:
             return "aborted"
         if self.error is not None and (self.status or 0) < 400:
-            # An event in the middle of a stream, whose status was out already.
+            # An event in the middle of a stream, whose status was already sent.
             return "client_error" if 400 <= status_of(self.error) < 500 else "failed"
         if self.status is None or not self.complete or self.status >= 500:
             return "failed"
@@ -97,7 +97,7 @@ class Record:
 
     @property
     def shown_status(self) -> int:
-        """The status for metrics and logs: 499 where the client did not wait for one."""
+        """The status for metrics and logs: 499 where the client left before there was one."""
         return CLIENT_GONE if self.gone else self.status or 500
 
     def means(self) -> dict[str, float]:
@@ -122,13 +122,13 @@ class Record:
 
 
 class Noted:
-    """The engine's results, noted in the record on their way to vLLM's answer.
+    """The engine's results, recorded on their way to vLLM's answer.
 
-    Not a generator: those of plain requests pass here too, and a token must cost next to nothing.
+    Not a generator: results of plain requests pass here too, and a token must cost almost nothing.
 
     Args:
         results: single results, or pairs of the index of a prompt and a result.
-        record: where to note them.
+        record: where they are recorded.
         indexed: whether they are pairs.
     """
 

@@ -1,10 +1,10 @@
-"""Refuses ``decoding`` where it would be ignored.
+"""Rejects ``decoding`` where it would be ignored.
 
 vLLM's other routes (responses, messages, batch, render, invocations …) allow unknown fields and
-would answer plainly, so a JSON body with a non-null ``decoding`` at its top level, or with a
-preset's alias as its ``model``, is a 400 there (an alias not for the tokenizer, which decodes
-nothing). So is an alias in SageMaker's header, which takes the place of the ``model``.
-The two guided routes pass through without a look; other bodies reach their route as they came.
+would decode plainly. There a JSON body with a non-null ``decoding`` at its top level, or with a
+preset's alias as its ``model``, gets a 400 (the tokenizer routes, which decode nothing, accept an
+alias), and so does an alias in SageMaker's header, which replaces the ``model``. Requests to the
+two guided routes are not examined; other bodies reach their route unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN_ROUTES = ("/tokenize", "/detokenize")
 
 MODEL_HEADER = "x-amzn-sagemaker-adapter-identifier"
 
-# The key may be written with escapes or in UTF-16, both of which json.loads reads.
+# The key may be written with escapes or in UTF-16, which json.loads both reads.
 MAY_HAVE_KEY = re.compile(rb"decoding|@|\\u|\x00")
 
 
@@ -36,7 +36,7 @@ class RefuseDecoding:
 
     Args:
         app: the application.
-        aliases: the model names that stand for a preset.
+        aliases: the model names that select a preset.
     """
 
     def __init__(self, app: ASGIApp, aliases: Container[str] = ()) -> None:

@@ -4,12 +4,12 @@
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", figure: …}, …]}
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
-(the share of parameters × tokens that the large model alone would have cost more; null if not
-known), and the "model" of every token in its trace.
+(the share of parameters × tokens saved against the large model alone; null if not known), and the
+"model" of every token in its trace.
 
-Everything comes from what the engine reported with each token, so ``applied_steps`` is evidence,
-not arithmetic. Figures are those of the methods' ``reports``, rounded to 6 decimals; numbers that
-are not finite become null, for JSON has none.
+Everything comes from what the engine reported with each token, so ``applied_steps`` is measured,
+not inferred. Figures are those of the methods' ``reports``, rounded to 6 decimals; numbers that are
+not finite become null, because JSON has none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from divserve.errors import DecodingFailed
 __all__ = ["ChoiceReport", "GuidedOutput"]
 
 Decode = Callable[[Sequence[int]], list[str]]
-"""Token ids to the text of each token."""
+"""Converts token ids to the text of each token."""
 
 
 class GuidedOutput(Protocol):
@@ -68,7 +68,7 @@ class ChoiceReport:
         self._models: list[str] = []
 
     def add(self, output: GuidedOutput) -> None:
-        """Takes in the tokens of one output.
+        """Adds the tokens of one output.
 
         Raises:
             DecodingFailed: the engine did not report exactly one row of statistics per token.
@@ -95,16 +95,16 @@ class ChoiceReport:
             self.end()
 
     def end(self) -> None:
-        """Counts the last tokens in the metrics. Call it when the choice ends too early."""
+        """Counts the last tokens in the metrics. Call it when the choice ends early."""
         self._tally.flush()
 
     def take_trace(self) -> list[dict[str, Any]]:
-        """The trace entries that were not taken yet, in the order of the tokens."""
+        """The trace entries that have not been taken yet, in the order of the tokens."""
         taken, self._pending = self._pending, []
         return taken
 
     def summary(self) -> dict[str, Any]:
-        """The whole object, with the trace entries that were not taken yet."""
+        """The whole object, with the trace entries that have not been taken yet."""
         steps = self.steps
         summary: dict[str, Any] = {
             "method": self._stack.name,
@@ -149,7 +149,7 @@ class ChoiceReport:
             for text, token_id, one, more in zip(texts, token_ids, figures, details, strict=True)
         ]
         for more in details:
-            # Not of the entries: some methods have a figure of this name.
+            # Not from the entries: some methods have a figure of this name.
             candidates: list[dict[str, Any]] = more.get("candidates", [])
             names = self._decode([candidate["token_id"] for candidate in candidates])
             for candidate, name in zip(candidates, names, strict=True):

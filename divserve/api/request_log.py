@@ -1,7 +1,7 @@
-"""One structured line per request, when asked for with ``--log-format``.
+"""One structured log line per request, if enabled with ``--log-format``.
 
-It takes the place of uvicorn's access log. Prompts are in it only with ``--log-prompts``; messages
-of errors never are, for they may quote what the client sent.
+It replaces uvicorn's access log. Prompts are included only with ``--log-prompts``; error messages
+never are, because they may quote what the client sent.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["LogFormat", "request_log"]
 LogFormat = Literal["json", "console"]
 
 PROBES = frozenset({"/health", "/live", "/ready", "/ping", "/load", "/version", "/metrics"})
-"""Routes that machines ask every few seconds; a line only when something is wrong."""
+"""Routes that machines request every few seconds; logged only when something is wrong."""
 
 LEVELS = {"ok": "info", "aborted": "info", "client_error": "warning", "failed": "error"}
 
 
 def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
-    """A sink that writes the lines.
+    """Returns a sink that writes the lines.
 
     Args:
         form: ``json``, or ``console`` for people.
@@ -39,7 +39,7 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
     )
-    # Processors and writer are this logger's own: other users of structlog keep their settings.
+    # This logger has its own processors and writer: other users of structlog keep their settings.
     logger: Any = structlog.wrap_logger(
         structlog.WriteLogger(stream),
         processors=[
@@ -61,7 +61,7 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
 
 
 def fields(record: Record, route: str) -> dict[str, Any]:
-    """What a line says; every line has the same fields, but for the prompt."""
+    """The fields of a line; every line has the same ones, except for the prompt."""
     error = record.error or {}
     found = {
         "pid": os.getpid(),
@@ -93,10 +93,10 @@ def _ms(seconds: float) -> float:
 
 
 def _finite(mean: float) -> float | None:
-    """JSON has no infinity, which is what `look_back` finds where there is nothing to compare."""
+    """JSON has no infinity, which `look_back` reports where there is nothing to compare with."""
     return round(mean, 6) if math.isfinite(mean) else None
 
 
 def _joined(reasons: list[str]) -> str | None:
-    """One word where all choices ended alike."""
+    """A single word where all choices ended alike."""
     return ",".join(dict.fromkeys(reasons)) or None

@@ -2,7 +2,7 @@
 
 A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives
 the request the guides of every prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the
-order for the engine. Whatever would make vLLM drop or bend that order is refused here.
+order for the engine. Whatever would make vLLM drop or distort that order is rejected here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLAIN = "plain"
 """What metrics and logs call a request without a method."""
 
 Guides = Sequence[list[int] | None]
-"""Token ids of the guide of each method of a stack; None for a method without one."""
+"""Token ids of the guide of each method of a stack; None for a method without a guide."""
 
 
 class Guided(BaseModel):
@@ -63,10 +63,10 @@ class Guided(BaseModel):
         return self
 
     def _unfold(self) -> None:
-        """Makes lists of what can be read but once."""
+        """Turns what can be read only once into lists."""
 
     def _check_guided(self) -> None:
-        """Raises `InvalidRequest` for what only this route cannot combine with ``decoding``."""
+        """Raises `InvalidRequest` for conflicts with ``decoding`` that only this route has."""
 
     @property
     def methods(self) -> list[Method]:
@@ -82,7 +82,7 @@ class Guided(BaseModel):
 
     @property
     def sampled_at(self) -> float:
-        """The temperature of the final sampling parameters, after the server's defaults."""
+        """The temperature of the final sampling parameters, with the server's defaults applied."""
         return self._temperature
 
     @property
@@ -91,11 +91,11 @@ class Guided(BaseModel):
         return self._record
 
     def keep(self, record: Record, with_prompt: bool) -> None:
-        """Has the request's fate noted in `record`, which learns here what was asked for."""
+        """Starts recording the request in `record`, beginning with what was asked for."""
         self._record = record
         stack = self.stack
         record.method = PLAIN if stack is None else stack.name
-        # Nobody has looked whether there is such a model, or how long its name is.
+        # Neither the existence of the model nor the length of its name has been checked.
         record.model = self.answered_as(getattr(self, "model", None) or "")[:LONGEST_NAME] or None
         record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
@@ -103,14 +103,14 @@ class Guided(BaseModel):
             record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
 
     def answer_as(self, alias: str) -> None:
-        """Makes the answer carry this model name."""
+        """Makes the answer name this model."""
         self._alias = alias
 
     def decode_on_small(self) -> None:
         """Sends the request to the small model's engine.
 
         Raises:
-            InvalidRequest: its method needs more than that model.
+            InvalidRequest: its method requires more than that model.
         """
         for method in self.methods:
             if method.amateurs or method.engines:
@@ -122,7 +122,7 @@ class Guided(BaseModel):
         self._small = True
 
     def answered_as(self, model: str) -> str:
-        """The model name of the answer, where vLLM's would be ``model``."""
+        """The model name of the answer, where vLLM would put ``model``."""
         return self._alias or model
 
     def param_of(self, method: Method) -> str:
@@ -132,7 +132,7 @@ class Guided(BaseModel):
         return f"decoding.{next(i for i, m in enumerate(self.methods) if m is method)}"
 
     def guides(self) -> Iterator[tuple[str, Guide]]:
-        """The guides that the body gives, with their paths."""
+        """The guides given in the body, with their paths."""
         for method in self.methods:
             if method.guide is not None:
                 yield f"{self.param_of(method)}.guide", method.guide
@@ -149,7 +149,7 @@ class Guided(BaseModel):
         self._grounding = list(grounding)
 
     def side_tokens(self, prompt: int) -> int:
-        """Tokens of all that is read beside the prompt of this index."""
+        """Number of tokens read beside the prompt of this index."""
         return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:
@@ -181,7 +181,7 @@ class Guided(BaseModel):
 class ChatRequest(Guided, ChatCompletionRequest):
     """Body of /v1/chat/completions."""
 
-    # vLLM caches the known fields' names on the class; a subclass would find its parent's.
+    # vLLM caches the names of the known fields on the class; a subclass would find its parent's.
     field_names: ClassVar[set[str] | None] = None
 
     def to_sampling_params(self, max_tokens: int, default_sampling_params: dict[str, Any]) -> Any:

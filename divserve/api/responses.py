@@ -1,9 +1,9 @@
-"""/v1/responses, which vLLM answers: what it stumbles over is the client's error, or told as one.
+"""/v1/responses, which vLLM answers: makes bad input a 400, and a failing stream an error event.
 
-vLLM validates that route's body loosely and then takes items apart that may have other parts (a
-refusal has no ``text``), which would be a 500; and an engine that dies, or a drain that is over,
-would cut a stream off without a word. Background answers are refused: nobody would count them, and
-a drain would not wait for them.
+vLLM validates that route's body loosely and then reads parts that an item may not have (a refusal
+has no ``text``), which would be a 500; and an engine that dies, or a drain that times out, would
+cut a stream off silently. Background answers are rejected: they would not be counted, and a drain
+would not wait for them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Events = AsyncGenerator[Any, None]
 
 
 def install(renderer: Any, serving: Any) -> None:
-    """Puts the checks around vLLM's own.
+    """Wraps vLLM's methods in the checks.
 
     Args:
         renderer: vLLM's ``OnlineRenderer``.
@@ -43,7 +43,7 @@ def install(renderer: Any, serving: Any) -> None:
 
 
 def _readable(render: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-    """Raises `InvalidRequest` where `render` fails in a way that vLLM takes for its own fault."""
+    """Raises `InvalidRequest` where `render` fails in a way that vLLM treats as a server error."""
 
     @functools.wraps(render)
     async def rendered(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -58,7 +58,7 @@ def _readable(render: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
 
 
 def _in_the_foreground(create: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    """Raises `InvalidRequest` for an answer that is to be made after the response."""
+    """Raises `InvalidRequest` for an answer that would be generated after the response."""
 
     @functools.wraps(create)
     async def created(request: Any, *args: Any, **kwargs: Any) -> R:
@@ -94,7 +94,7 @@ def _telling(stream: Callable[P, Events]) -> Callable[P, Events]:
 
 
 def _error_object(error: Exception) -> dict[str, Any]:
-    """In OpenAI's shape; vLLM knows which of its own are the client's."""
+    """The error in OpenAI's shape; vLLM knows which of its own exceptions are client errors."""
     if isinstance(error, ApiError):
         body = error_body(error)
     else:

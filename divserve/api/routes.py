@@ -112,10 +112,10 @@ def install(app: FastAPI) -> None:
 
 
 async def _admitted(request: T, raw_request: Request) -> T:
-    """The request as it will be decoded.
+    """The request as it will be decoded, once it is accepted.
 
     Raises:
-        InvalidRequest: it asks for too much, or for what is not there.
+        InvalidRequest: it asks for too much, or for something the server does not have.
     """
     state = raw_request.app.state
     request = await with_preset(request, raw_request)

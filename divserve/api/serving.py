@@ -1,4 +1,4 @@
-"""What guided chat and completions share: their accounts, their guides' limits and their errors."""
+"""What guided chat and text completions share: accounts, limits of guides, and errors."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def is_guided(request: Any) -> bool:
 
 
 def answered_as(request: Any, model: str) -> str:
-    """The model name of the answer, where vLLM's would be ``model``."""
+    """The model name of the answer, where vLLM would put ``model``."""
     return request.answered_as(model) if isinstance(request, Guided) else model
 
 
 def record_of(request: Any) -> Record | None:
-    """The account of the HTTP request that asked for it, if one is kept."""
+    """The record of the HTTP request behind it, if one is kept."""
     return request.record if isinstance(request, Guided) else None
 
 
 def noted(request: Any, results: Any, request_id: str, indexed: bool = False) -> Any:
-    """The engine's results, noted in the account of the request if one is kept."""
+    """The engine's results, noted in the record of the request if one is kept."""
     record = record_of(request)
     if record is None:
         return results
@@ -55,7 +55,7 @@ def noted(request: Any, results: Any, request_id: str, indexed: bool = False) ->
 
 
 class OwnErrors:
-    """To be put before one of vLLM's serving classes whose streams may end with an error event."""
+    """Mixin before one of vLLM's serving classes whose streams may end with an error event."""
 
     def create_streaming_error_response(self, message: Any, *args: Any, **kwargs: Any) -> str:
         """The JSON of an error event: our own errors keep their type, param and code."""
@@ -66,7 +66,7 @@ class OwnErrors:
 
 
 class GuidedServing(OwnErrors):
-    """To be put before one of vLLM's serving classes."""
+    """Mixin before one of vLLM's serving classes."""
 
     engine_client: Any
     renderer: Any
@@ -99,7 +99,7 @@ class GuidedServing(OwnErrors):
         return [text for text, _ in decode_token_ids(list(token_ids), self.renderer.tokenizer)]
 
     def _check_primary(self, engine_inputs: Sequence[Any], param: str) -> None:
-        """Refuses prompts that fit the model but leave their guide no room.
+        """Rejects prompts that fit the model but leave no room for their guide.
 
         Raises:
             InvalidRequest: a prompt is too long.
@@ -153,7 +153,7 @@ class GuidedServing(OwnErrors):
         """Token ids of the guide for each prompt; ``param`` is the method's path in the body."""
 
     def _grounding(self, request: Any) -> list[int]:
-        """Token ids of the grounding text, with the special tokens of a text of its own.
+        """Token ids of the grounding text, with the special tokens of a standalone text.
 
         Raises:
             InvalidRequest: it has no tokens, or too many.
@@ -183,7 +183,7 @@ class GuidedServing(OwnErrors):
         """The token ids of the guides that `render` renders; ``param`` is where they are asked for.
 
         Raises:
-            InvalidRequest: a guide can not be rendered, is empty or too long.
+            InvalidRequest: a guide cannot be rendered, is empty or too long.
         """
         limit = self.engine_client.capacity.max_guide_tokens
         try:
@@ -191,9 +191,9 @@ class GuidedServing(OwnErrors):
         except VLLMValidationError as error:
             raise not_rendered(error, limit, param) from None
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-            # What templates and vLLM's renderer raise for messages that no type forbids.
+            # Templates and vLLM's renderer raise these for messages that pass validation.
             raise InvalidRequest(f"The guide can not be rendered: {error}", param=param) from error
-        # One is returned for flags of a request, and with its own prompt they have passed.
+        # One is returned only for flags of the request, with which its own prompt has passed.
         assert not isinstance(rendered, ErrorResponse)
         return [
             checked(engine_input["prompt_token_ids"], limit, param) for engine_input in rendered

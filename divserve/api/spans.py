@@ -2,7 +2,7 @@
 
 vLLM's span has the timings of one engine request and ends where the engine ends it; this one has
 what only the front end knows: the method, its mean figures, and how the request ended. Both are
-children of the ``traceparent`` that the client sent. They go where ``--otlp-traces-endpoint`` says;
+children of the ``traceparent`` that the client sent. They are sent to ``--otlp-traces-endpoint``;
 without it nothing of OpenTelemetry is imported.
 """
 
@@ -23,7 +23,7 @@ NS_PER_S = 1_000_000_000
 
 
 def span_sink(provider: Any = None) -> Sink:
-    """A sink that ends a span for every request that decodes.
+    """Returns a sink that writes a span for every request that decodes.
 
     Args:
         provider: a ``TracerProvider``; by default the one that vLLM has installed.
@@ -52,7 +52,8 @@ def span_sink(provider: Any = None) -> Sink:
 
 
 def attributes(record: Record, route: str) -> dict[str, Any]:
-    """OpenTelemetry's names where it has one, ours for the rest; what is not known is left out."""
+    """Attributes under OpenTelemetry's names where there are any, else ours; unknown ones are
+    omitted."""
     chat = route.endswith("/chat/completions")
     found = {
         "gen_ai.operation.name": "chat" if chat else "text_completion",

@@ -1,8 +1,8 @@
-"""Server-sent events: adding the account to the chunks, and errors before the 200.
+"""Server-sent events: adds the account to the chunks, and turns early errors into HTTP errors.
 
 vLLM pulls a result only after it has sent the chunks of the last one, so what was recorded since
-belongs to the chunks that come next. Tokens that a parser holds back send no chunk; their entries
-wait for the next chunk of their choice.
+belongs to the next chunks. Tokens that a parser holds back produce no chunk; their entries wait for
+the next chunk of their choice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Stream = Callable[..., AsyncGenerator[str, None]]
 ERROR_EVENT = 'data: {"error"'
 NAMED_ERROR = "event: error\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-"""Keep proxies from collecting the events of a stream."""
+"""Keep proxies from buffering the events of a stream."""
 
 
 def is_error(event: str) -> bool:
@@ -60,7 +60,7 @@ class StreamReport:
         self._due: set[int] = set()
 
     def record(self, prompt: int, outputs: Iterable[GuidedOutput]) -> None:
-        """Takes in what the engine yielded for the prompt of this index."""
+        """Records what the engine yielded for the prompt of this index."""
         for output in outputs:
             index = prompt * self._choices + output.index
             if index not in self._reports:
@@ -70,7 +70,7 @@ class StreamReport:
                 self._due.add(index)
 
     def add_to(self, event: str) -> str:
-        """The event, with the entries or the summary of its choices if any are due."""
+        """The event, with the trace entries or the summary of its choices if any are due."""
         if not self._due or not event.startswith("data: {"):
             return event
         chunk = json.loads(event[len("data: ") :])
@@ -89,11 +89,11 @@ class StreamReport:
 async def reported(
     events: AsyncGenerator[str, None], results: AsyncGenerator[Any, None], report: StreamReport
 ) -> AsyncGenerator[str, None]:
-    """The events of a guided stream with their accounts; an error ends it, without [DONE].
+    """The events of a guided stream with their accounts; an error ends the stream without [DONE].
 
     Args:
         events: vLLM's events, made from `results`.
-        results: the engine's results as recorded in `report`; closed with the stream.
+        results: the engine's results, as recorded in `report`; closed together with the stream.
     """
     async with aclosing(results), aclosing(events):
         async for event in events:
@@ -103,11 +103,11 @@ async def reported(
 
 
 class PrimedResponse(StreamingResponse):
-    """A stream whose headers wait for its first event.
+    """A stream that sends its headers only with its first event.
 
-    vLLM's engine client validates when the first result is asked for; in a stream that is after the
-    200. Here an error that comes first is an HTTP error. From the second event on the loop is
-    Starlette's own, so that a token costs nothing more.
+    vLLM's engine client validates when the first result is requested; in a stream that is after the
+    200. Here an error that comes first becomes an HTTP error. From the second event on the loop is
+    Starlette's own, so a token costs nothing extra.
     """
 
     @classmethod

@@ -1,7 +1,7 @@
-"""The metrics of guided tokens: the figures of a choice, counted as they are handed to a client.
+"""The metrics of guided tokens: the figures of a choice, counted as they are sent to a client.
 
-What is counted per HTTP request is in `divserve.api.instrumentation`. A token has up to half a
-dozen figures, so they are collected and counted some dozens at a time.
+`divserve.api.instrumentation` counts per HTTP request. A token has up to half a dozen figures, so
+they are collected and counted in batches of some dozens of tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from divserve.metrics import BatchHistogram
 __all__ = ["Tally"]
 
 MOST_PENDING = 64
-"""Tokens that a long answer may hold back from the metrics."""
+"""Tokens collected before they are counted."""
 NATS_PER_BIT = math.log(2)
 
 
@@ -34,7 +34,7 @@ def _histograms(method: str) -> dict[str, BatchHistogram]:
 
 
 class Tally:
-    """The tokens of one choice, on their way into the metrics.
+    """Collects the tokens of one choice for the metrics.
 
     Args:
         method: the name of its stack.
@@ -45,7 +45,7 @@ class Tally:
         self._pending: list[Mapping[str, float]] = []
 
     def add(self, figures: Sequence[Mapping[str, float]], models: Sequence[str]) -> None:
-        """Takes in the tokens of one output.
+        """Adds the tokens of one output.
 
         Args:
             figures: of each token, under the names of its methods' reports.
@@ -65,7 +65,7 @@ class Tally:
         metrics.GUIDED_STEPS.inc(len(tokens))
         histograms = _histograms(self._method)
         for name in tokens[0]:
-            # Of two guides' figures, "kl" and "kl_temperature.kl", each is one of this method.
+            # With two guides, "kl" and "kl_temperature.kl" are both figures of this stack.
             if (histogram := histograms.get(name.rpartition(".")[2])) is not None:
                 histogram.observe_all([token[name] for token in tokens])
         if "entropy_bits" in tokens[0]:

@@ -1,4 +1,4 @@
-"""The decoding methods: parameters, papers and formulas. Knows neither vLLM, HTTP nor tensors.
+"""The decoding methods: parameters, papers and formulas. Independent of vLLM, HTTP and tensors.
 
 `METHODS` is the registry; `Decoding` is the type of the ``decoding`` field of a request: one object
 or a list of them, each discriminated by ``method``.
@@ -56,7 +56,7 @@ AnyMethod = Annotated[
     | LookBack,
     Field(discriminator="method"),
 ]
-"""One method: the one place where a new one is listed."""
+"""One method. A new method is listed here and nowhere else."""
 
 METHODS: dict[str, type[Method]] = {
     get_args(cls.model_fields["method"].annotation)[0]: cls

@@ -16,7 +16,7 @@ __all__ = ["Guide", "Method", "Role"]
 NaturalGuide = Literal["last_token", "noise"]
 
 Role = Literal["contrast", "filter", "temperature", "switch", "search"]
-"""What a method does. A stack has at most one of each; see also `Method.alone`."""
+"""What a method does. A stack has at most one method of each role; see also `Method.alone`."""
 
 CHOICES = ("without", "messages", "prompt", "documents")
 _CHOICES = "'without', 'messages', 'prompt' and 'documents'"
@@ -66,7 +66,7 @@ class Guide(BaseModel):
 
 
 class Method(BaseModel):
-    """A decoding method: its parameters, its paper, and the kernel row it stands for.
+    """A decoding method: its parameters, its paper, and its program for the kernel.
 
     A new method is one subclass in a file of its own, one line in ``divserve.decoding.METHODS`` and
     its tests.
@@ -83,17 +83,17 @@ class Method(BaseModel):
     needs: ClassVar[str] = "a guide prompt"
     role: ClassVar[Role] = "contrast"
     alone: ClassVar[bool] = False
-    """Whether it takes no other method beside it."""
+    """Whether it cannot be combined with other methods."""
     guided: ClassVar[bool] = True
-    """Whether it compares with a second stream."""
+    """Whether it uses a second stream."""
     amateurs: ClassVar[tuple[str, ...]] = ()
-    """Models beside the served one whose logits it takes: the second stream, then the third."""
+    """Models beside the served one whose logits it uses: the second stream, then the third."""
     engines: ClassVar[tuple[str, ...]] = ()
-    """What else the server must have been started with, by the names of the flags."""
+    """What else the server must be started with, by the names of the flags."""
     natural_guide: ClassVar[NaturalGuide | None] = None
-    """The guide used when the request gives none; None: the request must give one."""
+    """The guide used when the request has none; None: the request must have one."""
     neutral: ClassVar[Mapping[str, float] | None] = None
-    """Parameters with which the answer is the plain one; None: there are none."""
+    """Parameters with which the answer is the plain answer; None: there are none."""
     reports: ClassVar[tuple[str, ...]]
     """Names of the figures that `report` returns for every token."""
 
@@ -120,12 +120,12 @@ class Method(BaseModel):
 
     @property
     def roles(self) -> frozenset[Role]:
-        """The roles that it leaves to no other method of a stack."""
+        """The roles that no other method of a stack may have."""
         return frozenset({self.role})
 
     @abstractmethod
     def program(self, temperature: float) -> Program:
-        """The kernel row of these parameters.
+        """The kernel's program for these parameters.
 
         Args:
             temperature: the request's sampling temperature; 0 means greedy.
@@ -137,7 +137,7 @@ class Method(BaseModel):
 
         Args:
             statistics: the engine's statistics row by the names of ``STATISTICS``.
-            temperature: as in `row`.
+            temperature: as in `program`.
         """
 
     @classmethod

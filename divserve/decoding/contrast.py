@@ -19,7 +19,7 @@ def amateur_report(statistics: Mapping[str, float]) -> dict[str, float]:
     """`contrast_report`, the tokens left, and how near the amateur is to the served model.
 
     ``overlap`` is Σ min(p, q), the share of the amateur's drafts that speculative sampling would
-    accept; ``agree`` is 1 where both models find the same token likeliest.
+    accept; ``agree`` is 1 where the same token is likeliest under both models.
     """
     named = {"candidates": statistics["kept"]}
     nearness = {name: statistics[name] for name in ("overlap", "agree")}

@@ -1,4 +1,4 @@
-"""Entropy-adaptive switching: a small model decodes, a large one where it is unsure."""
+"""Entropy-adaptive switching: a small model decodes, and a large one where it is unsure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EntropySwitch(Method):
     start: ModelSize = Field(default="small", description="The model that begins.")
 
     def switch(self) -> Switch:
-        """Where a request begins."""
+        """The state in which a request begins."""
         return Switch(self.threshold, self.window, self.min_run, self.start)
 
     def program(self, temperature: float) -> Program:

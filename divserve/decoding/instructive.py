@@ -29,7 +29,7 @@ WORDS = [
     "jigsaw", "kettle", "lantern", "meadow", "nectar", "orchard", "pebble", "quarry", "ribbon",
     "saddle", "thimble", "umbra", "velvet", "walnut", "xylem", "yonder", "zephyr",
 ]  # fmt: skip
-"""The authors draw one word of a dictionary; these are ours: nothing to download."""
+"""The authors draw one word from a dictionary; this list is ours, so nothing is downloaded."""
 
 
 class Instructive(Method):
@@ -88,7 +88,7 @@ class Instructive(Method):
         return contrast_report(statistics)
 
     def distorted(self, instruction: str) -> str:
-        """The noisy instruction; the same text and seed always give the same."""
+        """The noisy instruction; the same text and seed always give the same result."""
         rng = random.Random(f"{self.noise_seed}:{instruction}")
         match self.noise or "opposite":
             case "null":

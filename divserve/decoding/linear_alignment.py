@@ -14,7 +14,7 @@ from divserve_contract import Program
 __all__ = ["LinearAlignment"]
 
 GREEDY_TEMPERATURE = 0.5
-"""Temperature of the nucleus of a greedy request: the one of the authors' scripts."""
+"""Temperature of the nucleus of a greedy request: the one in the authors' scripts."""
 
 
 class LinearAlignment(Method):

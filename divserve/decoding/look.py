@@ -1,4 +1,4 @@
-"""What look-back decoding orders from the engine, and what the engine reports of a step."""
+"""What look-back decoding asks of the engine, and what the engine reports for a step."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ class Look:
     """The rule of one request (nats, tokens)."""
 
     threshold: float
-    """An alarm: the smallest KL to an earlier step is at most this."""
+    """A step is an alarm if its smallest KL to an earlier step is at most this."""
     k: int
-    """Candidates that are looked at one step ahead, at most `MAX_CANDIDATES`."""
+    """Number of candidates that are probed one step ahead, at most `MAX_CANDIDATES`."""
     window: int
-    """The last steps of the reference that are compared with; 0: all of them."""
+    """How many of the reference's last steps are compared with; 0: all of them."""
     reference: Reference
     greedy: bool
-    """Whether a step without alarm takes the likeliest token instead of sampling."""
+    """Whether a step without an alarm takes the likeliest token instead of sampling."""
 
 
 def prefix_end(prompt: int) -> int:
     """One past the last position of the prefix.
 
-    The last token of the prompt predicts the first one of the answer, so its distribution is the
-    answer's; only a prompt of one token has no other.
+    The last token of the prompt predicts the first token of the answer, so its distribution belongs
+    to the answer; a prompt of one token is the exception, having no other.
     """
     return max(prompt - 1, 1)
 
 
 class LookState(IntEnum):
-    """What a step was."""
+    """The outcome of a step."""
 
     CLEAR = 0
     ALARM = 1
-    """Its token is taken back: the candidates are looked at first."""
+    """Its token is taken back: the candidates are probed first."""
     CHOSEN = 2
-    """The candidates have been looked at; the token is one of them."""
+    """The candidates have been probed; the token is one of them."""
 
 
 class LookRow(NamedTuple):
@@ -60,7 +60,7 @@ class LookRow(NamedTuple):
     tokens: tuple[int, ...]
     """Token ids of the candidates; none in a clear step."""
     kls: tuple[float, ...]
-    """Their smallest KL to the prefix (nats), in the same order, once they were looked at."""
+    """Their smallest KL to the prefix (nats), in the same order, once they have been probed."""
 
     def flat(self) -> tuple[float, ...]:
         """The row as numbers."""

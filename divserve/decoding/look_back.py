@@ -83,7 +83,7 @@ class LookBack(Method):
 
     @staticmethod
     def details(extra: Sequence[float]) -> dict[str, Any]:
-        """What a trace entry also has: the nearest earlier step, and the candidates of an alarm."""
+        """Further fields of a trace entry: the nearest earlier step, the candidates of an alarm."""
         row = LookRow.read(extra)
         found: dict[str, Any] = {"nearest": row.nearest if row.nearest > 0 else None}
         if row.state == LookState.CHOSEN:

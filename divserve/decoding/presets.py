@@ -1,7 +1,7 @@
-"""Presets: named values of the ``decoding`` field, for apps that cannot send one.
+"""Presets: named values of the ``decoding`` field, for apps that cannot send the field.
 
-Each is served as a model alias ``MODEL@NAME``. The shipped ones take the documents of the chat as
-what the guide lacks; a user's preset of the same name replaces a shipped one.
+Each is served as a model alias ``MODEL@NAME``. In the shipped presets the guide lacks the documents
+of the chat; a user's preset replaces a shipped one of the same name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(files: Sequence[str], section: Any = None) -> dict[str, Any]:
 
     Args:
         files: ``NAME=FILE.json`` each; the file holds a value of ``decoding``.
-        section: ``presets`` of the settings file: names and their values.
+        section: ``presets`` in the settings file: names and their values.
 
     Raises:
         StartupError: a name or a value is wrong, or a file cannot be read.

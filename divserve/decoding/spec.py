@@ -1,4 +1,4 @@
-"""What the methods of one request ask of the engine: programs, and the texts that are read."""
+"""What the methods of one request ask of the engine: programs, and texts to read."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["Spec"]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One request's decoding, in plain types only, so that any encoder can pack it."""
+    """The decoding of one request, in plain types only, so that any encoder can serialize it."""
 
     program: Program
     guides: list[list[int]] = field(default_factory=list)
     """Prompt token ids of the guides, none of them empty: first the guide of ``program``, then that
     of ``temperature_program``."""
     temperature_program: Program | None = None
-    """A program whose temperature factor comes from the second guide; None: there is none."""
+    """A program whose temperature factor comes from the second guide, or None."""
     grounding: list[int] = field(default_factory=list)
-    """Token ids of a text whose distributions, reduced, are the third stream; empty: none."""
+    """Token ids of a text whose reduced distributions are the third stream; empty: no such text."""
     average: bool = False
     """Whether they are reduced to the mean of their log-probs instead of the maximum."""
     amateurs: tuple[str, ...] = ()
-    """Models whose logits are the second stream of ``program``, and the third; the guides are then
-    for ``temperature_program`` alone."""
+    """Models whose logits are the second and the third stream of ``program``; the guides are then
+    for ``temperature_program`` only."""
     switch: Switch | None = None
-    """How the request moves between a small and a large engine; None: it stays where it is."""
+    """How the request moves between a small and a large engine; None: it does not move."""
     look: Look | None = None
-    """How the request looks back at its own steps; None: it does not."""
+    """How the request looks back at its own steps; None: it does not look back."""
 
     @property
     def texts(self) -> list[list[int]]:

@@ -1,12 +1,12 @@
 """A stack: the methods of one request, in the order in which they are applied.
 
 1. the contrast (cad … uscd) combines the streams' raw logits;
-2. the candidate filter drops tokens, judged by the primary's raw distribution;
-3. the temperature method divides by its factor, whose statistics are those of the raw streams;
+2. the candidate filter drops tokens according to the primary's raw distribution;
+3. the temperature method divides by its factor, computed from the raw streams;
 
-then come vLLM's grammar, penalties, temperature, top-k and top-p. So the order of a list does not
-matter. All methods of a stack are one program of the kernel, and methods with equal guides share
-one stream; only a temperature method with a guide of its own needs a second program.
+then come vLLM's grammar, penalties, temperature, top-k and top-p. The order of a list therefore
+does not matter. All methods of a stack are one program of the kernel, and methods with equal guides
+share one stream; only a temperature method with a guide of its own needs a second program.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OF_GUIDE = ("kl", "jsd")
 
 
 class Stack:
-    """One or more methods.
+    """One or more methods that are applied together.
 
     Raises:
         PydanticCustomError: two of them clash.
@@ -47,12 +47,12 @@ class Stack:
 
     @property
     def name(self) -> str:
-        """The names in the order of application: ``adacad+kl_temperature``."""
+        """The methods' names in the order of application: ``adacad+kl_temperature``."""
         return "+".join(m.method for m in self.methods)
 
     @property
     def trace(self) -> bool:
-        """Whether one of them asks for the statistics of every token."""
+        """Whether one of them asks for a trace."""
         return any(m.trace for m in self.methods)
 
     @property
@@ -62,7 +62,7 @@ class Stack:
 
     @property
     def look_back(self) -> LookBack | None:
-        """The method that compares with earlier steps, if it is one."""
+        """The method that compares with earlier steps, if there is one."""
         first = self.methods[0]
         return first if isinstance(first, LookBack) else None
 
@@ -105,11 +105,11 @@ class Stack:
 
     @property
     def amateurs(self) -> tuple[str, ...]:
-        """Models beside the served one whose logits are the second stream, and the third."""
+        """Models beside the served one whose logits are the second and the third stream."""
         return next((m.amateurs for m in self.methods if m.amateurs), ())
 
     def two_seconds(self, guides: Sequence[list[int] | None]) -> bool:
-        """Whether the methods compare with two different second streams.
+        """Whether the methods use two different second streams.
 
         Args:
             guides: token ids of each method's guide; None for methods without one.
@@ -132,7 +132,7 @@ class Stack:
         return self._figures(main, second, temperature)
 
     def details(self, row: Sequence[float]) -> dict[str, Any]:
-        """What is told of a token only in the trace, from its statistics row."""
+        """Details of a token that only the trace has, from its statistics row."""
         return LookBack.details(row[len(STATISTICS) :]) if self.look_back is not None else {}
 
     def _figures(
@@ -151,10 +151,10 @@ class Stack:
 
 
 def share_guide(methods: Any, needs_guide: Mapping[str, bool]) -> Any:
-    """A list of method bodies in which those that lack their guide have the first one given.
+    """The method bodies, where those that lack a required guide get the first one given.
 
     Args:
-        methods: the list as the client sent it; whatever else it is comes back as it is.
+        methods: the list as the client sent it; anything else is returned unchanged.
         needs_guide: by method name, whether a guide must be given.
     """
     if not isinstance(methods, list | tuple):
@@ -177,7 +177,7 @@ def _needs(body: Mapping[str, Any], needs_guide: Mapping[str, bool]) -> bool:
 
 
 def _merged(rows: Sequence[Program]) -> Program:
-    """One program of all: methods that may be stacked change different columns."""
+    """One program for all methods: those that may be stacked change different fields."""
     neutral = Program()
     changed = {
         name: value

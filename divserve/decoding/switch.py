@@ -12,7 +12,7 @@ __all__ = ["SMALL_SUFFIX", "ModelSize", "Switch", "SwitchRule"]
 ModelSize = Literal["small", "large"]
 
 SMALL_SUFFIX = "@small"
-"""What a model name ends with for the small engine."""
+"""Suffix of a model name that selects the small engine."""
 
 BITS = 1 / math.log(2)
 """Bits per nat."""
@@ -20,14 +20,14 @@ BITS = 1 / math.log(2)
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Where a request stands: the rule's parameters, and what it has seen so far."""
+    """The state of a request: the rule's parameters, and what it has seen so far."""
 
     threshold: float
     """Mean entropy (bits) from which the large model decodes."""
     window: int
-    """Tokens that the mean is taken over."""
+    """Number of tokens that the mean is taken over."""
     min_run: int
-    """Tokens that a model decodes at least before it hands over."""
+    """Minimum number of tokens that a model decodes before it hands over."""
     active: ModelSize = "small"
     """The model that decodes the next token."""
     recent: tuple[float, ...] = field(default=())
@@ -52,14 +52,14 @@ class SwitchRule:
 
     @property
     def state(self) -> Switch:
-        """Where the request stands now."""
+        """The current state of the request."""
         return replace(self._given, active=self._active, recent=tuple(self._recent), run=self._run)
 
     def observe(self, entropy: float) -> bool:
-        """Takes in the entropy (nats, of the raw distribution) of the token just decoded.
+        """Records the entropy (nats, of the raw distribution) of the token just decoded.
 
         Returns:
-            Whether the next token is the other model's.
+            Whether the other model decodes the next token.
         """
         self._recent.append(entropy * BITS)
         self._run += 1

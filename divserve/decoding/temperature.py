@@ -9,5 +9,5 @@ MIN_TEMPERATURE = 1e-4
 
 
 def lowest_factor(temperature: float) -> float:
-    """The factor that takes a positive ``temperature`` to `MIN_TEMPERATURE`; 1 if it is below."""
+    """The factor that reduces ``temperature`` (> 0) to `MIN_TEMPERATURE`; 1 if it is below."""
     return min(1.0, MIN_TEMPERATURE / temperature)

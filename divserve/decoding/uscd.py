@@ -15,7 +15,7 @@ from divserve_contract import Form, Program
 __all__ = ["Uscd"]
 
 AUTHORS_VOCAB = 32_016
-"""Entries of CodeLlama's vocabulary, for which the authors chose ``s0``."""
+"""Size of CodeLlama's vocabulary, for which the authors chose ``s0``."""
 
 
 class Uscd(Method):

@@ -1,4 +1,4 @@
-"""VDGD: among the likely tokens, choose those that a grounding text makes likely somewhere."""
+"""VDGD: among the likely tokens, prefer those that are likely somewhere in a grounding text."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Vdgd(Method):
 
     @property
     def roles(self) -> frozenset[Role]:
-        # What replaces the logits leaves nothing of a contrast.
+        # Replacing the logits would discard a contrast.
         return frozenset({"contrast", "filter"} if self.score == "replace" else {"filter"})
 
     def program(self, temperature: float) -> Program:

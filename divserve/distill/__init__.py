@@ -6,16 +6,16 @@ sampled. The result is an ordinary Hugging Face folder: an amateur for contrasti
 for speculative decoding, a small engine to switch to.
 
 command   the options of ``divserve distill``; imports nothing heavy
-settings  what a run was asked to do
+settings  the options of a run
 run       the course of a run: prepare, train, evaluate, write
 teacher   loads a teacher and refuses what cannot be distilled
-student   chooses the layers, copies them, writes the folder
+student   chooses and copies the layers, writes the folder
 data      prompts: from a file, or written by the teacher
 sampling  batched sampling, and the sequences that it yields
 losses    the four divergences, and their gradient through the head in bounded memory
 train     the training loop
 evaluate  held-out KL, acceptance, agreement
-state     what a run is at one moment: the checkpoint
+state     the state of a run, and its checkpoint
 report    REPORT.md, report.json, curve.svg
 display   progress: a bar on a terminal, lines elsewhere
 """

@@ -16,7 +16,7 @@ from divserve.distill.settings import Device, Keep, Loss, Settings
 __all__ = ["distill"]
 
 _MINUTES = 15.0
-"""The budget where none is given."""
+"""The budget if none is given."""
 _YEAR = 525_600
 """In minutes. Every float has a largest value, so that infinity and NaN are refused."""
 _INTERRUPTED = 130
@@ -93,7 +93,7 @@ def distill(
 
 @contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C or SIGTERM came; a second Ctrl-C ends the process at once."""
+    """Yields a check for Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
     came = False
 
     def note(signum: int, frame: FrameType | None) -> None:

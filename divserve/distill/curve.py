@@ -1,4 +1,4 @@
-"""The curve of a run."""
+"""Draws the curve of a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["drawing"]
 
 @plots.styled()
 def drawing(title: str, curve: Sequence[Point]) -> Figure:
-    """Nats above, shares below, over the tokens trained on."""
+    """The figure: nats at the top, shares at the bottom, over the tokens trained on."""
     from matplotlib.ticker import MaxNLocator
 
     figure = plots.figure(660, 440)
-    # Names of models are plain text, also those with dollars in them.
+    # Model names are plain text, even with dollar signs in them.
     figure.suptitle(title, parse_math=False)
     nats, shares = figure.subplots(2, 1, sharex=True)
     lines: list[tuple[Axes, str, str, list[float | None]]] = [

@@ -16,11 +16,11 @@ from divserve.errors import StartupError
 __all__ = ["read", "split", "write"]
 
 HELD_OUT = 32
-"""Prompts kept for evaluation; an eighth of all where that is less."""
+"""Prompts kept for evaluation, or an eighth of all if that is less."""
 _QUESTION = 32
-"""Tokens of a question that the teacher asks, at most."""
+"""Maximum number of tokens in a question that the teacher writes."""
 _OPENING = 8
-"""Tokens of an opening that a teacher without chat template writes."""
+"""Number of tokens in an opening that a teacher without a chat template writes."""
 _BATCH = 64
 _GAP = "\x1f"
 
@@ -28,8 +28,9 @@ _GAP = "\x1f"
 def read(file: Path, teacher: Teacher, room: int) -> list[list[int]]:
     """Returns the distinct prompts of `file` that leave `room` tokens of the teacher's context.
 
-    Text: each line is a user's message, or plain text if the teacher has no chat template. Lines of
-    JSON (``.jsonl``): ``{"messages": […]}``, ``{"prompt": "text"}`` or ``{"prompt": [token ids]}``.
+    Text files: each line is a user's message, or plain text if the teacher has no chat template.
+    JSON lines (``.jsonl``): ``{"messages": […]}``, ``{"prompt": "text"}`` or ``{"prompt": [token
+    ids]}``.
 
     Raises:
         StartupError: a line cannot be read, or fewer than two prompts are left.
@@ -56,8 +57,8 @@ def write(
 ) -> list[list[int]]:
     """Returns up to `count` distinct prompts in the teacher's own words.
 
-    A chat model is shown the beginning of a user's turn and completes it (Magpie, Xu et al., ICLR
-    2025, arXiv 2406.08464); others write the opening of a text. `tick` is called once a token.
+    A chat model is given the beginning of a user's turn and completes it (Magpie, Xu et al., ICLR
+    2025, arXiv 2406.08464); others write the opening of a text. `tick` is called once per token.
     """
     chat = teacher.tokenizer is not None and teacher.tokenizer.chat_template
     opening = _user_turn(teacher) if chat else _beginning(teacher)
@@ -131,7 +132,7 @@ def _user_turn(teacher: Teacher) -> list[int]:
 
 
 def _beginning(teacher: Teacher) -> list[int]:
-    """One token, with which texts begin."""
+    """The one token that texts begin with."""
     config = teacher.model.config
     ids = (config.bos_token_id, *teacher.stops, 0)
     return [next(token for token in ids if token is not None)]

@@ -1,4 +1,4 @@
-"""What a run shows: a bar on a terminal, lines elsewhere."""
+"""The progress display of a run: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from divserve.distill.state import Point
 __all__ = ["Display"]
 
 _WIDE = 110
-"""Columns from which the bar repeats the newest held-out figures."""
+"""Terminal width from which the bar also shows the latest held-out figures."""
 _LINE_S = 30.0
-"""Seconds between two lines about training where there is no terminal."""
+"""Seconds between two lines about training if there is no terminal."""
 
 
 class Display:
-    """Shows phases, steps and points of the curve; a context manager, for the bar to end."""
+    """Shows phases, steps and points of the curve; a context manager, which ends the bar."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -32,7 +32,7 @@ class Display:
             TextColumn("left"),
             console=self.console,
             disable=self.plain,
-            # Sampling and training take turns: only over some minutes is the pace even.
+            # Sampling and training alternate: the pace is even only over some minutes.
             speed_estimate_period=300,
         )
         self._task = self._progress.add_task("starting", total=1.0)
@@ -54,7 +54,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        # Not Rich's own wrapping: a line stays a line for whoever reads a log.
+        # Without Rich's wrapping: a line must stay one line in a log.
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, text: str) -> None:
@@ -64,14 +64,14 @@ class Display:
             self.say(f"→ {text}")
 
     def sampling(self, who: str, fraction: float) -> None:
-        """`who` begins to sample a round; `fraction` of the budget is spent."""
+        """Shows that `who` begins to sample a round; `fraction` of the budget is spent."""
         text = f"{who} writes{self._held_out}"
         self._progress.update(self._task, completed=min(fraction, 1), description=text)
         if self.plain:
             self._tell(f"{min(fraction, 1):4.0%}  {who} writes")
 
     def trained(self, fraction: float, tokens: int, loss: float) -> None:
-        """After a step; `loss` is the divergence of its batch, nats."""
+        """Shows a finished step; `loss` is the divergence of its batch, nats."""
         now = time.monotonic()
         self._first = self._first or (now, tokens)
         rate = (tokens - self._first[1]) / max(now - self._first[0], 1e-3)
@@ -81,13 +81,13 @@ class Display:
             self._tell(f"{fraction:4.0%}  {text}")
 
     def _tell(self, text: str) -> None:
-        """Prints a line unless there was one a short time ago."""
+        """Prints a line unless one was printed a short time ago."""
         if time.monotonic() - self._line > _LINE_S:
             self._line = time.monotonic()
             self.say(text)
 
     def measured(self, point: Point) -> None:
-        """A point of the curve."""
+        """Shows a point of the curve."""
         figures = point.figures
         loss = "" if point.loss is None else f", loss {point.loss:.3f}"
         if self.console.width >= _WIDE:

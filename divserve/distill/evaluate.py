@@ -1,4 +1,4 @@
-"""How far the student is from the teacher on text that it never saw."""
+"""How far the student is from the teacher on text that it has never seen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Figures:
     """Means over the sampled tokens of held-out sequences; p is the teacher, q the student."""
 
     kl: float
-    """KL(p‖q), nats a token."""
+    """KL(p‖q), nats per token."""
     acceptance: float
     """Σ min(p, q): the chance that speculative sampling accepts a draft of the student."""
     agreement: float
@@ -27,7 +27,7 @@ class Figures:
 
 @torch.no_grad()
 def evaluate(student: Any, held_out: Sequences, batch: int = 8) -> Figures:
-    """Returns the figures of `student` on `held_out`, which lie on its device."""
+    """Returns the figures of `student` on `held_out`, whose tensors are on its device."""
     kl = acceptance = agreement = 0.0
     chunk = chunk_size(student.device)
     for rows in torch.arange(len(held_out), device=student.device).split(batch):

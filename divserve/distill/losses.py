@@ -23,14 +23,14 @@ __all__ = ["chunk_size", "divergence", "head_loss", "hidden_error"]
 
 
 def chunk_size(device: torch.device) -> int:
-    """Positions whose logits exist at once; at V = 49,152, 25 MB a tensor on CPU."""
+    """Positions whose logits exist at once; at V = 49,152, 25 MB per tensor on CPU."""
     return 128 if device.type == "cpu" else 1024
 
 
 def divergence(loss: Loss, teacher: Tensor, student: Tensor, beta: float = 0.5) -> Tensor:
     """Returns the divergence of each position, `[T] float32`, in nats (TV: in 0..1).
 
-    `teacher` and `student` are finite logits, `[T, V] float32`; `beta` is used by the JSD alone.
+    `teacher` and `student` are finite logits, `[T, V] float32`; `beta` is used only by the JSD.
     """
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     if loss == "forward_kl":

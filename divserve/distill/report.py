@@ -1,6 +1,6 @@
 """The report of a run: report.json for programs, REPORT.md and curve.svg for people.
 
-Without matplotlib there is no curve.svg; its figures are in the other two.
+Without matplotlib there is no curve.svg; its figures are in the other two files.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["FILES", "MADE_BY", "Account", "speculative_tokens", "write"]
 FILES = ("report.json", "REPORT.md", "curve.svg")
 MADE_BY = "divserve distill"
 DRAFTS = 4
-"""Draft tokens a verification in the estimate for speculative decoding."""
+"""Draft tokens per verification in the estimate for speculative decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a finished run has to tell."""
+    """What a finished run reports."""
 
     teacher: str
     teacher_layers: int
     kept: list[int]
-    """Indices of the teacher's layers that the student began with."""
+    """Indices of the teacher's layers that the student was made from."""
     trained_parameters: int
     parameters: int
     """Of the student, with the teacher's embeddings and head."""
@@ -42,22 +42,23 @@ class Account:
     tokens: int
     """Sampled tokens trained on, each pass counted."""
     fresh_tokens: int
-    """Those sampled for it."""
+    """Tokens sampled for training."""
     seconds: float
     preparation: float
-    """Seconds before them, for prompts and held-out sequences."""
+    """Seconds before that, for prompts and held-out sequences."""
 
 
 def speculative_tokens(acceptance: float, drafts: int = DRAFTS) -> float:
-    """Tokens a verification of `drafts` draft tokens yields: (1 − α^(γ+1)) / (1 − α).
+    """Tokens that a verification of `drafts` draft tokens yields: (1 − α^(γ+1)) / (1 − α).
 
-    As if each were accepted with the chance `acceptance`, independently (Leviathan et al., 2023).
+    Assumes that each is accepted independently with probability `acceptance` (Leviathan et al.,
+    2023).
     """
     return sum(acceptance**power for power in range(drafts + 1))
 
 
 def write(out: Path, account: Account) -> None:
-    """Writes the files into `out`, report.json last: it says that the run is over."""
+    """Writes the files into `out`, report.json last: it marks the run as finished."""
     title = f"{len(account.kept)} of {account.teacher_layers} layers of {account.teacher}"
     picture = "No curve was drawn: matplotlib was not installed."
     if plots.is_installed():

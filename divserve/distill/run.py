@@ -1,4 +1,4 @@
-"""The course of a run: prepare or take up, train, write."""
+"""The course of a run: prepare or resume, train, write."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _SCRAPS = {_LOCK, ".partial", "distill.pt", "distill.partial"}
 
 
 def distill(settings: Settings, display: Display, stop: Callable[[], bool] = lambda: False) -> bool:
-    """Makes the student of `settings` in its folder; says whether it was finished.
+    """Makes the student of `settings` in its folder; returns whether it was finished.
 
-    False: `stop` said so. What was trained until then is in the folder's checkpoint, and the same
-    settings go on from there.
+    False: `stop` asked to stop. The folder's checkpoint has what was trained until then, and a run
+    with the same settings resumes from it.
 
     Raises:
         StartupError: the teacher, the folder or a setting cannot be used.
@@ -81,7 +81,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _check_folder(settings: Settings) -> None:
-    """Refuses a folder that holds something else than an unfinished run."""
+    """Rejects a folder that holds anything other than an unfinished run."""
     out = settings.out
     if out.exists() and not out.is_dir():
         raise StartupError(f"{out} is a file: choose another --out")
@@ -130,7 +130,7 @@ def _clear(out: Path) -> None:
 def _earlier(
     settings: Settings, known: dict[str, Any], device: torch.device
 ) -> dict[str, Any] | None:
-    """The checkpoint of the folder; None where there is none."""
+    """The checkpoint of the folder; None if there is none."""
     if not state.checkpoint(settings.out).exists():
         return None
     whole = state.load(settings.out, device)
@@ -145,7 +145,7 @@ def _earlier(
 
 
 def _prepare(settings: Settings, big: Teacher, display: Display, stop: Callable[[], bool]) -> State:
-    """Prompts, and the held-out sequences, in which the teacher answers some of them."""
+    """The prompts, and the held-out sequences, in which the teacher answers some of them."""
     started = time.monotonic()
 
     def tick() -> None:

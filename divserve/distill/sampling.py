@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 __all__ = ["Sequences", "autocast", "generator", "hidden_states", "sample"]
 
 _LOOK_EVERY = 8
-"""Steps between two looks at whether all rows have ended: on a GPU each look waits for it."""
+"""Steps between two checks whether all rows have ended: each check waits for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Sequences:
     """B prompts with sampled continuations of up to L tokens, padded on the right to T tokens."""
 
     tokens: Tensor  # [B, T] int64
-    first: Tensor  # [B] int64: the position whose output foretells the first sampled token
+    first: Tensor  # [B] int64: the position whose output predicts the first sampled token
     count: Tensor  # [B] int64: sampled tokens, an end token included
     teacher: Tensor  # [B, L, H]: the teacher's final hidden state before each sampled token
 
@@ -30,18 +30,18 @@ class Sequences:
         return len(self.tokens)
 
     def take(self, rows: Tensor) -> Sequences:
-        """Those of `rows`, `[N] int64`, cut to the longest of them."""
+        """The sequences of `rows`, `[N] int64`, cut to the longest of them."""
         count, first = self.count[rows], self.first[rows]
         longest, end = int(count.max()), int((first + count).max()) + 1
         return Sequences(self.tokens[rows, :end], first, count, self.teacher[rows, :longest])
 
     def to(self, device: torch.device) -> Sequences:
-        """The same on `device`."""
+        """The same sequences on `device`."""
         return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @classmethod
     def joined(cls, parts: Sequence[Sequences]) -> Sequences:
-        """All of `parts`, one below the other."""
+        """All of `parts`, stacked along the batch."""
         width = max(part.tokens.shape[1] for part in parts)
         length = max(part.teacher.shape[1] for part in parts)
         return cls(
@@ -54,19 +54,19 @@ class Sequences:
         )
 
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """Program and offset of every sampled token, both `[N] int64`, N = Σ count, by row."""
+        """Row and offset of every sampled token, both `[N] int64`, N = Σ count, by row."""
         offsets = torch.arange(self.teacher.shape[1], device=self.count.device)
         row, offset = (offsets < self.count[:, None]).nonzero(as_tuple=True)
         return row, offset
 
 
 def generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A CPU generator of its own for the `index`-th use of one purpose.
+    """A separate CPU generator for the `index`-th use of one purpose.
 
-    Nothing else has to be remembered to go on exactly where an interrupted run stopped.
+    An interrupted run needs no other random state to resume exactly where it stopped.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=4).digest()
-    # Four bytes: the CPU generator ignores the others.
+    # Four bytes: the CPU generator ignores any others.
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
@@ -91,10 +91,11 @@ def sample(
     temperature: float = 1.0,
     tick: Callable[[], None] = lambda: None,
 ) -> Sequences:
-    """Continues each of `prompts` by up to `length` tokens of `model`, until one of `stops`.
+    """Continues each of `prompts` with up to `length` tokens of `model`, until one of `stops`.
 
     The hidden states are those of `model`: the teacher's if the teacher samples. The same numbers
-    of `random` are drawn whatever comes out. `tick` is called once a token and may raise to stop.
+    are drawn from `random` whatever is sampled. `tick` is called once per token and may raise to
+    stop.
     """
     from transformers import DynamicCache
 
@@ -127,15 +128,15 @@ def sample(
 
 
 def _draw(logits: Tensor, luck: Tensor) -> Tensor:
-    """One token a row, `[B] int64`, by inverting the distribution function at `luck`, `[B]`."""
+    """One token per row, `[B] int64`, by inverting the distribution function at `luck`, `[B]`."""
     mass = logits.softmax(-1).cumsum(-1)
-    # torch.multinomial draws V numbers a row, which takes longer than a small model's step.
+    # torch.multinomial draws V numbers per row, which takes longer than a step of a small model.
     drawn = torch.searchsorted(mass, (luck * mass[:, -1])[:, None], right=True)[:, 0]
     return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The prompts flush right, and where they are: both `[B, P] int64`."""
+    """The prompts aligned right, and the mask of their tokens: both `[B, P] int64`."""
     longest = max(map(len, prompts))
     tokens = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -145,7 +146,7 @@ def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
 def _joined(
     prompts: Sequence[Sequence[int]], tokens: Tensor, states: Tensor, ends: Tensor
 ) -> Sequences:
-    """Prompts and continuations flush left; what follows an end token is cut off."""
+    """Prompts and continuations aligned left; what follows an end token is cut off."""
     ended = torch.isin(tokens, ends)
     count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, tokens.shape[1])
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)

@@ -1,4 +1,4 @@
-"""What a run was asked to do: plain values, the same on resuming."""
+"""The options of a run: plain values that must stay the same when it is resumed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Keep = Literal["even", "drop-middle"]
 Device = Literal["auto", "cpu", "cuda"]
 
 _OWN = ("teacher", "out", "device", "resume")
-"""Fields not compared as given: the teacher is known by its content, the device by its type."""
+"""Fields not compared as given: the teacher is compared by content, the device by type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of ``divserve distill``, in the order of its help, which checks their ranges."""
+    """The options of ``divserve distill``, in the order of its help; the command checks ranges."""
 
     teacher: Path
     layers: int
@@ -34,20 +34,20 @@ class Settings:
     keep: Keep = "even"
     prompts: Path | None = None
     self_prompts: int = 256
-    """Prompts that the teacher writes where there is no file."""
+    """Prompts that the teacher writes if no file is given."""
     on_policy: float = 0.5
     """Share of the text that the student samples; the teacher samples the rest."""
     temperature: float = 1.0
     tokens: int | None = None
     minutes: float | None = None
     batch: int = 8
-    """Sequences a step."""
+    """Sequences per step."""
     length: int = 96
-    """Tokens sampled after a prompt, at most."""
+    """Maximum number of tokens sampled after a prompt."""
     passes: int = 2
-    """How often a sampled sequence is trained on."""
+    """How many times a sampled sequence is trained on."""
     positions: float = 1.0
-    """Share of the positions of a step whose loss is computed."""
+    """Share of the positions in a step whose loss is computed."""
     lr: float = 6e-4
     seed: int = 0
     device: Device = "auto"

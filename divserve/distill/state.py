@@ -1,4 +1,4 @@
-"""What a run is at one moment, and its checkpoint: one file, replaced as a whole."""
+"""The state of a run, and its checkpoint: one file, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Point:
     tokens: int
     """Sampled tokens trained on so far, each pass counted."""
     seconds: float
-    """Since the run began, without the time between its parts."""
+    """Seconds since the run began, without the time between its parts."""
     loss: float | None
-    """Mean of the steps since the point before; None before the first step."""
+    """Mean of the steps since the previous point; None before the first step."""
     figures: Figures
 
 
@@ -39,9 +39,9 @@ class State:
     held_out: Sequences
     tokens: int = 0
     fresh_tokens: int = 0
-    """Sampled for it so far."""
+    """Tokens sampled for training so far."""
     seconds: float = 0.0
-    """Of sampling, training and evaluation, in all parts of the run."""
+    """Seconds of sampling, training and evaluation, in all parts of the run."""
     preparation: float = 0.0
     """Seconds before that, for the prompts and the held-out sequences."""
     rounds: int = 0
@@ -52,12 +52,12 @@ class State:
     pending: Sequences | None = None
     """The round that is being trained on."""
     losses: list[float] = field(default_factory=list)
-    """Of the steps since the last point."""
+    """Losses of the steps since the last point."""
     curve: list[Point] = field(default_factory=list)
 
 
 def checkpoint(out: Path) -> Path:
-    """Where the checkpoint of a run into `out` lies; gone when the run has ended."""
+    """Path of the checkpoint of a run into `out`; removed when the run has ended."""
     return out / "distill.pt"
 
 
@@ -68,7 +68,7 @@ def save(
     weights: dict[str, Tensor],
     optimizer: dict[str, Any],
 ) -> None:
-    """Writes the checkpoint; until it is complete the one before stays."""
+    """Writes the checkpoint; the previous one stays until it is complete."""
     whole = {
         "settings": settings,
         "state": asdict(state),
@@ -93,7 +93,7 @@ def load(out: Path, device: torch.device) -> dict[str, Any]:
         whole: dict[str, Any] = torch.load(checkpoint(out), map_location=device, weights_only=True)
         whole["state"] = _state(whole["state"])
     except Exception as error:
-        # torch.load and the unpickler behind it raise nearly anything for a damaged file.
+        # torch.load and its unpickler raise almost any exception for a damaged file.
         raise StartupError(
             f"{checkpoint(out)} cannot be read: start anew with --no-resume"
         ) from error

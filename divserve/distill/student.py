@@ -18,7 +18,7 @@ from divserve.errors import StartupError
 __all__ = ["choose_layers", "make", "save", "trained"]
 
 _CENTRE = 2 / 3
-"""Where the block of `drop-middle` lies: the layers that a model misses least."""
+"""Centre of the block that `drop-middle` removes: the layers that a model misses least."""
 _COPIED = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
@@ -50,7 +50,7 @@ def make(teacher: Teacher, chosen: Sequence[int]) -> Any:
     """Returns a model of the teacher's class with its layers `chosen`, float32 and trainable.
 
     Embeddings, final norm and head are the teacher's own modules, frozen: they cost no memory, and
-    what the student says differs from the teacher in the hidden states alone.
+    the student differs from the teacher in the hidden states only.
     """
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = len(chosen)
@@ -60,7 +60,7 @@ def make(teacher: Teacher, chosen: Sequence[int]) -> Any:
     config.dtype = teacher.dtype
     config._name_or_path = ""
     source, device = teacher.model.model, teacher.model.device
-    # transformers draws new weights from the global generator only for them to be overwritten.
+    # transformers draws new weights from the global generator, which are then overwritten.
     with torch.random.fork_rng(devices=[]):
         student = type(teacher.model)(config)
     student = student.float().to(device).requires_grad_(False)
@@ -74,15 +74,15 @@ def make(teacher: Teacher, chosen: Sequence[int]) -> Any:
 
 
 def trained(student: Any) -> dict[str, Tensor]:
-    """The weights that training changes, by their name in the whole model; they share storage."""
+    """The weights that training changes, by their name in the whole model; storage is shared."""
     return {name: value for name, value in student.named_parameters() if value.requires_grad}
 
 
 def save(student: Any, teacher: Teacher, out: Path) -> None:
     """Writes `student` to `out` as an ordinary Hugging Face folder, in the teacher's dtype.
 
-    With the teacher's tokenizer, chat template and generation settings. Each file appears under its
-    name when it is complete, the weights before the configuration that announces them.
+    Includes the teacher's tokenizer, chat template and generation settings. Each file gets its name
+    when it is complete, the weights before the configuration that makes them loadable.
     """
     from safetensors.torch import save_file
 
@@ -100,7 +100,7 @@ def save(student: Any, teacher: Teacher, out: Path) -> None:
         for file in teacher.folder.glob(pattern):
             shutil.copyfile(file, partial / file.name)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-        # save_file writes files that only their owner may read; a server may be another user.
+        # save_file writes files that only their owner may read; a server may run as another user.
         file.chmod(0o644)
         file.replace(out / file.name)
     partial.rmdir()

@@ -1,4 +1,4 @@
-"""Loads a teacher, and refuses by name what cannot be distilled."""
+"""Loads a teacher, and rejects models that cannot be distilled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from divserve.errors import StartupError
 
 __all__ = ["Teacher", "fingerprint", "load"]
 
-# The folder is all there is to read: nothing is asked of a hub.
+# Only the folder is read: no hub is queried.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -27,10 +27,10 @@ class Teacher:
     model: Any
     """The ``…ForCausalLM`` of transformers, frozen, in evaluation mode."""
     tokenizer: Any
-    """None where the folder has none: prompts are then token ids."""
+    """None if the folder has none: prompts are then token ids."""
     folder: Path
     dtype: torch.dtype
-    """Of the weights on disk."""
+    """The dtype of the weights on disk."""
 
     @property
     def stops(self) -> list[int]:
@@ -41,7 +41,7 @@ class Teacher:
 
     @property
     def context(self) -> int:
-        """Tokens that fit into the model."""
+        """Number of tokens that fit into the model's context."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2048)
 
 
@@ -60,7 +60,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def load(folder: Path, device: torch.device) -> Teacher:
-    """Loads the model of `folder`: float32 on CPU, as it is stored on a GPU.
+    """Loads the model of `folder`: float32 on CPU, the stored dtype on a GPU.
 
     Raises:
         StartupError: it cannot be read, or is not a decoder of the kind this package can shorten.
@@ -113,7 +113,7 @@ def _head_is_all(model: Any) -> bool:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer of `folder`; None where it has none."""
+    """The tokenizer of `folder`; None if it has none."""
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -21,14 +21,14 @@ from divserve.distill.teacher import Teacher
 __all__ = ["ROUND", "Stopped", "Trainer"]
 
 ROUND = 8
-"""Batches that are sampled at a time: larger batches sample more tokens a second."""
+"""Batches that are sampled at once: larger batches sample more tokens per second."""
 POINTS = 12
-"""Points of the curve after the first; a checkpoint is written at each."""
+"""Points of the curve after the first one; a checkpoint is written at each."""
 _SAVE_S = 300.0
-"""Seconds between two checkpoints at most, but for the step under way."""
+"""Maximum seconds between two checkpoints, plus the current step."""
 _WARM_UP = 0.05
 _LOWEST = 0.05
-"""Share of the learning rate at the end of the cosine."""
+"""Share of the learning rate that is left at the end of the cosine."""
 _CLIP = 1.0
 
 
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 class Trainer:
-    """One run, from any state: `run` ends it, `save` keeps it."""
+    """One run, from any state: `run` finishes it, `save` writes its checkpoint."""
 
     def __init__(
         self, settings: Settings, teacher: Teacher, model: Any, now: State, known: dict[str, Any]
@@ -53,7 +53,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def restore(self, weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-        """Takes over what a checkpoint holds."""
+        """Loads the contents of a checkpoint."""
         with torch.no_grad():
             for name, value in self.weights.items():
                 value.copy_(weights[name])
@@ -68,7 +68,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def fraction(self) -> float:
-        """The share of the budget that is spent, 1 and more when the run is over."""
+        """The share of the budget that is spent, 1 or more when the run is over."""
         settings, spent = self.settings, [0.0]
         if settings.tokens is not None:
             spent.append(self.state.tokens / settings.tokens)
@@ -80,7 +80,8 @@ class Trainer:
         """Trains until the budget is spent.
 
         Raises:
-            Stopped: `stop` said so. The state is that after the last whole step: it can be saved.
+            Stopped: `stop` asked for it. The state is that after the last whole step and can be
+                saved.
         """
         if not self.state.curve:
             self._measure(display)
@@ -110,7 +111,7 @@ class Trainer:
         self.save()
 
     def _sample(self, display: Display, stop: Callable[[], bool]) -> None:
-        """Draws the sequences of the next round, some from the teacher, some from the student."""
+        """Samples the sequences of the next round, some from the teacher, some from the student."""
         settings, now = self.settings, self.state
         random = generator(settings.seed, "round", now.rounds)
         count = ROUND * settings.batch
@@ -171,7 +172,7 @@ class Trainer:
             now.pending = None
 
     def _gradients(self, batch: Sequences) -> float:
-        """Leaves the gradients of `batch` in the weights and returns the divergence, nats."""
+        """Adds the gradients of `batch` to those of the weights; returns the divergence, nats."""
         settings = self.settings
         row, offset = self._chosen(batch)
         wanted = batch.teacher[row, offset]
@@ -188,7 +189,7 @@ class Trainer:
         return loss
 
     def _chosen(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """Program and offset of the sampled tokens whose loss is computed, both `[N] int64`."""
+        """Row and offset of the sampled tokens whose loss is computed, both `[N] int64`."""
         row, offset = batch.sampled()
         if self.settings.positions == 1:
             return row, offset

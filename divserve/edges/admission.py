@@ -1,7 +1,7 @@
-"""Who is let in: nobody while the server drains, and no more than it can bear.
+"""Admission: rejects requests while the server drains and when it is at its limits.
 
-All of it happens before a byte of the body is read, so that a refusal costs next to nothing; whose
-body then asks for many rows while the queue is full is refused by `Traffic.weigh`.
+All of this happens before any of the body is read, so a rejection costs almost nothing. A request
+whose body then turns out to need many rows while the queue is full is rejected by `Traffic.weigh`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from divserve.http.scope import WEIGH
 __all__ = ["Admission"]
 
 FREE = (*PROBES, "/metrics")
-"""Always let in, and not counted."""
+"""Always accepted, and not counted."""
 RESTART_AFTER_S = 5.0
-"""When another server may have taken the place of one that drains."""
+"""Seconds until another server may have replaced one that drains."""
 
 
 class Admission:
-    """Pure ASGI middleware. Requests that are not POST do no work: they only delay the drain.
+    """Pure ASGI middleware. Only POST requests are limited; the drain waits for all.
 
     Args:
         app: the application.
@@ -60,7 +60,7 @@ class Admission:
                     retry_after_s=max(allowance.reset_s, 0.001),
                 )
         if refusal is not None:
-            # The connection stays open: closed with a body unread, it would take the answer along.
+            # The connection stays open: closing it with an unread body would lose the answer.
             await error_response(refusal)(scope, receive, send)
             return
         ticket = self.traffic.enter(client if works else None, rows=int(works))
@@ -91,7 +91,7 @@ class Admission:
 
 
 def _telling(allowance: Allowance, send: Send) -> Send:
-    """Adds the client's allowance to its answer."""
+    """Adds the client's allowance to the headers of its answer."""
 
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":

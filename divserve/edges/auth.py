@@ -1,4 +1,4 @@
-"""Every route needs a key, but for those that are named here when they are read."""
+"""Every route requires a key, except reads of the paths named here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RequireKey", "client_of"]
 
 
 def client_of(scope: Scope) -> str:
-    """Who asks, to count by: the name of the key, or the address."""
+    """The client that a request is counted for: the name of its key, or its address."""
     if (name := scope.get("state", {}).get(KEY_NAME)) is not None:
         return f"key {name}"
     return f"address {(scope.get('client') or ('unknown',))[0]}"
@@ -26,8 +26,8 @@ class RequireKey:
 
     Args:
         app: the application.
-        keys: those that open it.
-        metrics: whether ``/metrics`` needs none.
+        keys: the keys that are accepted.
+        metrics: whether ``/metrics`` is served without a key.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, metrics: bool = False) -> None:
@@ -48,7 +48,7 @@ class RequireKey:
             scope.setdefault("state", {})[KEY_NAME] = name
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            # Before it is accepted, the server turns this into a 403.
+            # Before the connection is accepted, the server turns this into a 403.
             await send({"type": "websocket.close", "code": 1008})
         else:
             await error_response(_refusal(token))(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Bodies are bounded before anybody parses them: in time, bytes, depth, and in what they ask."""
+"""Bodies are bounded before they are parsed: in time, bytes, depth and requested work."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 class GuardBody:
-    """Pure ASGI middleware; the routes get the body as it came.
+    """Pure ASGI middleware; the routes get the body unchanged.
 
-    The fields of the guided routes are checked there, where they are parsed anyway.
+    The fields of the guided routes are checked in the routes, which parse them anyway.
     """
 
     def __init__(self, app: ASGIApp, settings: EdgeSettings) -> None:
@@ -54,7 +54,7 @@ class GuardBody:
         messages = None
         if not declared.isdecimal() or int(declared) <= limit:
             try:
-                # For all of it: a byte now and then would hold a row of the queue for ever.
+                # For the whole body: one byte now and then would hold a row of the queue forever.
                 async with asyncio.timeout(timeout_s):
                     messages = await read_body(receive, limit)
             except TimeoutError:
@@ -78,7 +78,7 @@ class GuardBody:
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            # The route says so in its own words.
+            # The route reports it with its own message.
             return
         if isinstance(value, dict):
             nested = value.get("sampling_params")
@@ -89,11 +89,11 @@ class GuardBody:
 
 
 def check_depth(body: bytes, limit: int) -> None:
-    """Raises `InvalidRequest` if a JSON text is nested more deeply than that.
+    """Raises `InvalidRequest` if a JSON text is nested more deeply than `limit`.
 
     Args:
         body: in UTF-8.
-        limit: brackets that may be open at a time.
+        limit: brackets that may be open at the same time.
     """
     if body.count(b"[") + body.count(b"{") <= limit:
         return
@@ -111,9 +111,10 @@ def check_depth(body: bytes, limit: int) -> None:
 
 
 def check_text(body: bytes) -> None:
-    """Raises `InvalidRequest` if a JSON text has half of a surrogate pair.
+    """Raises `InvalidRequest` if a JSON text has half a surrogate pair.
 
-    Python reads it; no tokenizer does, and no answer or log that quotes it can be written.
+    Python accepts it, but no tokenizer does, and an answer or log line that quotes it cannot be
+    encoded.
 
     Args:
         body: in UTF-8.
@@ -127,23 +128,23 @@ def check_text(body: bytes) -> None:
 
 
 def in_utf8(body: bytes) -> bytes:
-    """A JSON text in whatever encoding ``json.loads`` reads, as bytes that can be searched."""
+    """The searchable UTF-8 bytes of a JSON text in any encoding that ``json.loads`` reads."""
     encoding = json.detect_encoding(body)
     if encoding.startswith("utf-8"):
         return body
     try:
         return body.decode(encoding, "surrogatepass").encode(errors="surrogatepass")
     except UnicodeDecodeError:
-        # Nobody will read it.
+        # No parser will accept it.
         return b""
 
 
 def _brackets(body: bytes) -> bytes:
-    """The brackets of a JSON text outside of its strings, all of one kind.
+    """The brackets of a JSON text outside its strings, all mapped to one kind.
 
-    Built of operations on whole bodies: a loop over the tokens of a hostile one takes seconds.
+    Uses operations on whole bodies: a loop over the tokens of a hostile body takes seconds.
     """
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    # One string's end beside the next one's start: together they change nothing.
+    # The end of one string next to the start of another: the two cancel.
     marks = unescaped.translate(ONE_KIND, NO_MARKS).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2])

@@ -19,7 +19,7 @@ DRAIN_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class EdgeSettings(FieldLimits):
-    """What the server was told, or its defaults."""
+    """The values of the flags, or their defaults."""
 
     api_key_file: Path | None = None
     metrics_without_key: bool = False
@@ -40,20 +40,20 @@ class EdgeSettings(FieldLimits):
         """
         given = {field.name: getattr(args, field.name) for field in fields(cls)}
         if given["drain_timeout"] is None:
-            # vLLM's flag for the same; 0 is its default, not a wish.
+            # vLLM's flag for the same; its 0 is the default, not a request for 0 seconds.
             given["drain_timeout"] = args.shutdown_timeout or DRAIN_TIMEOUT_S
         settings = cls(**given)
         least = {"max_queue": 0, "drain_timeout": 0, "max_stop_strings": 0}
         for name, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            # Put so that NaN is refused too.
+            # Written so that NaN is refused too.
             if number and not value >= least.get(name, 1):
                 raise StartupError(
                     f"--{name.replace('_', '-')} is at least {least.get(name, 1)}, not {value}"
                 )
         if settings.rate_limit is not None:
             parse(settings.rate_limit)
-        # Both are made again with the app; here a mistake is told before a model is loaded.
+        # Both are made again with the app; here a mistake is reported before a model is loaded.
         KeyRing(file=settings.api_key_file)
         return settings
 

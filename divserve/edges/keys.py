@@ -20,13 +20,13 @@ CHECK_EVERY_S = 0.5
 NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 Keys = dict[bytes, str]
-"""Names by SHA-256 of the key: the keys themselves are not kept."""
+"""Names by the SHA-256 of their key: the keys themselves are not kept."""
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys of a file: ``KEY`` or ``NAME:KEY`` a line; a key with a colon needs a name.
+    """The keys of a file: ``KEY`` or ``NAME:KEY`` per line; a key with a colon needs a name.
 
-    Empty lines do not count, nor what follows a ``#`` at the start of a line or after a space.
+    Empty lines are ignored, and so is what follows a ``#`` at the start of a line or after a space.
 
     Raises:
         ValueError: a line is neither.
@@ -40,7 +40,7 @@ def read_keys(path: Path) -> Keys:
         first, colon, rest = (part.strip() for part in text.partition(":"))
         name, key = (first, rest) if colon else ("", first)
         if (colon and not NAME.fullmatch(name)) or not key or re.search(r"\s", key):
-            # The line itself would be a secret in a log.
+            # The line itself would put a secret into the log.
             raise ValueError(f"line {number} is neither KEY nor NAME:KEY")
         digest = _digest(key.encode())
         keys[digest] = name or _nameless(digest)
@@ -48,11 +48,11 @@ def read_keys(path: Path) -> Keys:
 
 
 class KeyRing:
-    """The keys that open the server.
+    """The keys that the server accepts.
 
     Args:
         given: keys of the command line or the environment.
-        file: more of them; read again when it changes.
+        file: more keys; read again when it changes.
 
     Raises:
         StartupError: the file holds no key, or cannot be read.
@@ -65,9 +65,9 @@ class KeyRing:
         self._seen: tuple[int, int, int] | None = None
         self._next_look = 0.0
         self._missing = False
-        """Whether there was no file at the last look."""
+        """Whether the file was missing at the last look."""
         self._told = ""
-        """What the log says of the file; the same is not said twice."""
+        """What was last logged about the file; the same is not logged twice."""
         self._of_file: Keys = {}
         if file is not None:
             try:
@@ -79,11 +79,11 @@ class KeyRing:
                 raise StartupError(f"--api-key-file {file} holds no key")
 
     def __bool__(self) -> bool:
-        """Whether the server is guarded; it stays so when a file has lost its last key."""
+        """Whether keys are required; this stays true when a file has lost its last key."""
         return bool(self._given) or self._file is not None
 
     def name_of(self, key: bytes) -> str | None:
-        """The name of a key, or None if it opens nothing. Takes as long for every key."""
+        """The name of a key, or None if it is not accepted. Takes equally long for every key."""
         self._look()
         asked, found = _digest(key), None
         for keys in (self._given, self._of_file):
@@ -125,7 +125,7 @@ class KeyRing:
         try:
             stamp = _stamp(self._file)
         except OSError as error:
-            # While it is being replaced there may be none.
+            # While the file is being replaced, there may be none.
             if self._missing:
                 self._complain(error)
             self._missing = True

@@ -1,4 +1,4 @@
-"""How often a client may ask, and what it is told of it."""
+"""How often a client may send requests, and what it is told about its limits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TIDY_EVERY_S = 60.0
 
 
 def parse(rate: str) -> list[RateLimitItem]:
-    """The limits that a flag names.
+    """The limits that a flag describes.
 
     Raises:
-        StartupError: it names none.
+        StartupError: it describes none.
     """
     try:
         items = parse_many(rate)
@@ -33,16 +33,16 @@ def parse(rate: str) -> list[RateLimitItem]:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a client may still ask."""
+    """How many requests a client may still send."""
 
     granted: bool
     limit: int
     remaining: int
     reset_s: float
-    """Until one more request fits."""
+    """Seconds until one more request is allowed."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """OpenAI's headers."""
+        """The allowance as OpenAI's headers."""
         told = {
             "x-ratelimit-limit-requests": str(self.limit),
             "x-ratelimit-remaining-requests": str(self.remaining),
@@ -55,7 +55,7 @@ class Rates:
     """Counts the requests of each client in moving windows, in this process's memory.
 
     Args:
-        rate: such as ``600/minute``; several, parted by ``;``, hold together.
+        rate: such as ``600/minute``; several, separated by ``;``, all apply.
     """
 
     def __init__(self, rate: str) -> None:
@@ -65,7 +65,7 @@ class Rates:
         self._next_tidying = time.monotonic() + TIDY_EVERY_S
 
     def ask(self, client: str) -> Allowance:
-        """Counts a request of `client`, and tells the tightest of its limits."""
+        """Counts a request of `client` and returns its allowance under the tightest limit."""
         self._tidy()
         granted = all(self._limiter.test(item, client) for item in self._items)
         if granted:
@@ -77,7 +77,7 @@ class Rates:
         )
 
     def _tidy(self) -> None:
-        """Forgets clients whose windows are empty: the library keeps their names for ever."""
+        """Forgets clients whose windows are empty: the library keeps their names forever."""
         if time.monotonic() < self._next_tidying:
             return
         self._next_tidying = time.monotonic() + TIDY_EVERY_S
@@ -91,7 +91,7 @@ class Rates:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 1.5s, 6m0s."""
+    """A duration as OpenAI writes it: 120ms, 1.5s, 6m0s."""
     if (milliseconds := round(seconds * 1000)) < 1000:
         return f"{milliseconds}ms"
     if milliseconds < 60_000:

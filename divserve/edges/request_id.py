@@ -1,4 +1,4 @@
-"""``x-request-id`` on every answer: the client's own, if it is one, else a new one."""
+"""``x-request-id`` on every answer: the client's own if it is valid, else a new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class RequestIds:
-    """Pure ASGI middleware. The request carries the id too: vLLM makes its own id of it."""
+    """Pure ASGI middleware. The request carries the id too: vLLM derives its own id from it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,7 +34,7 @@ class RequestIds:
         sane = len(given) == 1 and SANE.fullmatch(given[0])
         request_id = given[0] if sane else uuid.uuid4().hex.encode()
         others = [(name, value) for name, value in scope["headers"] if name != HEADER]
-        # Put into the scope's own state, which those outside of this layer read too.
+        # Put into the scope's own state, which the layers outside this one read too.
         scope.setdefault("state", {})[STATE] = request_id.decode()
         scope = {**scope, "headers": [*others, (HEADER, request_id)]}
 

@@ -1,4 +1,4 @@
-"""Whatever goes wrong inside is answered in OpenAI's shape."""
+"""Answers every failure inside in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ RETRY_AFTER_S = {
     "service_unavailable": b"1",
     "rate_limit_exceeded": b"1",
 }
-"""When another try may succeed, by the code of a 429 or 503 that does not say so: vLLM's queue, its
-scaling, and streams that end before their first event."""
+"""Seconds until a retry may succeed, by the code of a 429 or 503 that does not say: vLLM's queue,
+its scaling, and streams that end before their first event."""
 ANTHROPIC = "/v1/messages"
-"""Whose clients know an error by its outer type."""
+"""Clients of this path recognise an error by its outer type."""
 KEPT = (b"content-type", b"content-length")
-"""Headers that the new body makes anew; all others stay."""
+"""Headers that are set anew with the new body; all others stay."""
 
 
 class ShapeErrors:
-    """Pure ASGI middleware: rewrites error responses, and answers what nobody has caught.
+    """Pure ASGI middleware: rewrites error responses and answers uncaught exceptions.
 
-    Answers below 400 and those of the probes pass as they are.
+    Answers below 400 and those of the probes pass unchanged.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,14 +54,14 @@ class ShapeErrors:
         except Exception:
             logger.exception("Request %s failed", request_id_of(scope))
             if answer.started:
-                # Half an answer can only be cut off, which the server does with what is raised.
+                # A half-sent answer can only be cut off, which the server does when this is raised.
                 raise
             shaped = _Answer(scope, receive, send)
             await error_response(ApiError(INTERNAL))(scope, receive, shaped.send)
 
 
 class _Answer:
-    """One answer on its way out."""
+    """One answer on its way to the client."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.started = False
@@ -84,7 +84,7 @@ class _Answer:
             await self._response(self._error)(self._scope, self._receive, self._send)
 
     def _response(self, start: Message) -> JSONResponse:
-        """The collected error in OpenAI's shape; as it was, if it had that."""
+        """The collected error in OpenAI's shape; unchanged if it already had that shape."""
         try:
             body = json.loads(self._body)
         except ValueError:
@@ -107,7 +107,7 @@ class _Answer:
 
 
 def _later(status: int, error: Mapping[str, Any]) -> bytes | None:
-    """Seconds until another try may succeed; None if none would, as with the model it names."""
+    """Seconds until a retry may succeed; None if none would (an error with a ``param``, say)."""
     if status not in (429, 503) or error["param"] is not None:
         return None
     return RETRY_AFTER_S.get(error["code"])

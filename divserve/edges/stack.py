@@ -21,19 +21,19 @@ __all__ = ["install"]
 
 
 def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int) -> None:
-    """Puts the edges around `app`, and around the middleware that it has.
+    """Puts the edges around `app` and its own middleware.
 
-    What refuses is inside of what `app` has already: a browser may read a refusal (CORS), and
-    refusals are among the HTTP metrics.
+    Layers that reject requests are inside the middleware that `app` already has, so a browser may
+    read a rejection (CORS) and the HTTP metrics count it.
 
     Args:
         app: its middleware stack must not have been built.
         settings: the flags.
-        keys: API keys, beside those of a file.
-        rows: how many the engine runs at a time.
+        keys: API keys, in addition to those of a file.
+        rows: how many the engine runs at the same time.
 
     Raises:
-        StartupError: the file of keys holds none.
+        StartupError: the key file holds no key.
     """
     ring, traffic = KeyRing(keys, settings.api_key_file), Traffic(rows + settings.max_queue)
     app.state.edges, app.state.keys, app.state.traffic = settings, ring, traffic

@@ -1,4 +1,4 @@
-"""What is under way: counted by request, client and row, and waited for when the server drains."""
+"""Requests in progress: counted by request, client and row, and awaited when the server drains."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RETRY_AFTER_S = 1.0
 
 @dataclass(eq=False)
 class Ticket:
-    """One request under way."""
+    """One request in progress."""
 
     client: str | None
-    """Whose limit it counts against, if anybody's."""
+    """The client whose limit it counts against, if any."""
     rows: int
     """Rows of the engine's batch that it will take; 1 until its body has been read."""
 
@@ -29,13 +29,13 @@ class Traffic:
     """The requests of this process, from the first header to the last byte of the answer.
 
     Args:
-        most_rows: how many may be under way before somebody is refused.
+        most_rows: how many may be in progress before requests are rejected.
     """
 
     def __init__(self, most_rows: float = math.inf) -> None:
         self.most_rows = most_rows
         self.draining = False
-        """Whether new requests are refused."""
+        """Whether new requests are rejected."""
         self.rows = 0
         self.of_client: Counter[str] = Counter()
         self._requests = 0
@@ -43,7 +43,7 @@ class Traffic:
         self._hurried = False
 
     def __len__(self) -> int:
-        """Requests under way."""
+        """Requests in progress."""
         return self._requests
 
     def enter(self, client: str | None, rows: int) -> Ticket:
@@ -55,7 +55,7 @@ class Traffic:
         return Ticket(client, rows)
 
     def leave(self, ticket: Ticket) -> None:
-        """Counts it no more."""
+        """Stops counting it."""
         self._requests -= 1
         self.rows -= ticket.rows
         if ticket.client is not None:
@@ -65,11 +65,11 @@ class Traffic:
         self._changed.set()
 
     def weigh(self, ticket: Ticket, rows: int) -> None:
-        """Counts it with the rows that it turned out to need.
+        """Counts the rows that it turned out to need.
 
         Raises:
-            TooManyRequests: it needs more than it was let in with, and others that came together
-                with it fill the queue by now.
+            TooManyRequests: it needs more rows than it was admitted with, and others that came at
+                the same time have filled the queue.
         """
         if rows > ticket.rows and self.rows - ticket.rows >= self.most_rows:
             raise queue_full()
@@ -77,16 +77,16 @@ class Traffic:
         ticket.rows = rows
 
     def hurry(self) -> None:
-        """Waits no longer for what is under way."""
+        """Stops waiting for requests in progress."""
         self._hurried = True
         self._changed.set()
 
     async def empty(self, timeout_s: float, *, hurried: bool = False) -> bool:
-        """Waits until nothing is under way; False if that takes too long.
+        """Waits until no request is in progress; False if that takes too long.
 
         Args:
             timeout_s: how long is too long.
-            hurried: wait that long although `hurry` was called.
+            hurried: wait that long even if `hurry` was called.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -97,7 +97,7 @@ class Traffic:
 
 
 def queue_full() -> TooManyRequests:
-    """What those are told who would wait too long."""
+    """The error for requests that would wait too long."""
     return TooManyRequests(
         "The server is busy: its queue is full. Try again later.",
         code="queue_full",

@@ -1,12 +1,12 @@
-"""What both halves of the HTTP side, `divserve.api` and `divserve.edges`, stand on.
+"""What both halves of the HTTP side, `divserve.api` and `divserve.edges`, have in common.
 
 Neither half imports the other; `divserve.server` puts them together.
 
-asgi     reading a body ahead of the route that it is for
+asgi     reads a body before its route does
 errors   errors as OpenAI's JSON
-fields   how much the fields of a body may ask, and how many rows they take
+fields   the limits on the fields of a body, and how many rows they take
 foreign  the errors of vLLM, FastAPI and Starlette
 openai   vLLM's OpenAI classes; nothing else here imports vLLM
-paths    the routes that are treated in a way of their own
-scope    what one layer leaves in the ASGI scope for the layers inside of it
+paths    the routes that are treated specially
+scope    what one layer leaves in the ASGI scope for the layers inside it
 """

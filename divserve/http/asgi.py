@@ -1,4 +1,4 @@
-"""ASGI messages: reading a body ahead of the route that it is for."""
+"""ASGI messages: reading a body before its route does."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["is_json", "read_body", "replay"]
 
 
 def is_json(scope: Scope) -> bool:
-    """Whether the body may be JSON: its type says so, or nothing."""
+    """Whether the body may be JSON: its content type says so, or there is none."""
     media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
     return not media_type or media_type.endswith("json")
 
 
 async def read_body(receive: Receive, limit: int | None = None) -> list[Message] | None:
-    """All messages of the body, or those before and with a disconnect.
+    """All messages of the body, or those up to and including a disconnect.
 
     Args:
         receive: of the request.
-        limit: bytes after which nothing more is read, and None returned.
+        limit: bytes after which reading stops and None is returned.
     """
     messages = [await receive()]
     size = len(messages[0].get("body", b""))
@@ -32,7 +32,7 @@ async def read_body(receive: Receive, limit: int | None = None) -> list[Message]
 
 
 def replay(messages: list[Message], receive: Receive) -> Receive:
-    """Gives `messages` once more, then what comes next (such as the disconnect)."""
+    """Replays `messages`, then passes on what comes next (such as the disconnect)."""
     kept = iter(messages)
 
     async def replayed() -> Message:

@@ -1,10 +1,10 @@
-"""Errors as OpenAI JSON: the one place that turns an exception of ours into a response.
+"""Errors as OpenAI JSON: the one place that turns our exceptions into responses.
 
     {"error": {"message": str, "type": str, "param": str | null, "code": str}}
 
 `ApiError` carries its own status; a body that does not validate is a 400 (never FastAPI's 422)
-whose ``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors of others
-(vLLM's have the HTTP status as their ``code``) get this shape in `divserve.http.foreign`.
+whose ``param`` is the path of the field in the body, such as ``decoding.alpha``. Errors raised
+elsewhere (vLLM's have the HTTP status as their ``code``) get this shape in `divserve.http.foreign`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SUFFIXES = {
     "union_tag_invalid": "method",
     "union_tag_not_found": "method",
 }
-"""Errors that pydantic reports at the object although they concern one field of it."""
+"""Errors that pydantic reports for the object although they concern one of its fields."""
 
 
 class Error(BaseModel):
@@ -84,7 +84,7 @@ def error_response(error: ApiError) -> JSONResponse:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout):
-        # The rest of the body is still to come, and would be taken for the next request.
+        # The rest of the body is still to come and would be taken for the next request.
         headers["Connection"] = "close"
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
@@ -167,7 +167,7 @@ def install(app: FastAPI) -> None:
         return JSONResponse(body, status_code=status, headers=error.headers)
 
     app.add_exception_handler(ApiError, on_api_error)
-    # FastAPI's is a subclass, for which vLLM has a handler of its own.
+    # FastAPI's is a subclass, for which vLLM has its own handler.
     app.add_exception_handler(StarletteHTTPException, on_http_exception)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid_body)

@@ -1,6 +1,6 @@
-"""The fields of a body that ask for much: how much they may ask, and how many rows they take.
+"""The costly fields of a body: how much they may ask for, and how many rows they take.
 
-Any route's body can be checked so, before it is validated and without knowing the route.
+The body of any route can be checked this way, before validation and without knowing the route.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INTEGER = TypeAdapter(int)
 
 @dataclass(frozen=True)
 class FieldLimits:
-    """The most that one request may ask, as the flags of the same names say."""
+    """The most that one request may ask for, as set by the flags of the same names."""
 
     max_n: int = 128
     max_stop_strings: int = 16
@@ -37,11 +37,11 @@ class FieldLimits:
 
 
 def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
-    """Raises `InvalidRequest` for fields beyond their limits, on whatever route.
+    """Raises `InvalidRequest` for fields beyond their limits, on any route.
 
     Args:
-        get: the value of a field, or None; of any type, for nobody has validated it.
-        limits: the most of each.
+        get: returns the value of a field, or None; of any type, as it is not validated yet.
+        limits: the maximum of each.
     """
     for field in CHOICES:
         number = _integer(get(field))
@@ -72,10 +72,10 @@ def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
 
 
 def rows_of_fields(body: Mapping[str, Any]) -> int:
-    """Rows that a body of one of vLLM's own routes takes, as far as its fields tell.
+    """Rows that a body of one of vLLM's own routes takes, as far as its fields show.
 
     Args:
-        body: what `check_fields` has let pass, with ``sampling_params`` of its own or without.
+        body: one that passed `check_fields`, with or without its own ``sampling_params``.
     """
     nested = body.get("sampling_params")
     choices = [body.get("n"), nested.get("n") if isinstance(nested, dict) else None]
@@ -84,13 +84,13 @@ def rows_of_fields(body: Mapping[str, Any]) -> int:
 
 
 def prompts_in(value: Any) -> int:
-    """How many prompts a value holds: a list of numbers or of messages is one."""
+    """How many prompts a value holds: a list of numbers or of messages is one prompt."""
     many = isinstance(value, list) and bool(value) and isinstance(value[0], str | bytes | list)
     return len(value) if many else int(value is not None)
 
 
 def _integer(value: Any) -> int | None:
-    """The number that vLLM's fields will make of a value, be it ``"4"`` or ``4.0``, if any."""
+    """The integer that vLLM will read from a value such as ``"4"`` or ``4.0``; None if none."""
     if value is None:
         return None
     try:
@@ -107,5 +107,5 @@ def _too_much(field: str, told: str, most: int, flag: str) -> InvalidRequest:
 
 
 def _short(number: int) -> str:
-    """A number that a client chose, of any size (Python refuses to print the largest)."""
+    """A number that a client chose, shortened (Python refuses to print very large ones)."""
     return str(number) if number.bit_length() < 64 else "a huge number"

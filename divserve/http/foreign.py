@@ -1,8 +1,8 @@
-"""Errors that are not ours, in OpenAI's shape: vLLM's, FastAPI's, Starlette's.
+"""Converts errors that are not ours (vLLM's, FastAPI's, Starlette's) to OpenAI's shape.
 
-vLLM's error objects have the HTTP status as their ``code`` and a type of Python's. They keep their
-message and ``param``; type and code become OpenAI's. What a 500 says is for the log: its message is
-replaced.
+vLLM's error objects have the HTTP status as their ``code`` and the name of a Python type as their
+type. They keep their message and ``param``; type and code become OpenAI's. The message of a 500 is
+for the log only and is replaced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS: dict[int, tuple[str, str]] = {
     501: (SERVER, "not_implemented"),
     503: ("service_unavailable_error", "service_unavailable"),
 }
-"""OpenAI's type and code of a status."""
+"""OpenAI's type and code for each status."""
 
 STATUS_OF_CODE = {code: status for status, (_, code) in KINDS.items()} | {
     "model_not_found": 404,
@@ -41,7 +41,7 @@ STATUS_OF_TYPE = {CLIENT: 400, "rate_limit_error": 429, "service_unavailable_err
 TOLD = "divserve.told"
 
 TOO_LONG = ("input_tokens", "input_text")
-"""What vLLM calls a prompt that exceeds the context."""
+"""The ``param`` that vLLM reports for a prompt that exceeds the context."""
 
 
 def foreign_body(status: int, body: Any) -> tuple[int, dict[str, Any]]:
@@ -49,8 +49,8 @@ def foreign_body(status: int, body: Any) -> tuple[int, dict[str, Any]]:
 
     Args:
         status: of the response.
-        body: what it says: an object with ``error`` (an object or a text) or ``detail``, or
-            anything else. Ours are returned as they are.
+        body: of the response: an object with ``error`` (an object or a string) or ``detail``, or
+            anything else. Our own errors are returned unchanged.
     """
     status = 400 if status == 422 else status
     outer = dict(body) if isinstance(body, Mapping) else {}
@@ -80,7 +80,7 @@ def status_of(error: Mapping[str, Any]) -> int:
 
 
 def tell(scope: MutableMapping[str, Any], error: Mapping[str, Any]) -> None:
-    """Has the error response of a request say `error`, whatever its route makes of it.
+    """Makes the error response of a request carry `error`, whatever its route returns.
 
     Args:
         scope: of the request.
@@ -90,7 +90,7 @@ def tell(scope: MutableMapping[str, Any], error: Mapping[str, Any]) -> None:
 
 
 def told_of(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What `tell` was given for this request."""
+    """The error that `tell` was given for this request."""
     found: Mapping[str, Any] | None = scope.get("state", {}).get(TOLD)
     return found
 

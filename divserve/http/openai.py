@@ -1,4 +1,4 @@
-"""vLLM's OpenAI front end, as far as the API stands on it: the only door between the two.
+"""What the API uses of vLLM's OpenAI front end; nothing else of the HTTP side imports vLLM.
 
 | name | file of vLLM 0.32.0, under ``vllm/`` | what we rely on |
 |---|---|---|
@@ -8,18 +8,18 @@
 | `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
-| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; what it raises, its route makes a 500; ``anthropic_serving_messages`` on ``app.state`` |
+| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; its route turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
 | `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
 | `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses`` and ``responses_stream_generator`` of the one on ``app.state.openai_serving_responses`` are looked up at each call; a stream that fails raises |
 | `OnlineRenderer` | renderers/online_renderer.py | ``render_responses`` of the one on ``app.state.online_renderer`` is looked up at each call |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
-| `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; client errors of vLLM's own are told from its failures |
+| `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; it distinguishes vLLM's client errors from its failures |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
-| `has_non_text_content` | renderers/chat_utils.py | finds images, audio … in messages |
+| `has_non_text_content` | renderers/chat_utils.py | finds images, audio etc. in messages |
 | `ChatCompletionMessageParam` | renderers/chat_utils.py | the type of one message |
 | `load_aware_call`, `validate_json_request`, `with_cancellation` | entrypoints/serve/utils/api_utils.py | what vLLM puts around its routes |
 """  # noqa: E501
@@ -85,7 +85,7 @@ answer_completion = inspect.unwrap(create_completion)
 
 
 def take_api_keys(app: Any, args: Namespace) -> list[str]:
-    """The keys that vLLM was given, which vLLM no longer checks in `app`."""
+    """Takes over the keys that vLLM was given; vLLM no longer checks them in `app`."""
     app.user_middleware[:] = [
         middleware
         for middleware in app.user_middleware

@@ -1,4 +1,4 @@
-"""The routes that are treated in a way of their own, and the path of a request."""
+"""The routes that are treated specially, and the path of a request."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """The routes that take ``decoding``."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
-"""Methods whose bodies nobody reads."""
+"""Methods whose bodies are never read."""
 
 
 def path_of(scope: Scope) -> str:
-    """The path of the request below the server's root, as Starlette's routes see it."""
+    """The path of the request below the server's root path, as Starlette's routes see it."""
     path: str = scope["path"]
     rest = path.removeprefix(scope.get("root_path", ""))
-    # A root such as "/" or "/v" is not one of "/v1/models".
+    # A root such as "/" or "/v" is not a root of "/v1/models".
     return rest if rest[:1] in ("", "/") else path
 
 
 def is_free(scope: Scope, paths: Container[str]) -> bool:
-    """Whether a request to one of these paths costs so little that nobody is kept from it.
+    """Whether a request to one of these paths is cheap enough to be always accepted.
 
-    A method with a body would have it read before the route says that it takes none.
+    A method with a body is not: the body would be read before the route rejects it.
     """
     return path_of(scope) in paths and scope["method"] in BODILESS

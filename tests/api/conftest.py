@@ -1,4 +1,4 @@
-"""One engine without an engine for the tests of the edges."""
+"""One app on a fake engine client for the tests of the edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole HTTP layer on a scripted engine: what it orders, and what becomes of failures."""
+"""The whole HTTP layer on a scripted engine: its orders to the engine, and its failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def app(engine: FakeClient) -> Any:
 
 @pytest.fixture
 def http(app: Any, engine: FakeClient) -> TestClient:
-    """A client of the app; the engine's script starts afresh."""
+    """A client of the app; the engine's script is reset."""
     engine.orders.clear()
     engine.fail_at, engine.report = None, True
     return TestClient(app)
@@ -154,7 +154,7 @@ def test_tokens_can_be_shown_as_ids(http: TestClient, engine: FakeClient) -> Non
 
 
 def test_a_prompt_that_leaves_its_guide_no_room(http: TestClient, engine: FakeClient) -> None:
-    """The cache may hold less than the context; vLLM's own check knows only the latter."""
+    """The cache may hold less than the context; vLLM's own check covers only the latter."""
     engine.capacity.max_guide_tokens = 10
     try:
         response = http.post("/v1/completions", json=TEXT)
@@ -191,7 +191,7 @@ HARMONY = {"author": {"role": "user"}, "content": [{"type": "text", "text": "hi"
 def test_messages_that_cannot_be_rendered_are_a_400(
     http: TestClient, messages: Any, guide: Any, param: str, stream: bool
 ) -> None:
-    """No type of vLLM's forbids these; templates and renderers stumble over them."""
+    """They pass vLLM's validation, but templates and renderers fail on them."""
     decoding = {"method": "cad", "guide": {"messages": guide}} if guide else {"method": "cfg"}
     body = {
         "messages": messages or [{"role": "user", "content": "Hello"}],

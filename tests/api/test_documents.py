@@ -1,4 +1,4 @@
-"""The guide without the documents: what is left of the messages, and what is refused."""
+"""The guide without the documents: what is left of the messages, and what is rejected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_there_must_be_a_document_and_a_question() -> None:
 
 
 def test_a_template_that_renders_no_documents() -> None:
-    """With the field ``documents``, the prompt must change when they are left out."""
+    """With the field ``documents``, the prompt must change when the documents are left out."""
     given, none = SimpleNamespace(documents=[{"text": "a"}]), SimpleNamespace(documents=None)
     check_documents_rendered(given, [1, 2], [1, 3], "decoding")
     check_documents_rendered(none, [1, 2], [1, 2], "decoding")

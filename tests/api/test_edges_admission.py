@@ -1,4 +1,4 @@
-"""How much at a time, and how often: clients, the queue, the drain."""
+"""How many requests are admitted at a time, and how often: clients, the queue, the drain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refusal(call: Call, code: str, retry_after: str) -> None:
 
 
 def test_the_queue_is_bounded() -> None:
-    """Two rows run and one waits; the fourth is refused, quickly and unread."""
+    """Two rows run and one waits; the fourth request is rejected quickly, with its body unread."""
 
     async def test() -> None:
         app = small_app(rows=2, max_queue=1)
@@ -52,7 +52,7 @@ def test_the_queue_is_bounded() -> None:
 
 
 def test_what_does_no_work_is_let_in() -> None:
-    """A method that no route takes, whatever its body would ask for."""
+    """A request with a method that no route accepts, whatever its body asks for."""
 
     async def test() -> None:
         app = small_app(rows=1, max_queue=0)
@@ -82,7 +82,7 @@ def test_a_request_counts_with_its_rows() -> None:
 
 
 def test_requests_that_came_together() -> None:
-    """All were let in as one row; once the second turns out to need two, the queue is full."""
+    """Each was admitted as one row; once the second turns out to need two, the queue is full."""
 
     async def test() -> None:
         app = small_app(rows=3, max_queue=0)

@@ -40,7 +40,7 @@ def test_an_error_in_pieces_is_one_answer() -> None:
 def test_when_another_try_is_asked_for(
     status: int, body: bytes, given: bytes | None, told: str | None
 ) -> None:
-    """Where vLLM is full or scales; an error of ours says it itself."""
+    """Where vLLM is full or scaling; our own errors set the header themselves."""
     headers = [(b"Content-Type", b"text/plain"), (b"Content-Length", b"5"), (b"x-pot", b"tea")]
     headers += [] if given is None else [(b"retry-after", given)]
 

@@ -1,4 +1,4 @@
-"""Bodies before they are parsed: their bytes, their depth, and what their fields ask for."""
+"""Bodies before they are parsed: their size, their depth, and what their fields ask for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.edges import LIMITS, Call, small_app
 
 @pytest.mark.parametrize("body", [b"[1]", b"null", b"5", b'"n"', b'{"n": 2}', b"{", b""])
 def test_bodies_that_ask_for_nothing_too_much_reach_the_route(body: bytes) -> None:
-    """Whatever JSON they are, or are not."""
+    """Whatever JSON they hold, or none."""
     http = TestClient(small_app(max_n=2))
     headers = {"content-type": "application/json"}
     assert http.post("/echo", content=body, headers=headers).json() == {"bytes": len(body)}
@@ -75,7 +75,7 @@ def test_bodies_are_counted_in_bytes(declared: bool, size: int, status: int) -> 
 
 
 def test_counting_ends_with_the_limit() -> None:
-    """Not a chunk is read beyond it, and nothing of a body that declares too much."""
+    """No chunk beyond the limit is read, and nothing of a body that declares too large a size."""
 
     async def test() -> None:
         app = small_app(**LIMITS)
@@ -221,7 +221,7 @@ def test_half_a_pair_is_refused_on_every_route() -> None:
     ids=["quotes", "lists", "strings", "both", "pairs", "escapes"],
 )
 def test_no_body_takes_long(body: bytes) -> None:
-    """Of this process: a second reading for each bracket would take hours."""
+    """In CPU time of this process: rereading the body for every bracket would take hours."""
     start = time.process_time()
     check_depth(body, 64)
     check_text(body)

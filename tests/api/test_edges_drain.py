@@ -34,7 +34,7 @@ async def stream(http: httpx2.AsyncClient, tokens: int, begun: asyncio.Semaphore
 
 
 async def streaming(http: httpx2.AsyncClient, tokens: int, count: int) -> list[Any]:
-    """So many streams, when all have begun."""
+    """Yields so many streams once all have begun."""
     begun = asyncio.Semaphore(0)
     tasks = [asyncio.create_task(stream(http, tokens, begun)) for _ in range(count)]
     for _ in range(count):

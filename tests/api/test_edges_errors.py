@@ -1,4 +1,4 @@
-"""Every error in OpenAI's shape, with a request id, whoever raised it."""
+"""Every error has OpenAI's shape and a request id, whatever raised it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def http(app: Any, fake_engine: FakeClient) -> TestClient:
 
 
 def error_of(response: Any) -> dict[str, Any]:
-    """The error object, once its form is checked."""
+    """The error object, after its form has been checked."""
     error: dict[str, Any] = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
@@ -113,7 +113,7 @@ def test_routes_of_vllm_without_a_body_of_ours(http: TestClient) -> None:
 
 
 def test_input_that_vllm_stumbles_over_is_the_clients_error(http: TestClient) -> None:
-    """vLLM looks for the text of every part of an output message; a refusal has none."""
+    """vLLM reads the text of every part of an output message; a refusal has none."""
     refused = {"type": "refusal", "refusal": "No."}
     item = {
         "type": "message",

@@ -1,4 +1,4 @@
-"""The flags: defaults, values, and what makes no sense."""
+"""The flags: defaults, values, and invalid values."""
 
 from __future__ import annotations
 

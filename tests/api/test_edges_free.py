@@ -1,4 +1,4 @@
-"""What anybody may ask at any time costs next to nothing: bodies sent to probes are not read."""
+"""Requests that are always accepted cost almost nothing: bodies sent to probes are not read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_body_sent_to_a_probe_is_not_read_without_a_key(path: str, method: str
 
 
 def test_nor_is_it_free_where_there_are_no_keys() -> None:
-    """It counts, waits for its turn and is refused like any other."""
+    """The request is counted, waits its turn and is rejected like any other."""
 
     async def test() -> None:
         app = small_app(rows=1, max_queue=0)
@@ -50,6 +50,6 @@ def test_nor_is_it_free_where_there_are_no_keys() -> None:
     ],
 )  # fmt: skip
 def test_paths_are_those_of_the_routes(root: str, path: str) -> None:
-    """A probe that routes know under another name than the edges would need a key, or none."""
+    """If routes and edges disagreed on a path, a probe could need a key, or a route none."""
     scope = {"type": "http", "path": path, "root_path": root}
     assert path_of(scope) == get_route_path(scope)

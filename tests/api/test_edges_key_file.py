@@ -1,4 +1,4 @@
-"""A file of keys that goes away, or cannot be read for a while."""
+"""A key file that disappears, or cannot be read for a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNREAD = "--api-key-file is not read again, old keys stay: "
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that every request looks at."""
+    """A file that is checked at every request."""
     monkeypatch.setattr(keys, "CHECK_EVERY_S", 0.0)
     monkeypatch.setattr(keys, "logger", logging.getLogger("of the test"))
     path = tmp_path / "keys"
@@ -26,7 +26,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_could_not_be_read_is_tried_again(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its keys count once it can be read, although nothing else about the file changes then."""
+    """Its keys are accepted once it can be read, although nothing else about the file changes."""
     ring, read, broken = KeyRing(file=file), keys.read_keys, True
 
     def read_keys(path: Path) -> dict[bytes, str]:
@@ -44,7 +44,7 @@ def test_what_could_not_be_read_is_tried_again(
 
 
 def test_a_file_that_is_gone_is_told_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While it is being replaced there is none for a moment, which is not worth a line."""
+    """While the file is being replaced it is missing for a moment, which is not logged again."""
     ring = KeyRing(file=file)
     file.unlink()
     assert ring.name_of(b"sk-old") == "alice"

@@ -1,4 +1,4 @@
-"""Who may ask: keys from flags and files, and the routes that need none."""
+"""Authentication: keys from flags and files, and the routes that require none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request looks at the file."""
+    """Every request checks the file."""
     monkeypatch.setattr(keys, "CHECK_EVERY_S", 0.0)
 
 
@@ -230,7 +230,7 @@ def test_a_websocket_needs_a_key_too() -> None:
 def test_vllms_keys_open_the_real_app(
     fake_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--api-key, VLLM_API_KEY and the file; vLLM's own check is out of the way."""
+    """--api-key, VLLM_API_KEY and the file; vLLM's own check is removed."""
     from divserve.server import build_app
     from tests.support.fake_client import arguments
 

@@ -1,4 +1,4 @@
-"""How much one request may ask: both sides of every limit, on guided and other routes."""
+"""How much one request may ask for: both sides of every limit, on guided and other routes."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_preset_is_limited_like_the_field(fake_engine: FakeClient) -> None:
     ],
 )
 def test_rows_of_other_routes(body: dict[str, Any], rows: int) -> None:
-    """The queue counts them before vLLM has read the body."""
+    """The queue counts the rows before vLLM has read the body."""
     counted = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -166,7 +166,7 @@ def test_rows_of_other_routes(body: dict[str, Any], rows: int) -> None:
 def test_vllm_limits_logprobs(
     http: TestClient, route: Any, fields: dict[str, Any], param: str
 ) -> None:
-    """Its flag is --max-logprobs, 20 by default."""
+    """The flag is --max-logprobs, 20 by default."""
     path, body = route
     response = http.post(path, json={**body, **fields})
     assert response.status_code == 400
@@ -175,7 +175,7 @@ def test_vllm_limits_logprobs(
 
 
 def test_code_in_a_request_is_never_run(http: TestClient) -> None:
-    """A template is refused, and no field of a request reaches a loader of models."""
+    """A template is rejected, and no field of a request reaches a model loader."""
     path, body = CHAT
     for fields in (
         {"chat_template": "{{ cycler.__init__.__globals__ }}"},

@@ -1,4 +1,4 @@
-"""What passes the edges as it is: other kinds of connections, and paths below a server's root."""
+"""What passes the edges unchanged: other kinds of connections, and paths below a root path."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_only_the_probes_are_open_below_a_root() -> None:
 @pytest.mark.parametrize("status", [200, 399, 400, 401, 500])
 @pytest.mark.parametrize("named", [True, False])
 def test_an_answer_without_headers_or_bodies(status: int, named: bool) -> None:
-    """ASGI lets both be left out; an id is added, and an error gets its shape."""
+    """ASGI allows both to be omitted; an id is added, and an error gets OpenAI's shape."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

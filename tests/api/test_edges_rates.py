@@ -1,4 +1,4 @@
-"""Rates as they are written, counted and told."""
+"""Rates as they are written, counted and reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from divserve.edges.rates import Allowance, Rates, parse
     ],
 )  # fmt: skip
 def test_durations_are_told_as_openai_does(seconds: float, told: str) -> None:
-    """In headers whose names are small, which HTTP/2 asks for."""
+    """In headers with lower-case names, which HTTP/2 requires."""
     assert Allowance(True, 5, 3, seconds).headers() == [
         (b"x-ratelimit-limit-requests", b"5"),
         (b"x-ratelimit-remaining-requests", b"3"),
@@ -35,20 +35,20 @@ def test_one_request_is_a_rate() -> None:
 
 @pytest.mark.parametrize("rate", ["2/second;2/hour", "2/hour;2/second"])
 def test_of_two_rates_the_longer_one_is_told(rate: str) -> None:
-    """Where as many requests are left of both."""
+    """If both have the same number of requests left."""
     told = Rates(rate).ask("a")
     assert (told.limit, told.remaining) == (2, 1)
     assert 3000 < told.reset_s <= 3600
 
 
 def test_clients_that_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library empties their windows, but keeps their names."""
+    """The library empties their windows but keeps their names."""
     monkeypatch.setattr(rates_module, "TIDY_EVERY_S", 0.0)
     rates = Rates("2/second")
     for address in range(50):
         rates.ask(f"address {address}")
     windows = rates._storage.events
-    # All of them, unless the machine has stood still for a second.
+    # All of them are there, unless the machine stalled for a second.
     assert len(windows) > 1
     deadline = time.monotonic() + 20
     while len(windows) > 1:

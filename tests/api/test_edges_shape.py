@@ -1,4 +1,4 @@
-"""Failures of any kind in OpenAI's shape, with a request id: small apps inside of the edges."""
+"""Failures of any kind in OpenAI's shape, with a request id: small apps inside the edges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "the password is in config.py line 7"
 
 @pytest.fixture(scope="module")
 def odd() -> TestClient:
-    """Routes that fail in every way that Starlette knows."""
+    """Routes that fail in every way that Starlette handles."""
     app = small_app()
     _fail_oddly(app)
     return TestClient(app, raise_server_exceptions=False)
@@ -112,7 +112,7 @@ def test_a_crash_in_anthropics_form() -> None:
 
 
 def test_half_an_answer_is_cut_off() -> None:
-    """Nothing is appended to what has been sent; the server closes the connection."""
+    """Nothing is appended to what was sent; the server closes the connection."""
 
     async def test() -> None:
         app = small_app()
@@ -169,7 +169,7 @@ def test_request_ids(odd: TestClient, given: list[str], kept: bool) -> None:
 def test_what_the_log_says(
     odd: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reason of what clients are told as an internal error; nothing of their own mistakes."""
+    """The cause of what clients see as an internal error; nothing about their own mistakes."""
     monkeypatch.setattr(shape, "logger", logging.getLogger("of the test"))
     headers = {"x-request-id": "me-7"}
     for how in ("crash", "traceback", "text", "lost", "unprocessable", "string"):
@@ -184,7 +184,7 @@ def test_what_the_log_says(
 
 
 def test_streams_are_not_collected() -> None:
-    """The first event is out while the second is still to come."""
+    """The first event is sent before the second one exists."""
 
     async def test() -> None:
         app = small_app()

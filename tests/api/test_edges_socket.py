@@ -1,4 +1,4 @@
-"""The edges behind a real socket, without an engine: what a client on the network sees."""
+"""The edges behind a real socket, without an engine: what a network client sees."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pieces(count: int) -> Iterator[bytes]:
 
 
 def test_an_upload_that_is_too_large_is_told_so() -> None:
-    """Declared or in pieces: the client finishes, reads the 413, and may ask again."""
+    """With a length or in chunks: the client finishes, reads the 413, and may ask again."""
     with served(max_body_bytes=MEGABYTE) as (url, state), httpx2.Client(base_url=url) as http:
         for content in (b"x" * 20 * MEGABYTE, pieces(20)):
             response = http.post("/echo", content=content)
@@ -93,7 +93,7 @@ def test_a_body_that_never_comes_is_counted_until_the_client_leaves() -> None:
 
 
 def drip(url: str, head: bytes) -> tuple[bytes, float]:
-    """What comes back to a client that sends a byte now and then until it is cut off, and when."""
+    """The answer to a client that sends bytes slowly until it is cut off, and the seconds taken."""
     host, port = url.removeprefix("http://").split(":")
     start = time.monotonic()
     with socket.create_connection((host, int(port))) as connection:
@@ -111,7 +111,7 @@ def drip(url: str, head: bytes) -> tuple[bytes, float]:
 
 
 def test_a_body_that_comes_too_slowly() -> None:
-    """Each byte comes in time, the whole does not: the client is told, and the row is free."""
+    """Each byte comes in time but the whole does not: the client gets a 408, the row is free."""
     with served(body_timeout=BODY_TIMEOUT_S) as (url, state):
         answer, took = drip(url, b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n")
         head, _, body = answer.partition(b"\r\n\r\n")

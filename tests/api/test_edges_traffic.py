@@ -1,4 +1,4 @@
-"""What is counted of the requests under way, against a plain list of them."""
+"""The counts of requests in progress, against a plain list of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_request_that_nobody_counts() -> None:
 
 @pytest.mark.parametrize(("others", "rows", "fits"), [(2, 9, True), (3, 1, True), (3, 2, False)])
 def test_rows_beyond_a_full_queue(others: int, rows: int, fits: bool) -> None:
-    """The first beyond the bound is let in whole, and whoever needs no more than a row."""
+    """The first request beyond the bound is admitted whole, and so is one of a single row."""
     traffic = Traffic(3)
     ticket = traffic.enter("a", 1)
     traffic.enter("b", others)

@@ -107,7 +107,7 @@ def test_the_account_of_a_switched_answer(
         trace = account["trace"]
     assert account["tokens"] == {"small": 3, "large": 1}
     assert account["switches"] == 2
-    # The fake's small model has a quarter of the parameters.
+    # The fake client's small model has a quarter of the parameters.
     assert account["compute_saved"] == pytest.approx(3 * 0.75 / 4)
     assert [entry["model"] for entry in trace] == ["small", "small", "large", "small"]
     assert engine.orders[0]["switch"]["threshold"] == 0.5
@@ -169,7 +169,7 @@ def test_methods_of_two_models_need_the_served_one(http: TestClient, method: str
 def test_what_only_the_served_model_can_take(
     http: TestClient, fields: dict[str, Any], param: str
 ) -> None:
-    """None of it is answered by the other model in silence."""
+    """None of it is silently answered by the other model."""
     error = refusal(http, CHAT, body(None, model="smol@small") | fields)
     assert error["param"] == param
 

@@ -1,4 +1,4 @@
-"""Errors of others in OpenAI's shape, status by status."""
+"""Errors that are not ours in OpenAI's shape, status by status."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_ours_stay_as_they_are(status: int) -> None:
 
 
 def test_what_is_said_beside_an_error_stays() -> None:
-    """Anthropic's clients look for the type of the object around it."""
+    """Anthropic's clients read the type of the object around the error."""
     _, shaped = foreign_body(422, {"type": "error", "error": "no", "detail": "more"})
     assert shaped["type"] == "error"
     assert shaped["detail"] == "more"

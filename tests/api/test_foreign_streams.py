@@ -1,4 +1,4 @@
-"""/v1/messages and /v1/responses, which vLLM answers: their errors say what has happened."""
+"""/v1/messages and /v1/responses, which vLLM answers: their errors say what happened."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_responses_of_another_failure(http: TestClient, fake_engine: FakeClient)
 
 
 def test_responses_to_a_client_s_mistake(http: TestClient) -> None:
-    """vLLM finds it when the stream has begun."""
+    """vLLM detects it after the stream has begun."""
     asked = {**RESPONSE, "logit_bias": {"999999": 1}}
     whole = http.post("/v1/responses", json=asked)
     assert whole.status_code == 400
@@ -149,7 +149,7 @@ def test_tokens_of_a_message(app: Any, http: TestClient, monkeypatch: pytest.Mon
 def test_a_converter_that_fails(
     app: Any, http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM tells of it in its own way, with text from the inside."""
+    """vLLM reports it in its own way, with internal text."""
 
     async def broken(*args: Any, **kwargs: Any) -> Any:
         yield 'data: {"id": 5}\n\n'

@@ -64,7 +64,7 @@ async def exchange(url: str, data: bytes, *, closes: bool = False) -> tuple[int,
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
-    """Waits too: a transport that outlives its loop is a warning in whatever test comes next."""
+    """Also waits: a transport that outlives its loop causes a warning in a later test."""
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
@@ -135,7 +135,7 @@ def test_defined(url: str, name: str) -> None:
 def test_other_content_types(url: str, path: str, kind: str) -> None:
     header = f"Content-Type: {kind}\r\n".encode() if kind else b""
     status, body = asyncio.run(exchange(url, post(path, GOOD + b"}", header)))
-    # httptools refuses control characters in a header before there is a request.
+    # httptools rejects control characters in a header before there is a request.
     assert status in ({400} if kind.startswith("\x01") else {400, 415}), body
     assert kind.startswith("\x01") or error_of(body)["code"]
 
@@ -157,7 +157,8 @@ def test_not_http(url: str, sent: bytes) -> None:
 
 
 def test_clients_that_send_half_and_close_their_half(tmp_path: Path) -> None:
-    """Of the headers or of the body: nothing is answered, and no row of the queue stays taken."""
+    """Half the headers or half the body: there is no answer, and no row of the queue stays in
+    use."""
     whole = post("/v1/completions", GOOD + b"}")
     with served(tmp_path / "log.txt", max_queue=0) as (url, _):
         for _ in range(2 * MAX_ROWS):
@@ -167,7 +168,7 @@ def test_clients_that_send_half_and_close_their_half(tmp_path: Path) -> None:
 
 
 def test_slow_clients_stop_nobody(url: str) -> None:
-    """A byte at a time from fifty of them; others are answered meanwhile, and so are they."""
+    """Fifty clients send a few bytes at a time; others are answered meanwhile, and so are they."""
     whole = post("/v1/completions", GOOD + b"}")
 
     async def drip() -> int:

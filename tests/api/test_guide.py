@@ -1,4 +1,4 @@
-"""What the second stream sees, without a model: the text work of ``divserve.api.guide``."""
+"""What the second stream reads, without a model: the text processing of ``divserve.api.guide``."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_longer_text_wins_over_one_that_it_contains(order: list[str]) -> None:
 
 
 def test_removal_makes_no_new_occurrence() -> None:
-    """One pass: what is left of "aabb" after removing "ab" is "ab", and it stays."""
+    """One pass: removing "ab" from "aabb" leaves "ab", which stays."""
     assert chat_messages([user("aabb")], Guide(without="ab")) == [user("ab")]
 
 

@@ -1,4 +1,4 @@
-"""The outermost middleware by hand: what passes it, and how broken responses are counted."""
+"""The outermost middleware on its own: what passes it, and how broken responses are counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def changes() -> Changes:
 
 
 def test_messages_that_are_no_answer_yet_pass(changes: Changes) -> None:
-    """ASGI's early hints come before the status and say nothing of it."""
+    """ASGI's early hints come before the status and do not contain it."""
     hint = {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]}
     start = {"type": "http.response.start", "status": 200, "headers": []}
     messages = [hint, start, {"type": "http.response.body", "body": b"ok"}]
@@ -43,7 +43,7 @@ def test_messages_that_are_no_answer_yet_pass(changes: Changes) -> None:
 
 
 def test_a_sink_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """The answer is out and stays whole; the other sinks are told, and the log says why."""
+    """The answer has been sent and stays whole; the other sinks run, and the log has the error."""
     told: list[str] = []
 
     def fails(record: Record, route: str) -> None:
@@ -77,7 +77,7 @@ def test_a_sink_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 def test_whatever_cuts_a_response_off(
     changes: Changes, fault: BaseException, sent: int, status: str
 ) -> None:
-    """Each has one status and is not ok: a defect, a broken connection, the end of the server."""
+    """Each has one status and is not ok: a bug, a broken connection, a shutdown."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope[RECORD].method = "cad"

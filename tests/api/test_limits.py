@@ -20,7 +20,7 @@ ADVICE = "Send less, or start the server with a larger "
 
 
 def refusal(fields: dict[str, Any]) -> tuple[str | None, str]:
-    """Path and message."""
+    """Path and message of the error."""
     with pytest.raises(InvalidRequest) as refused:
         check_fields(fields.get, SETTINGS)
     return refused.value.param, refused.value.message

@@ -1,4 +1,4 @@
-"""The line of each request: its fields, what it never says, and who writes it where."""
+"""The log line of each request: its fields, what it never contains, and where it is written."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def shared() -> Server:
 
 @pytest.fixture
 def server(shared: Server) -> Server:
-    """The server; the engine's script and the log start afresh."""
+    """The server; the engine's script and the log are reset."""
     shared.engine.fail_at, shared.app.state.log_prompts = None, False
     shared.lines()
     return shared
@@ -159,7 +159,7 @@ def test_prompts_are_logged_when_asked_for(server: Server) -> None:
     server.app.state.log_prompts = True
     for path, body in BODIES.items():
         server.http.post(path, json=body)
-    # Validation leaves an iterator of such a content.
+    # Validation turns such a content into an iterator.
     parts = [
         {"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "audio": {"id": "1"}}
     ]
@@ -179,7 +179,7 @@ def test_means_that_json_cannot_say() -> None:
 
 
 def test_a_stream_that_takes_ascii_only() -> None:
-    """Such as standard output in a bare locale: the line is written, and says the same."""
+    """Such as standard output in the C locale: the line is written, with the same content."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     record = Record(scope={"method": "POST"}, prompt="Grüße, 東京 \ud83d")
@@ -194,7 +194,7 @@ def test_the_key_is_named_not_shown() -> None:
 
 
 def test_refused_requests_name_their_key_too(tmp_path: Path) -> None:
-    """What is refused never comes to the inside, but authentication has told who asks."""
+    """Rejected requests never reach the routes, but authentication has recorded the key's name."""
     file = tmp_path / "keys"
     file.write_text("team-a:sk-1\n")
     app = small_app(rate_limit="1/minute", api_key_file=file)

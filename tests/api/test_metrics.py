@@ -1,4 +1,4 @@
-"""What the front end counts, on a scripted engine; and that the documentation names it all."""
+"""What the front end counts, on a scripted engine; and that the documentation lists all of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def app(engine: FakeClient) -> Any:
 
 @pytest.fixture
 def http(app: Any, engine: FakeClient) -> TestClient:
-    """A client of the app; the engine's script starts afresh."""
+    """A client of the app; the engine's script is reset."""
     engine.fail_at, engine.report = None, True
     return TestClient(app, raise_server_exceptions=False)
 
@@ -115,7 +115,7 @@ def test_outcomes(
     http: TestClient, engine: FakeClient, changes: Changes, path: str, stream: bool, error: Any,
     outcome: str, fail_at: int,
 ) -> None:  # fmt: skip
-    """Also in the middle of a stream, whose status is out: there the error event tells."""
+    """Also in the middle of a stream, whose status has been sent: the error event counts."""
     engine.fail_at, engine.error = fail_at, error
     response = http.post(path, json={**BODIES[path], "decoding": guided(), "stream": stream})
     assert response.status_code == (200 if stream and fail_at else error.status)
@@ -166,7 +166,7 @@ def test_labels_are_ours_not_the_clients(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves(app: Any, engine: FakeClient, changes: Changes, stream: bool) -> None:
-    """It hangs up before the first token, or behind it; what it got of the stream is counted."""
+    """It hangs up before or after the first token; the tokens it got are counted."""
     body = {**BODIES[TEXT], "decoding": guided(), "stream": stream}
     asyncio.run(_leave(app, body, engine, after=2 if stream else 0))
     assert changes.of("requests_total", method="cad", outcome="aborted") == 1
@@ -175,7 +175,7 @@ def test_a_client_that_leaves(app: Any, engine: FakeClient, changes: Changes, st
 
 
 async def _leave(app: Any, body: dict[str, Any], engine: FakeClient, after: int) -> None:
-    """Speaks ASGI to the app: leaves when the engine has made some tokens and makes no more."""
+    """Calls the app through ASGI; leaves when the engine has made some tokens and stalls."""
     gone, sent = asyncio.Event(), [json.dumps(body).encode()]
     engine.stall_at, engine.stalled = after, gone.set
 

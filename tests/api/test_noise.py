@@ -1,4 +1,4 @@
-"""The instruction of a request, distorted: where it is found, and what is said when it is not."""
+"""The distorted instruction of a request: where it is found, and the error if it is not."""
 
 from __future__ import annotations
 

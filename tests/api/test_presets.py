@@ -123,7 +123,7 @@ def test_an_alias_can_be_tokenized(http: TestClient) -> None:
 
 
 def test_the_template_must_show_the_documents(http: TestClient) -> None:
-    """SmolLM2's does not, so the guide would be the prompt itself."""
+    """SmolLM2's template does not, so the guide would equal the prompt."""
     refused = error(
         ask(
             http,
@@ -171,7 +171,7 @@ def test_refusals_name_the_field(http: TestClient, decoding: Any, param: str) ->
     ],
 )
 def test_what_drops_tokens_and_what_forbids_them(http: TestClient, field: str, value: Any) -> None:
-    """Together they could leave no token at all; a contrast leaves them all."""
+    """Together they could leave no token at all; a contrast keeps all tokens."""
     for method in ("uscd", "linear_alignment"):
         dropping = {"method": method, "guide": {"documents": True}}
         refused = error(ask(http, decoding=dropping, **{field: value}))
@@ -182,7 +182,7 @@ def test_what_drops_tokens_and_what_forbids_them(http: TestClient, field: str, v
 
 
 def test_two_guides_are_two_streams(http: TestClient, engine: FakeClient) -> None:
-    """Their figures are told apart, and both streams are counted."""
+    """Their figures are distinguished, and the tokens of both streams are counted."""
     engine.row = (*ROW, *ROW)
     decoding = [
         {"method": "adacad", "guide": {"documents": True}},
@@ -206,7 +206,7 @@ def test_a_grounding_text_is_a_stream(http: TestClient, engine: FakeClient) -> N
 
 
 def test_settings_file(tmp_path: Path) -> None:
-    """The section ``presets`` beside vLLM's own settings."""
+    """The section ``presets`` next to vLLM's own settings."""
     from divserve.startup.launch import parse
 
     settings, preset = tmp_path / "settings.yaml", tmp_path / "soft.json"

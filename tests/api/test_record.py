@@ -1,4 +1,4 @@
-"""What is noted of one HTTP request, and how it ended."""
+"""What is recorded of one HTTP request, and how it ended."""
 
 from __future__ import annotations
 

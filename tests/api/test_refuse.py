@@ -17,7 +17,7 @@ DISCONNECT = {"type": "http.disconnect"}
 
 
 class Server:
-    """An inner app that reads its body and one message more, and answers 200."""
+    """An inner app that reads its body and one more message, and answers 200."""
 
     def __init__(self) -> None:
         self.read: list[Any] = []
@@ -41,7 +41,7 @@ def post(
     aliases: Sequence[str] = (),
     **scope: Any,
 ) -> tuple[int, Any, Server]:
-    """Sends a POST in chunks; returns the status, the answer, and the server behind."""
+    """Sends a POST in chunks; returns the status, the answer, and the inner app."""
     incoming: list[Any] = [
         {"type": "http.request", "body": chunk, "more_body": i + 1 < len(chunks)}
         for i, chunk in enumerate(chunks)
@@ -100,7 +100,7 @@ def test_however_the_key_is_written(body: bytes) -> None:
 
 @pytest.mark.parametrize(("named", "status"), [(b"m@strict", 400), (b"m@other", 200)])
 def test_an_alias_in_sagemaker_s_header(named: bytes, status: int) -> None:
-    """vLLM puts it in the place of the body's model."""
+    """vLLM uses it instead of the body's model."""
     header = (b"x-amzn-sagemaker-adapter-identifier", named)
     told, answer, _ = post("/invocations", b"{}", headers=[JSON, header], aliases=["m@strict"])
     assert told == status
@@ -147,7 +147,7 @@ def test_uploads_are_not_read_ahead() -> None:
 
 
 def test_a_client_that_leaves_while_it_sends() -> None:
-    """The disconnect reaches the route in the place where it came."""
+    """The disconnect reaches the route at the point where it came."""
     incoming: list[Any] = [
         {"type": "http.request", "body": b'{"deco', "more_body": True},
         DISCONNECT,

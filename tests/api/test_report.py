@@ -95,7 +95,7 @@ def test_a_choice_without_tokens_has_no_means() -> None:
 
 @pytest.mark.parametrize("rows", [[], [row(1.0)]])
 def test_a_token_without_statistics_is_an_error(rows: list[tuple[float, ...]]) -> None:
-    """An answer that was decoded plainly, wholly or in part, never looks like a guided one."""
+    """An answer that was decoded plainly, in whole or in part, never looks like a guided one."""
     with pytest.raises(DecodingFailed, match="cad was not applied"):
         report().add(Output([1, 2], rows))
 

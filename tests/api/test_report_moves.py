@@ -29,7 +29,7 @@ def output_of(models: list[str]) -> Any:
 
 
 def account(models: str, ratio: float | None, trace: bool = False) -> dict[str, Any]:
-    """The summary of an answer whose tokens these models made, a letter each."""
+    """The summary of an answer whose tokens these models made, one letter per token."""
     report = new(ratio, trace)
     names = [{"s": "small", "l": "large"}[letter] for letter in models]
     half = len(names) // 2
@@ -63,7 +63,7 @@ def test_moves(
 
 
 def test_figures_are_counted_when_a_choice_ends() -> None:
-    """Under the method's name; what an engine did not report is counted as lost."""
+    """Under the method's name; what the engine did not report is counted as lost."""
     changes = Changes(lambda: generate_latest(REGISTRY).decode())
     report, output = new(0.25), output_of(["small", "large"])
     report.add(output)

@@ -1,4 +1,4 @@
-"""The typed bodies: what they pack for the engine and which combinations they refuse."""
+"""The typed bodies: what they pack for the engine and which combinations they reject."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_prompt_gets_its_guide() -> None:
 
 
 def test_the_temperature_is_the_final_one() -> None:
-    """The server's default counts where the body has none: the row's floor depends on it."""
+    """The server's default is used if the body has none: the program's floor depends on it."""
     decoding = {"method": "kl_temperature", "guide": {"without": "document"}}
     request = chat(decoding=decoding)
     request.give_guides([[[1]]])
@@ -131,7 +131,7 @@ def test_nothing_to_decode() -> None:
 
 
 def test_contents_can_be_read_twice() -> None:
-    """Validation turns some lists of parts into iterators; the guide reads them as well."""
+    """Validation turns some lists of parts into iterators; the guide reads them too."""
     parts = [{"type": "text", "text": "Read the document."}]
     messages = [{"role": "assistant", "content": parts}, {"role": "user", "content": parts}]
     request = chat(messages=messages)

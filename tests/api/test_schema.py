@@ -1,7 +1,7 @@
-"""Schemathesis on the live schema: whatever fits it, or does not, is answered in OpenAI's shape.
+"""Schemathesis on the live schema: valid and invalid requests are answered in OpenAI's shape.
 
-Three kinds of bodies: as the schema allows them, as it does not, and good ones with a few fields of
-the first kind, which get further into the server than random ones.
+Three kinds of bodies: valid by the schema, invalid, and good ones with a few fields of the first
+kind, which get further into the server than random ones.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "/tokenize": {"model": "smol", "prompt": PROMPT},
 }
 OURS = ("/v1/chat/completions", "/v1/completions", "/v1/decoding", "/live", "/ready")
-"""Beginnings of paths that get `EXAMPLES`; vLLM's other routes get `FEW` of them."""
+"""Prefixes of the paths that get `EXAMPLES`; vLLM's other routes get `FEW`."""
 NO_SUCH_FEATURE = {"/v1/systemone", "/kv_event_sources"}
-"""Routes of vLLM that other models or back ends have: 501, or 500 without an engine."""
+"""Routes of vLLM for other models or back ends: 501, or 500 without an engine."""
 PROBES = {"/health", "/live", "/ping", "/ready"}
 
 log = logging.getLogger(__name__)
-# An import in the suite leaves the root logger at ERROR, and `make soak` shows these figures.
+# Some import in the suite sets the root logger to ERROR, and `make soak` shows these figures.
 log.setLevel(logging.INFO)
 
 
@@ -61,7 +61,7 @@ def operations(schema: Any) -> dict[str, Any]:
 
 
 def run(operation: Any, mode: GenerationMode, examples: int, mend: bool = False) -> Counter[int]:
-    """Sends examples and checks every answer; the statuses that came."""
+    """Sends examples and checks every answer; returns the statuses."""
     statuses: Counter[int] = Counter()
 
     @settings(
@@ -86,14 +86,14 @@ def run(operation: Any, mode: GenerationMode, examples: int, mend: bool = False)
     try:
         each()
     except Unsatisfiable:
-        # A route that takes nothing cannot be given anything wrong.
+        # A route without input has no invalid input.
         assert mode == GenerationMode.NEGATIVE
         assert operation.body == [] or not statuses
     return statuses
 
 
 def check(path: str, case: Any, answer: Any) -> None:
-    """No 5xx, and an error is OpenAI's object."""
+    """Checks that there is no 5xx and that an error is OpenAI's object."""
     asked = partial(case.as_curl_command)
     assert answer.status_code < 500, (asked(), answer.text)
     if answer.status_code >= 400 and path not in PROBES:

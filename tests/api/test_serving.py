@@ -1,4 +1,4 @@
-"""Guided requests on their way through vLLM's serving classes: what these refuse, own guides."""
+"""Guided requests in vLLM's serving classes: what these reject, and explicit guides."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def app(fake_engine: FakeClient) -> FastAPI:
 
 @pytest.fixture
 def engine(fake_engine: FakeClient) -> FakeClient:
-    """The engine behind the app; its orders are those of the test."""
+    """The engine behind the app; it has only the orders of this test."""
     fake_engine.orders.clear()
     return fake_engine
 
@@ -44,7 +44,7 @@ def http(app: FastAPI, engine: FakeClient) -> TestClient:
 
 
 def ask(http: TestClient, path: str, guide: dict[str, Any] | None = None, **fields: Any) -> Any:
-    """The response to a request with this guide, or with CFG's own."""
+    """The response to a request with this guide, or with CFG's default."""
     decoding = {"method": "cad", "guide": guide} if guide else {"method": "cfg"}
     prompt = {"messages": MESSAGES} if path == CHAT else {"prompt": PROMPT}
     body = {"model": "smol", "max_tokens": 4, "decoding": decoding, **prompt, **fields}
@@ -63,7 +63,7 @@ def test_a_guide_of_token_ids_is_that_of_every_prompt(http: TestClient, engine: 
 
 
 def test_a_content_that_can_be_read_but_once(http: TestClient, engine: FakeClient) -> None:
-    """Validation leaves an iterator of such a message's content; two prompts are made of it."""
+    """Validation turns such a message's content into an iterator; two prompts are made from it."""
     part = {"type": "text", "text": DOCUMENT + QUESTION}
     messages = [{"role": "assistant", "content": [part], "audio": {"id": "1"}}]
     assert ask(http, CHAT, {"without": DOCUMENT}, messages=messages).status_code == 200
@@ -93,7 +93,7 @@ def test_token_ids_that_are_no_guide(
 )
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_a_guide_that_is_too_long(http: TestClient, path: str, text: str, size: str) -> None:
-    """vLLM counts its tokens, or gives up at its characters."""
+    """vLLM counts its tokens, or rejects it by its number of characters."""
     message = {"role": "user", "content": text}
     response = ask(http, path, {"messages": [message]} if path == CHAT else {"prompt": text})
     assert error_of(response) == (400, "decoding.guide", "context_length_exceeded")
@@ -107,7 +107,7 @@ def test_what_vllm_refuses_of_the_request_itself(http: TestClient, path: str) ->
 
 
 def test_tools_that_need_a_parser(http: TestClient) -> None:
-    """Refused by the rendering of the request's own prompt."""
+    """The rendering of the request's own prompt rejects them."""
     tools = [{"type": "function", "function": {"name": "f"}}]
     response = ask(http, CHAT, tools=tools, tool_choice="required")
     assert error_of(response) == (400, None, "invalid_value")
@@ -117,7 +117,7 @@ def test_tools_that_need_a_parser(http: TestClient) -> None:
 def test_a_guide_that_the_template_refuses(
     http: TestClient, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many templates have rules for the roles, which the request's own messages may keep."""
+    """Many templates have rules for roles, which the request's own messages may satisfy."""
     monkeypatch.setattr(engine.renderer.tokenizer, "chat_template", ONE_TURN_ONLY)
     assert ask(http, CHAT, {"messages": TWO_TURNS[:1]}).status_code == 200
     response = ask(http, CHAT, {"messages": TWO_TURNS})
@@ -129,7 +129,7 @@ def test_a_guide_that_the_template_refuses(
 def test_a_guide_that_the_renderer_stumbles_over(
     app: FastAPI, http: TestClient, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """Not all of vLLM's renderers have one error: Mistral's raises ValueErrors for odd turns."""
+    """vLLM's renderers raise different errors: Mistral's raises ValueErrors for odd turns."""
     renderer = app.state.openai_serving_chat.online_renderer
     render = renderer.render_chat
 
@@ -154,7 +154,7 @@ def test_an_engine_without_an_answer(
 def test_a_grounding_text_without_a_tokenizer(
     app: FastAPI, http: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Served with ``--skip-tokenizer-init``, prompts are token ids; a grounding text is none."""
+    """With ``--skip-tokenizer-init``, prompts are token ids; a grounding text is not."""
     monkeypatch.setattr(app.state.openai_serving_completion, "renderer", Tokenless())
     decoding = {"method": "vdgd", "grounding": DOCUMENT}
     response = ask(http, TEXT, decoding=decoding, prompt=[5, 6])
@@ -163,13 +163,13 @@ def test_a_grounding_text_without_a_tokenizer(
 
 
 class Tokenless:
-    """As much of vLLM's renderer as is used without a tokenizer."""
+    """The part of vLLM's renderer that is used without a tokenizer."""
 
     tokenizer = None
 
 
 def test_requests_of_vllms_own_types(app: FastAPI, engine: FakeClient) -> None:
-    """As vLLM's batch runner makes them: no method, no account of an HTTP request."""
+    """As vLLM's batch runner makes them: no method, no record of an HTTP request."""
 
     async def answers() -> tuple[Any, Any]:
         chat = ChatCompletionRequest(model="smol", messages=MESSAGES, max_tokens=4)

@@ -17,7 +17,7 @@ ROUTE = "/v1/chat/completions"
 
 
 def exported(record: Record, route: str = ROUTE) -> list[Any]:
-    """The spans that the record of a request becomes."""
+    """The spans that are made from the record of a request."""
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 

@@ -1,4 +1,4 @@
-"""A stream whose headers wait, made of vLLM's response."""
+"""A stream whose headers wait, made from vLLM's response."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_choice_has_the_account_of_its_prompt() -> None:
 
 
 def test_bytes_are_sent_as_they_are() -> None:
-    """Even those that look like an error: only vLLM's texts are its errors."""
+    """Even those that look like an error: vLLM sends its errors as text."""
     response = PrimedResponse(events(b'data: {"error": 1}\n\n', b"\xff"))
     assert [message.get("body") for message in sent_by(response)] == [
         None, b'data: {"error": 1}\n\n', b"\xff", b"",

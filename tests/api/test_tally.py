@@ -37,7 +37,7 @@ def test_long_answers_are_counted_while_they_run(changes: Changes) -> None:
 
 
 def test_figures_of_look_back(changes: Changes) -> None:
-    """As its method reports them; a first step has nothing that it could be close to."""
+    """As the method reports them; a first step has nothing to be compared with."""
     stack = Stack(METHODS["look_back"](method="look_back"))
     own = dict.fromkeys(STATISTICS, 0.0) | {"entropy": 1.5}
     found = [
@@ -79,7 +79,7 @@ import sys; sys.stdout.write("done"); sys.stdout.flush(); sys.stdin.read()
 
 
 def test_several_processes_are_added_up(tmp_path: Path) -> None:
-    """As with several API processes: each writes to one folder, and the scrape sums it up."""
+    """As with several API processes: all write to one folder, and the scrape adds them up."""
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 

@@ -1,4 +1,4 @@
-"""Look-back: which earlier steps a step is compared with, and what travels to the engine."""
+"""Look-back: which earlier steps a step is compared with, and what is sent to the engine."""
 
 from __future__ import annotations
 

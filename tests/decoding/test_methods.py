@@ -1,4 +1,4 @@
-"""The methods' parameters, rows and reports, and what the registry promises."""
+"""The methods' parameters, programs and reports, and the registry."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def errors(**fields: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_registry_is_complete(name: str) -> None:
-    """Every method has what the menu and the docs show of it."""
+    """Every method has everything that the menu and the docs show."""
     method = METHODS[name]
     for text in (method.title, method.summary, method.formula, method.paper, method.needs):
         assert text.strip()
@@ -132,7 +132,7 @@ def test_cfg_needs_no_guide() -> None:
 
 
 def test_methods_without_a_guide() -> None:
-    """VDGD replaces the logits by the grounding vector; EDT's rate is in nats and halvings."""
+    """VDGD replaces the logits with the grounding vector; EDT's rate is in nats and halvings."""
     vdgd = parse(method="vdgd", grounding="A tower.")
     assert vdgd.program(1.0) == Program(
         primary_weight=0.0, third_weight=1.0, top_p=0.5, top_p_temperature=0.5
@@ -173,7 +173,7 @@ def test_the_nucleus_of_a_greedy_request_has_the_scripts_temperature() -> None:
     ("noise", "words"), [("opposite", 14), ("null", 0), ("shuffle", 3), ("random_words", 1)]
 )
 def test_noises(noise: str, words: int) -> None:
-    """Seeded: the same text gives the same noise, another seed another one."""
+    """Noise is seeded: the same text gives the same noise, and another seed a different one."""
     made = [
         parse(method="instructive", noise=noise, noise_seed=seed).distorted("one two three four")
         for seed in (1, 1, 2, 3, 4)
@@ -210,7 +210,8 @@ def test_a_guide_excludes_a_noise() -> None:
     ],
 )
 def test_weights_of_models(fields: dict[str, Any], weights: tuple[float, ...]) -> None:
-    """What the kernel makes of the row: weights of the served model, the amateur, the tuned one."""
+    """The program as the kernel reads it: weights of the served, the amateur and the tuned
+    model."""
     row = parse(**fields).program(1.0)
     a, b = row.primary_weight + row.alpha, row.guide_weight - row.alpha
     assert (a, b, row.third_weight) == pytest.approx(weights)

@@ -1,4 +1,4 @@
-"""Named decodings: what is shipped, what a user may add, and what stops a start."""
+"""Presets: the shipped ones, what a user may add, and what prevents start-up."""
 
 from __future__ import annotations
 

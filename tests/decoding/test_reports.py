@@ -1,4 +1,4 @@
-"""What each method tells of a token, each figure from its own statistic."""
+"""What each method reports for a token, each figure from its own statistic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from divserve.decoding import METHODS, STATISTICS, Program
 
 GUIDE = {"guide": {"without": "the document"}}
 OWN = {name: float(10 + place) for place, name in enumerate(STATISTICS)}
-"""A value of its own for every statistic."""
+"""A different value for every statistic."""
 CONTRAST = {name: OWN[name] for name in ("entropy", "kl", "jsd", "alpha")}
 AMATEUR = {**CONTRAST, "candidates": OWN["kept"], "overlap": OWN["overlap"], "agree": OWN["agree"]}
 SCALED = {name: OWN[name] for name in ("entropy", "kl", "jsd")}
@@ -73,7 +73,7 @@ def test_parameters_are_the_methods_own() -> None:
 
 
 def test_lowest_temperature_is_the_papers_at_any_base() -> None:
-    """T never falls below 1e-4, whatever the request's own temperature."""
+    """T never falls below 1e-4, whatever the request's temperature."""
     method = METHODS["kl_temperature"].model_validate({"method": "kl_temperature", **GUIDE})
     assert method.program(0.5).min_factor * 0.5 == pytest.approx(1e-4)
     assert method.program(0.0) == Program()

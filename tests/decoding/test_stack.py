@@ -1,4 +1,4 @@
-"""Stacks: what may be combined, in which order, and what of it reaches the engine."""
+"""Stacks: what may be combined, in which order, and what reaches the engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_temperature_with_a_guide_of_its_own_is_a_second_program() -> None:
 
 
 def test_models_and_a_temperature_with_a_guide() -> None:
-    """The amateur's logits are the first program's second stream, the guide is the second's."""
+    """The first program's second stream is the amateur's logits, the second's is the guide."""
     spec = stack({"method": "contrastive"}, KL).spec(1.0, [None, [4, 5]])
     assert spec.amateurs == ("amateur",)
     assert spec.guides == [[4, 5]]
@@ -149,7 +149,7 @@ def test_what_may_be_combined() -> None:
 
 
 def test_a_guide_is_shared_with_those_that_need_it() -> None:
-    """Whatever the list holds; what is no method is for the validation to refuse."""
+    """Whatever the list holds; validation rejects what is not a method."""
     needs = {"cad": True, "cfg": False}
     given = [{"method": "cad"}, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
     shared = [CAD, {"method": "cfg"}, {"method": "new"}, {"method": 5}, 7, CAD]
@@ -164,7 +164,7 @@ def test_a_missing_guide_is_the_first_one_given() -> None:
     assert [m.guide for m in methods] == [methods[1].guide] * 2
     with pytest.raises(ValidationError):
         stack({"method": "cad"}, EDT)
-    # cfg has a natural guide, which nothing replaces.
+    # cfg has a default guide, which is not replaced.
     assert stack({"method": "cfg"}, KL).methods[0].guide is None
 
 

@@ -1,4 +1,4 @@
-"""The rule of entropy-adaptive switching, against the golden trace and a plain rewriting of it."""
+"""The rule of entropy-adaptive switching, against the golden trace and a plain reimplementation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN_BITS = [
 
 
 def producers(switch: Switch, bits: list[float]) -> str:
-    """The model of each token, a letter each."""
+    """The model of each token, one letter per token."""
     rule, letters = SwitchRule(switch), ""
     for entropy in bits:
         before = rule.state.active
@@ -30,7 +30,7 @@ def producers(switch: Switch, bits: list[float]) -> str:
 
 
 def replayed(switch: Switch, bits: list[float]) -> str:
-    """The same by the paper's own words, from the whole list."""
+    """The same as the paper words it, computed from the whole list."""
     active, since, letters = switch.active[0], 0, ""
     for t in range(len(bits)):
         letters += active
@@ -55,7 +55,7 @@ def test_no_switch_before_the_window_is_full() -> None:
     assert producers(Switch(0.0, 4, 1), [9.0] * 6) == "ssssll"
 
 
-# Sixteenths: a sum is exact in either order, so no mean lies on the other side of the threshold.
+# Sixteenths: sums are exact in any order, so rounding moves no mean across the threshold.
 ENTROPIES = st.lists(st.integers(0, 64).map(lambda n: n / 16), max_size=60)
 
 
@@ -75,7 +75,7 @@ def test_the_rule_is_the_papers(
 
 @given(bits=ENTROPIES, cuts=st.lists(st.integers(0, 60), max_size=4))
 def test_a_rule_goes_on_where_it_was_cut(bits: list[float], cuts: list[int]) -> None:
-    """The state that travels with a hand-over is all that the rule needs."""
+    """The state sent with a hand-off is all that the rule needs."""
     switch = Switch(1.97, 5, 3)
     nats = [entropy * math.log(2) for entropy in bits]
     whole, cut = SwitchRule(switch), SwitchRule(switch)

@@ -1,6 +1,6 @@
 """Starts Ray and the application of deploy/ray on this machine, until standard input ends.
 
-A process of its own: Ray starts others, and warns of things that pytest would take for errors.
+A separate process: Ray starts others, and issues warnings that pytest would treat as errors.
 Usage: python -m tests.deploy.ray_server PORT OPTIONS, the latter as JSON.
 """
 
@@ -21,7 +21,7 @@ from deploy.ray.serve_app import build
 
 def main(port: int, options: dict[str, object]) -> None:
     """Prints "ready" once all replicas are."""
-    # A Unix socket's path has room for 107 characters, and Ray makes its own longer.
+    # A Unix socket's path is limited to 107 characters, and Ray makes its own longer.
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:

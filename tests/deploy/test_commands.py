@@ -1,4 +1,4 @@
-"""Every command line of deploy/ is one that `divserve serve` takes."""
+"""`divserve serve` accepts every command line in deploy/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for name, argv in json.loads(sys.argv[1]).items():
 
 
 def commands() -> dict[str, list[str]]:
-    """What follows ``divserve``, by where it stands."""
+    """What follows ``divserve``, by its file."""
     found = {}
     (plain,) = of_kind(manifests(), "Deployment")["spec"]["template"]["spec"]["containers"]
     found["kubernetes"] = plain["args"]
@@ -63,7 +63,7 @@ def test_divserve_takes_the_chart_s_flags(tmp_path: Path) -> None:
 
 
 def check(given: dict[str, list[str]], folder: Path) -> None:
-    """Has the real parser read them all; their files of keys are on other machines."""
+    """Parses all of them with the real parser; their key files are on other machines."""
     keys = folder / "api-keys"
     keys.write_text("tests:sk-1\n")
     assert all(argv[0] == "serve" for argv in given.values())
@@ -81,7 +81,7 @@ def check(given: dict[str, list[str]], folder: Path) -> None:
 
 
 def with_keys(argv: list[str], file: Path) -> list[str]:
-    """The command with another file of keys."""
+    """The command with another key file."""
     found, flag = [], "--api-key-file"
     for before, word in pairwise(["", *argv]):
         mine = f"{flag}={file}" if word.startswith(f"{flag}=") else word

@@ -1,4 +1,4 @@
-"""The Compose files: the schema of the specification, and what the services promise each other."""
+"""The Compose files: the specification's schema, and what the services expect of each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = sorted(DEPLOY.glob("compose*.yaml"))
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    """The Compose specification's, out of the package check-jsonschema."""
+    """The schema of the Compose specification, from the package check-jsonschema."""
     files = metadata.files("check-jsonschema") or []
     (found,) = [file for file in files if file.name == "compose-spec.json"]
     return json.loads(found.read_text(encoding="utf-8"))
@@ -47,7 +47,8 @@ def test_overrides_name_services_that_there_are(services: Any) -> None:
 
 
 def merged(folder: Path, *files: str, **variables: str) -> Any:
-    """The services that podman-compose makes of these files; of Podman it asks the version only."""
+    """The services that podman-compose makes of these files; it asks Podman only for its
+    version."""
     compose = program("podman-compose", SETUP)
     podman = folder / "podman"
     podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
@@ -76,7 +77,7 @@ def test_the_override_for_cuda(tmp_path: Path, services: Any) -> None:
 
 
 def test_the_override_for_keys(tmp_path: Path, services: Any) -> None:
-    """Its shell passes the command on."""
+    """The override's shell passes the command on."""
     both = merged(tmp_path, "compose.yaml", "compose.keys.yaml", API_KEY_FILE="./api-keys")
     made = both["divserve"]
     shell = [word.replace("divserve", "echo", 1) for word in made["entrypoint"]]
@@ -92,7 +93,7 @@ def test_variables_without_a_default_must_be_set(tmp_path: Path) -> None:
 
 
 def test_only_this_machine_is_listened_to(services: Any) -> None:
-    """Nothing here has a password."""
+    """No service here has a password."""
     ports = [port for service in services.values() for port in service["ports"]]
     assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)

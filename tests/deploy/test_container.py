@@ -26,8 +26,8 @@ IMAGE = dict(last_stage(DEPLOY / "Dockerfile.cpu"))
 COMMAND: list[str] = load(DEPLOY / "compose.yaml")["services"]["divserve"]["command"]
 MODEL = COMMAND[1]
 
-# The image's own, and what the tests need: a Python that finds the code of this folder, and a small
-# cache beside the other servers of the machine.
+# The image's own, and what the tests need: a Python that finds the code in this folder, and a small
+# cache that fits beside the machine's other servers.
 ENVIRONMENT = image_environment(IMAGE["ENV"]) | {
     "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.long
 
 @dataclass(frozen=True)
 class Server:
-    """A running one."""
+    """A running server."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -56,9 +56,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     smollm2: Path, state: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """The server of compose.yaml, on a port of its own, once the image's health check succeeds."""
+    """The server of compose.yaml, on its own port, once the image's health check succeeds."""
     log, port = tmp_path_factory.mktemp("container") / "log.txt", free_port()
-    # The last of two flags counts; nobody but this machine needs to reach it.
+    # The last of two flags wins; only this machine needs to reach the server.
     command = [sys.executable, "-m", "divserve", *COMMAND, "--host=127.0.0.1", f"--port={port}"]
     start = sandbox(state, smollm2, MODEL, ENVIRONMENT)
     with running([*start, *command], log) as (process, pid):
@@ -71,7 +71,7 @@ def server(
 
 
 def healthy(port: int) -> bool:
-    """What the image's HEALTHCHECK finds."""
+    """Whether the image's HEALTHCHECK succeeds."""
     code = json.loads(IMAGE["HEALTHCHECK"].partition("CMD ")[2])[-1].replace("8000", str(port))
     with suppress(OSError):
         exec(code)
@@ -80,7 +80,7 @@ def healthy(port: int) -> bool:
 
 
 def in_sandbox(state: Path, model: Path, code: str) -> str:
-    """What a program prints that runs where the server does."""
+    """The output of a program that runs where the server does."""
     done = subprocess.run(
         [*sandbox(state, model, MODEL, ENVIRONMENT), sys.executable, "-c", code],
         capture_output=True,
@@ -127,6 +127,6 @@ def test_nothing_was_refused(server: Server) -> None:
 
 
 def test_sigterm_ends_it_with_0(server: Server) -> None:
-    """The last test of the module. As process 1, it would ignore a signal without a handler."""
+    """Runs last in the module. As process 1, the server would ignore a signal without a handler."""
     os.kill(server.pid, signal.SIGTERM)
     assert server.process.wait(STOP_TIMEOUT_S) == 0

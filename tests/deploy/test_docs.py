@@ -1,4 +1,4 @@
-"""docs/deploy.md names files, flags, values and alerts that there are."""
+"""The files, flags, values and alerts that docs/deploy.md names exist."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_a_metric_is_shown(name: str) -> None:
 
 
 def lost(before: Any, after: Any, path: str = "") -> list[str]:
-    """Where the first of two JSON values has what the second has not."""
+    """The paths where the first of two JSON values has something that the second lacks."""
     if isinstance(before, dict) and isinstance(after, dict):
         here = [f"{path}/{key}" for key in before.keys() - after.keys()]
         inner = [(before[key], after[key], key) for key in before.keys() & after.keys()]
@@ -47,7 +47,7 @@ def lost(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 def unknown_to_grafana(dashboard: Any) -> list[str]:
-    """Fields that Grafana's own library drops: it reads those that Grafana has."""
+    """Fields that Grafana's own library drops: it reads only those that Grafana knows."""
     plugins = pytest.importorskip(
         "grafana_foundation_sdk.cog.plugins", reason=f"Grafana's library is not here: {SETUP}"
     )
@@ -60,7 +60,7 @@ def unknown_to_grafana(dashboard: Any) -> list[str]:
 
 
 def test_grafana_s_library_knows_every_field() -> None:
-    # An annotation may have what its data source reads, and only this is Prometheus'.
+    # An annotation may have fields that its data source reads; Prometheus reads only this one.
     assert unknown_to_grafana(DASHBOARD) == ["/annotations/list/0/titleFormat"]
 
 
@@ -100,7 +100,7 @@ def test_panels_show_something() -> None:
 
 
 def test_every_query_obeys_the_variables() -> None:
-    """A query that ignores them mixes up servers without saying so."""
+    """A query that ignores them silently mixes servers."""
     for panel in PANELS:
         assert panel["datasource"]["uid"] == "${datasource}"
         for target in panel["targets"]:

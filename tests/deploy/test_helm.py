@@ -1,4 +1,4 @@
-"""The Helm chart: its schema of values, and what they do; test_kubernetes has what it renders."""
+"""The Helm chart: its values' schema and effects; test_kubernetes checks the rendered objects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BAD: dict[str, Any] = {
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Helm's merge: objects are joined, anything else is replaced."""
+    """Helm's merge: objects are merged, anything else is replaced."""
 
     def merge(below: Any, above: Any) -> Any:
         if isinstance(below, dict) and isinstance(above, dict):
@@ -57,7 +57,7 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def closed(schema: Any, path: str = "") -> list[str]:
-    """Objects of the schema that have properties and take others, too."""
+    """Objects of the schema with properties that also accept unknown ones."""
     found = []
     if isinstance(schema, dict):
         if "properties" in schema and "required" not in schema:

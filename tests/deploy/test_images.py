@@ -1,4 +1,4 @@
-"""The Dockerfiles: their structure here, hadolint's rules by hadolint."""
+"""The Dockerfiles: their structure, and hadolint's rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def last_stage(file: Path) -> list[tuple[str, str]]:
 
 
 def sources(file: Path) -> list[str]:
-    """What is copied from the build's context."""
+    """What is copied from the build context."""
     copied = [args for name, args in instructions(file) if name == "COPY" and "--from=" not in args]
     return [source for args in copied for source in shlex.split(args)[:-1]]
 
@@ -54,7 +54,7 @@ def test_hadolint_finds_nothing(file: Path) -> None:
 @by_name
 def test_the_container_does_not_run_as_root(file: Path) -> None:
     users = [args for name, args in last_stage(file) if name == "USER"]
-    # By number: Kubernetes cannot tell whether a name is root's.
+    # A number: Kubernetes cannot tell whether a name is root's.
     assert users[-1] == "10001:10001"
 
 
@@ -98,7 +98,7 @@ def test_ray_s_version_is_one_everywhere() -> None:
 
 @by_name
 def test_the_context_holds_what_is_copied_and_no_secret(file: Path) -> None:
-    """.dockerignore lets in named files only: first nothing, then exceptions."""
+    """.dockerignore admits named files only: it excludes everything, then lists exceptions."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line]
     rules = [line for line in lines if not line.startswith("#")]
     assert rules[0] == "*"

@@ -1,4 +1,4 @@
-"""Kubernetes objects, plain and out of the chart: Kubernetes' own schemas, and our promises."""
+"""Kubernetes objects, plain and from the chart: Kubernetes' own schemas, and our promises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.deploy import (
 )
 
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "PodMonitor", "ScaledObject", "RayService"}
-"""Kinds of operators, whose schemas no package carries."""
+"""Kinds that belong to operators, whose schemas are not in the package."""
 VERSIONS = ("1.27", "1.34", "1.37")
 ORIGINS = ["plain", *VALUES]
 by_origin = pytest.mark.parametrize("origin", ORIGINS)
@@ -49,7 +49,7 @@ def validate(document: dict[str, Any], version: str) -> None:
         "kubernetes_validate", reason=f"Kubernetes' schemas are not here: {SETUP}"
     )
     with warnings.catch_warnings():
-        # Its definitions name themselves in a way that a later jsonschema will not resolve.
+        # Its definitions have ids that newer versions of jsonschema do not resolve.
         warnings.simplefilter("ignore", DeprecationWarning)
         kubernetes_validate.validate(document, version, strict=True)
 
@@ -95,7 +95,7 @@ def test_a_pod_may_take_longer_to_stop_than_it_drains(origin: str) -> None:
 
 @by_origin
 def test_pods_are_restricted(origin: str) -> None:
-    """What the restricted Pod Security Standard asks for, and a read-only root filesystem."""
+    """What the restricted Pod Security Standard requires, and a read-only root filesystem."""
     pods = [(document, container_of(document)) for document in objects(origin) if pod_of(document)]
     assert pods
     for document, only in pods:
@@ -150,7 +150,7 @@ def test_api_keys_are_a_file_of_a_secret(origin: str) -> None:
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "api-keys"]
     (mount,) = [mount for mount in only["volumeMounts"] if mount["name"] == "api-keys"]
     assert path == f"{mount['mountPath']}/api-keys"
-    # A file under subPath would not follow the Secret, and keys could not be changed.
+    # A file mounted with subPath would not follow the Secret, so keys could not be changed.
     assert "subPath" not in mount
     assert volume["secret"]["secretName"]
     assert not any("api-key=" in argument for argument in only["args"])
@@ -183,7 +183,7 @@ def test_kustomization_lists_every_file() -> None:
 
 
 def test_every_yaml_and_json_file_of_deploy_can_be_read() -> None:
-    """But for the chart's templates, which Helm reads."""
+    """Except for the chart's templates, which Helm reads."""
     files = [
         path
         for ending in ("yaml", "yml", "json")

@@ -20,17 +20,17 @@ by_kind = pytest.mark.parametrize("kind", MODULES)
 
 
 def objects() -> list[dict[str, Any]]:
-    """Of the chart and of the RayService."""
+    """The objects of the chart and of the RayService."""
     return [*rendered("full"), *load_all((DEPLOY / "ray/rayservice.yaml").read_text("utf-8"))]
 
 
 def schema(kind: str) -> dict[str, Any]:
-    """The operator's schema of its kind, without room for fields that it does not name."""
+    """The operator's schema of its kind, closed to fields that it does not name."""
     module = pytest.importorskip(
         f"cloudcoil.models.{MODULES[kind]}", reason=f"the operators' schemas are not here: {SETUP}"
     )
     text = json.dumps(getattr(module, kind).model_json_schema(by_alias=True))
-    # Python wants flags before anything else, Go does not.
+    # Python requires flags at the start of a pattern, Go does not.
     made: dict[str, Any] = json.loads(text.replace('"^(?i)', '"(?i)^'))
     for each in [made, *made["$defs"].values()]:
         if "properties" in each:
@@ -54,7 +54,7 @@ def test_the_schema_notices_misspelt_and_mistyped_fields(kind: str) -> None:
 
 
 def test_every_other_kind_is_kubernetes_own_or_ray_s() -> None:
-    """No package carries KubeRay's schema; Ray reads the Serve configuration in test_ray."""
+    """No package has KubeRay's schema; in test_ray, Ray itself reads the Serve configuration."""
     groups = {each["apiVersion"].rpartition("/")[0]: each["kind"] for each in objects()}
     own = {group for group in groups if not group or group.endswith("k8s.io") or "." not in group}
     assert {groups[group] for group in groups.keys() - own} - MODULES.keys() == {"RayService"}

@@ -1,4 +1,4 @@
-"""Alert rules and the queries of dashboard and autoscalers: PromQL over metrics that there are."""
+"""Alert rules and the queries of dashboard and autoscalers: PromQL over metrics that exist."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ by_query = pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
 
 
 def unknown(expression: str) -> list[str]:
-    """Series and labels of an expression that no server exposes."""
+    """Series and labels in an expression that no server exposes."""
     known, tree = series(), parse(expression)
     found = selectors(tree)
     assert found, "no metric at all"
@@ -132,12 +132,12 @@ def test_rules_fire_when_they_should() -> None:
 
 
 VALUES = {"status": "500", "agrees": "yes"}
-"""Labels that queries ask for by their value."""
+"""Labels that queries select by value."""
 
 
 @functools.cache
 def exposed() -> list[str]:
-    """Every series of `series` with some labels, an unguided step among them."""
+    """All of `series` with some labels, including an unguided step."""
     lines = []
     for name, labels in sorted(series().items()):
         if name not in OWN_METRICS:
@@ -161,7 +161,7 @@ class Exporter(BaseHTTPRequestHandler):
         self.wfile.write(page.encode())
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +207,10 @@ def ask(url: str, path: str, **parameters: str) -> Any:
 
 
 def wait_for(done: Callable[[], bool]) -> None:
-    """Returns once `done`; Prometheus itself may need a while to listen.
+    """Returns once `done` is true; Prometheus may take a while to listen.
 
     Raises:
-        TimeoutError: not in a minute.
+        TimeoutError: it is not true within a minute.
     """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -222,7 +222,7 @@ def wait_for(done: Callable[[], bool]) -> None:
 
 
 def test_prometheus_answers_every_query(prometheus: str) -> None:
-    """With data: a query whose sides share no labels is valid, and empty for ever."""
+    """With data: a query whose sides share no labels is valid, but always empty."""
     unanswered = list(SHOWN)
 
     def answered() -> bool:

@@ -1,4 +1,4 @@
-"""The Ray Serve application: its configuration, and two replicas on this machine for real."""
+"""The Ray Serve application: its configuration, and two real replicas on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.server import clean_environment, free_port
 RAY = DEPLOY / "ray"
 KEY = "ray-key"
 METRICS = 19_400
-"""First port of the replicas' own metrics: a fixed one, for two in a row must be free."""
+"""First port of the replicas' own metrics: fixed, because two in a row must be free."""
 DOCUMENT = "The tower now stands in Berlin."
 
 needs_ray = pytest.mark.skipif(
@@ -39,7 +39,7 @@ def service() -> Any:
 
 
 def in_ray(code: str, *arguments: str) -> str:
-    """What a program prints that imports Ray, in a process of its own."""
+    """The output of a program that imports Ray, run in its own process."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -120,7 +120,7 @@ def test_options_that_make_no_sense_are_refused(args: dict[str, Any]) -> None:
 
 @needs_ray
 def test_options_of_the_command_line() -> None:
-    """`serve run … argv=…` hands on texts."""
+    """`serve run … argv=…` passes strings."""
     code = (
         "import sys, json; from deploy.ray.serve_app import Options\n"
         "found = Options.model_validate(json.loads(sys.argv[1]))\n"
@@ -161,7 +161,7 @@ def url(
         },
     }
     log = tmp_path_factory.mktemp("ray") / "log.txt"
-    # Ray's workers find the application, which is not installed, by the path.
+    # Ray's workers find the application, which is not installed, through PYTHONPATH.
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -207,7 +207,7 @@ def guided(client: openai.OpenAI, **options: Any) -> Any:
 
 
 def answers_of_replicas() -> list[float]:
-    """How many guided tokens each replica has made, by its own metrics."""
+    """How many guided tokens each replica has made, according to its own metrics."""
     found = []
     for port in (METRICS, METRICS + 1):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:

@@ -1,4 +1,4 @@
-"""The systemd unit: what it confines, and systemd's own opinion where systemd is."""
+"""The systemd unit: its sandboxing, and systemd's own verdict where systemd is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEMD = "systemd"
 
 
 def settings(*files: Path) -> dict[str, list[str]]:
-    """All values of each setting, in order; sections do not matter, their names differ."""
+    """All values of each setting, in order; sections are ignored, as setting names are unique."""
     found = defaultdict(list)
     for file in files:
         for line in file.read_text().splitlines():
@@ -82,7 +82,7 @@ def test_cuda_opens_nvidia_s_devices_only() -> None:
 @pytest.mark.parametrize("drop_ins", [[], [CUDA]], ids=["cpu", "cuda"])
 def test_systemd_understands_the_unit(drop_ins: list[Path], tmp_path: Path) -> None:
     analyze = program("systemd-analyze", SYSTEMD)
-    # systemd-analyze looks for the program, too.
+    # systemd-analyze looks for the program too.
     text = UNIT.read_text().replace("/opt/divserve/bin/divserve", "/bin/true")
     (tmp_path / UNIT.name).write_text(text)
     folder = tmp_path / f"{UNIT.name}.d"
@@ -99,7 +99,7 @@ def test_systemd_understands_the_unit(drop_ins: list[Path], tmp_path: Path) -> N
 
 
 def test_systemd_finds_little_exposure(tmp_path: Path) -> None:
-    """2.0 of 10 and below is what systemd calls OK; most services are above 9."""
+    """systemd calls 2.0 of 10 and below OK; most services are above 9."""
     analyze = program("systemd-analyze", SYSTEMD)
     (tmp_path / UNIT.name).write_text(UNIT.read_text())
     done = subprocess.run(

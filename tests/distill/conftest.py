@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session")
 def big(tiny: Path) -> Teacher:
-    """The two-layer random model, without tokenizer, untied head."""
+    """The two-layer random model, without a tokenizer, with an untied head."""
     return teacher.load(tiny, CPU)
 
 
@@ -34,7 +34,7 @@ def spoken(tiny_with_tokenizer: Path) -> Teacher:
 
 @pytest.fixture
 def short(tiny: Path, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings of a short run into ``tmp_path / "out"``; keywords change them."""
+    """Settings of a short run into ``tmp_path / "out"``; keywords override them."""
     settings = Settings(
         tiny,
         layers=1,
@@ -55,5 +55,5 @@ def short(tiny: Path, tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def display() -> Display:
-    """Shows a run to nobody."""
+    """A display without output."""
     return Display(Console(file=io.StringIO()))

@@ -1,4 +1,4 @@
-"""``divserve distill`` as a user meets it: in a process of its own."""
+"""``divserve distill`` as a user runs it: in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts: what a file may say, what a teacher writes, what is held out."""
+"""Prompts: what a file may contain, what a teacher writes, what is held out."""
 
 from __future__ import annotations
 

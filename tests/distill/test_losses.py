@@ -1,4 +1,4 @@
-"""The divergences against the plain formulas in float64, and their way through the head."""
+"""The divergences against the plain formulas in float64, and their gradient through the head."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CASES = {
 
 
 def plain(loss: Loss, z1: Tensor, z2: Tensor, beta: float) -> float:
-    """By the definitions, token by token."""
+    """The definitions, token by token."""
 
     def logs(z: Tensor) -> list[float]:
         values = z.double().tolist()

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny model: they learn, stop and go on exactly, and refuse by name."""
+"""Whole runs on the tiny model: they learn, stop, resume exactly, and reject bad input by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOKS = (3, 25, 40, 60, 80)
 
 
 def stopping_at(call: int) -> Callable[[], bool]:
-    """Asks to stop at the `call`-th look and from then on."""
+    """Asks to stop at the `call`-th check and from then on."""
     looks = iter(range(call))
     return lambda: next(looks, None) is None
 
@@ -44,7 +44,7 @@ def held_out_of(settings: Settings) -> Sequences:
 
 
 def independent(teacher: Path, student: Path, held_out: Sequences) -> dict[str, float]:
-    """The figures from the folders alone: plain forward passes, float64, one token at a time."""
+    """The figures from the folders alone: plain forward passes, float64, token by token."""
     from transformers import AutoModelForCausalLM
 
     big, small = (
@@ -118,12 +118,12 @@ def weights(settings: Settings) -> bytes:
 def test_a_stopped_run_goes_on_exactly(
     short: Short, display: Display, tmp_path: Path, looks: int
 ) -> None:
-    """Whether it was stopped in the preparation, while sampling, or between two steps."""
+    """Whether it was stopped during preparation, while sampling, or between two steps."""
     whole, parts = short(out=tmp_path / "whole"), short(out=tmp_path / "parts")
     assert run.distill(whole, display)
     assert not run.distill(parts, display, stopping_at(looks))
     assert not (parts.out / "config.json").exists()
-    # Nothing of the process may matter but what is on disk.
+    # Nothing in the process may matter, only what is on disk.
     torch.manual_seed(looks)
     assert run.distill(parts, display)
     assert weights(parts) == weights(whole)
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_exactly(
 
 
 def test_where_the_looks_stop_a_run(short: Short, display: Display, tmp_path: Path) -> None:
-    """What the test above is worth: it stops before training, in both kinds of sampling, after."""
+    """Guards the test above: runs stop before training, in both kinds of sampling, and after."""
     found = []
     for looks in LOOKS:
         settings = short(out=tmp_path / str(looks))
@@ -157,7 +157,7 @@ def test_where_the_looks_stop_a_run(short: Short, display: Display, tmp_path: Pa
 def test_the_teachers_states_belong_to_the_sampled_text(
     short: Short, display: Display, big: Teacher, on_policy: float, looks: int
 ) -> None:
-    """Whoever sampled it: they are what a plain forward pass of the teacher makes of the text."""
+    """Whoever sampled it: the states are those of a plain forward pass of the teacher."""
     settings = short(on_policy=on_policy)
     assert not run.distill(settings, display, stopping_at(looks))
     now = state.load(settings.out, CPU)["state"]

@@ -1,4 +1,4 @@
-"""Sampling draws from the model, whatever the lengths of the prompts, and ends where it should."""
+"""Sampling draws from the model, whatever the prompts' lengths, and ends where it should."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_tokens_are_drawn_from_the_distribution(big: Teacher, temperature: float
     often = wanted >= 20
     assert often.sum() >= 5
     assert (~often).any()
-    # The rare tokens are one class, so that every class is large enough for the test.
+    # Rare tokens form one class, so that every class is large enough for the test.
     test = chisquare(
         torch.cat([found[often], found[~often].sum()[None]]).numpy(),
         torch.cat([wanted[often], wanted[~often].sum()[None]]).numpy(),

@@ -1,4 +1,4 @@
-"""The student: which layers it has, what it shares, and the folder that it becomes."""
+"""The student: which layers it has, what it shares, and the folder that is written."""
 
 from __future__ import annotations
 

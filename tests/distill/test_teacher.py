@@ -1,4 +1,4 @@
-"""What cannot be distilled is refused in one line."""
+"""What cannot be distilled is rejected with a one-line error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Two real servers for the end-to-end tests, and the openai clients that talk to them.
 
-`tests.support.sharing` has each of them used by one worker, and by the test that ends it last.
+`tests.support.sharing` assigns each server to one worker and runs the test that ends it last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.server import API_KEY, TOGETHER, Started, serving
 
 FLAGS = ("--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 VOCABULARIES = {"large": 49_216, "small": 49_152, "amateur": 49_152, "tuned": 49_280}
-"""Of the tiny models: their tokenizer's 49,152 tokens, padded in several ways."""
+"""Vocabularies of the tiny models: their tokenizer's 49,152 tokens, padded differently."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def server(smollm2_server: Started) -> str:
 
 @pytest.fixture(scope="session")
 def client(server: str) -> Iterator[openai.OpenAI]:
-    """The openai client, without retries so that an error is seen as it is."""
+    """The openai client, without retries so that errors are visible."""
     with openai.OpenAI(base_url=f"{server}/v1", api_key=API_KEY, max_retries=0) as client:
         yield client
 
@@ -62,7 +62,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_server(
     tiny_models: dict[str, Path], collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
-    """A server of tiny models with all that can be beside the served one; `test_drain` ends it."""
+    """A server of tiny models with every extra beside the served one; `test_drain` ends it."""
     amateur, tuned, small = (str(tiny_models[name]) for name in ("amateur", "tuned", "small"))
     flags = ["--amateur", amateur, "--tuned", tuned, "--small", small, "--look-back"]
     flags += ["--max-num-seqs", "32", "--drain-timeout", "90"]

@@ -1,4 +1,4 @@
-"""A server that is left and overrun in earnest, and whose engine hangs at last."""
+"""A server whose clients leave, that is overloaded, and whose engine finally hangs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ROWS, QUEUE = 8, 48
 KNOCKS = 30
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 ENGINE_TIMEOUT_S = 8
-"""Longer than a machine that also runs other tests lets the engine wait for a core."""
+"""Longer than the engine waits for a core on a machine that also runs other tests."""
 
 pytestmark = pytest.mark.long
 
 log = logging.getLogger(__name__)
-# An import in the suite leaves the root logger at ERROR, and `make soak` shows these figures.
+# Some import in the suite sets the root logger to ERROR, and `make soak` shows these figures.
 log.setLevel(logging.INFO)
 
 
@@ -57,7 +57,7 @@ def running(started: tuple[str, subprocess.Popen[bytes]]) -> tuple[str, psutil.P
 
 
 async def abort(url: str, rng: random.Random, statuses: Counter[str]) -> None:
-    """Leaves politely or not, at a random instant: of the whole visit, or of its stream."""
+    """Leaves, with or without a clean close, at a random instant of the request or its stream."""
     host, port = url.removeprefix("http://").split(":")
     body = {
         "prompt": "Document. " * rng.randrange(1, 40) + "Tell a story.",
@@ -108,14 +108,15 @@ async def abort_many(url: str, count: int, seed: int) -> Counter[str]:
 def test_nothing_is_left_of_aborted_streams(
     running: tuple[str, psutil.Process], soak: bool
 ) -> None:
-    """Requests, KV blocks, files, tasks and memory, after a round that fills caches and pools."""
+    """No request, KV block, file, task or memory, after a round that fills caches and pools."""
     asyncio.run(abort_many(running[0], WARM_UP, seed=1_000_000))
     before = held(*running)
     count = SOAK_ABORTS if soak else ABORTS
     statuses = asyncio.run(abort_many(running[0], count, seed=0))
     after = held(*running)
     log.info("%s\nbefore %s\nafter %s", dict(statuses), before, after)
-    # Half of them stay until they are told, on a machine of any speed, and nearly all are let in.
+    # On a machine of any speed, half of them stay until they get a status, and nearly all are
+    # admitted.
     assert statuses["200"] > 0.95 * (statuses["200"] + statuses["429"]) > 0.4 * count
     assert statuses["left"] > 0.8 * count
     assert [after.pop(name) for name in GAUGES] == [0.0] * len(GAUGES)
@@ -125,7 +126,7 @@ def test_nothing_is_left_of_aborted_streams(
 
 
 def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
-    """The queue is kept, the rest is refused at once, and whoever was let in is answered right."""
+    """The queue is kept, the rest is rejected at once, and admitted requests get right answers."""
     url, fits = running[0], ROWS + QUEUE
     body = {"model": "smol", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
 
@@ -135,7 +136,7 @@ def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
         return time.perf_counter() - start, answer
 
     async def knocked(http: httpx2.AsyncClient) -> list[tuple[float, Any]]:
-        """One by one, while long answers fill the engine and the queue: the client waits alone."""
+        """Times rejections one by one, while long answers fill the engine and the queue."""
         long = {**body, "prompt": "Story", "max_tokens": 900}
         holders = [
             asyncio.create_task(http.post("/v1/completions", json=long)) for _ in range(2 * fits)
@@ -182,6 +183,6 @@ def test_ten_times_more_than_fits(running: tuple[str, psutil.Process]) -> None:
 
 
 def test_the_engine_hangs(started: tuple[str, subprocess.Popen[bytes]]) -> None:
-    """Stopped, its process is there and does nothing, not even at SIGTERM. Runs last."""
+    """A stopped process exists but does nothing, not even on SIGTERM. Runs last."""
     url, process = started
     assert_all_are_told(url, process, signal.SIGSTOP, within_s=ENGINE_TIMEOUT_S + 5)

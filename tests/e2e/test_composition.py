@@ -42,7 +42,7 @@ def test_a_stop_string_ends_the_answer(client: openai.OpenAI, stream: bool) -> N
     full = chat(client, guided()).choices[0].message.content
     words = full.split(" ")
     stop = f" {words[1]} {words[2]}"
-    # As many as our flag lets in, which is more than vLLM's default does.
+    # As many as our flag allows, which is more than vLLM's default.
     others = [f"<never {number}>" for number in range(15)]
     response = chat(client, TRACED, stop=[*others, stop], stream=stream)
 
@@ -126,7 +126,7 @@ def _calls(chunk: Any) -> bool:
 
 
 def test_guide_messages_are_rendered_like_the_messages(client: openai.OpenAI) -> None:
-    """Giving the shortened messages in full is the same as leaving the document out."""
+    """Giving the shortened messages in full has the same effect as leaving the document out."""
     messages = [{"role": "user", "content": QUESTION}]
     (without,) = chat(client, guided()).choices
     (given,) = chat(client, {"method": "cad", "guide": {"messages": messages}}).choices

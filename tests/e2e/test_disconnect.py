@@ -1,4 +1,4 @@
-"""Clients that leave: whatever they had running ends, and its memory is free again."""
+"""Clients that leave: their requests end, and the memory is freed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_nothing_is_left_of_clients_that_leave_at_any_instant(server: str) -> No
     while any((left := gauges(server)).values()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == dict.fromkeys(GAUGES, 0.0)
-    # A server that had refused them would have nothing left either.
+    # A server that had rejected them would have nothing left either.
     assert changes.of("requests_total", method="cad", outcome="aborted") > CLIENTS / 2
     assert changes.of("requests_total", method="cad", outcome="client_error") == 0
 

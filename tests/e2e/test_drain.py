@@ -1,4 +1,4 @@
-"""SIGTERM under load: what is under way is finished, what is new is sent elsewhere."""
+"""SIGTERM under load: requests in progress are finished, new ones are sent elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.server import API_KEY, TOGETHER, Started, serving
 STREAMS = 48
 TOKENS = 120
 LEAVES_WITHIN_S = 60
-"""Two engines have to be taken down, on a machine that may be busy."""
+"""Two engines have to shut down, on a machine that may be busy."""
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 
 PLAIN: dict[str, Any] = {}
@@ -30,7 +30,7 @@ SWITCH = {"decoding": {"method": "entropy_switch", "threshold": 15.0, "window": 
 
 
 class Stream:
-    """One answer, as it comes."""
+    """One answer, as it arrives."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ async def streams(
 
 
 async def not_ready(http: httpx2.AsyncClient) -> None:
-    """Waits until /ready says no; the answers under way take longer than that."""
+    """Waits until /ready is no longer 200; the answers in progress take longer than that."""
     while (await http.get("/ready")).status_code == 200:
         await asyncio.sleep(0.01)
 
@@ -123,7 +123,7 @@ def test_no_stream_is_truncated(tiny_server: Started, collector: Collector) -> N
 
     asyncio.run(test())
     assert process.wait(LEAVES_WITHIN_S) == 0
-    # One of each: the guide's row is no request of its own.
+    # One of each: the guide's row is not a separate request.
     assert collector.count(trace) == {"divserve.request": 1, "llm_request": 1}
     assert "Traceback" not in tiny_server.log.read_text()
 
@@ -133,7 +133,7 @@ def test_no_stream_is_truncated(tiny_server: Started, collector: Collector) -> N
 def test_the_rest_ends_with_an_error_event(
     tiny_models: dict[str, Path], tmp_path: Path, how: str
 ) -> None:
-    """`tests.api.test_edges_drain` does so without an engine."""
+    """`tests.api.test_edges_drain` tests it without an engine."""
 
     async def test(url: str, process: subprocess.Popen[bytes]) -> None:
         async with client_of(url) as client:

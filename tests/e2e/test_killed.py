@@ -1,4 +1,4 @@
-"""The engine is killed: everybody is told, and the server ends. Runs last on its server."""
+"""The engine is killed: every client gets an error, and the server ends. Runs last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.losses import assert_all_are_told
 from tests.support.server import Started
 
 TOLD_WITHIN_S = 30
-"""The death of a process is noticed at once; what is left is for a busy machine."""
+"""The death of a process is noticed at once; the rest is a margin for a busy machine."""
 
 
 def test_all_are_told_and_the_server_ends(smollm2_server: Started) -> None:

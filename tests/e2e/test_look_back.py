@@ -28,14 +28,14 @@ def client(tiny_client: openai.OpenAI) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def look(client: openai.OpenAI) -> dict[str, Any]:
-    """At a distance that these random models keep now and then."""
+    """A threshold that some steps of these random models exceed, and others do not."""
     answer = complete(client, {**LOOK, "threshold": 0}, prompt=OPENING, max_tokens=40)
     distances = sorted(entry["kl_min"] for entry in account(answer.choices[0])["trace"])
     return {**LOOK, "threshold": distances[10]}
 
 
 def test_the_account(client: openai.OpenAI, look: dict[str, Any]) -> None:
-    """Every token has its distance; chosen ones have their candidates, and are one of them."""
+    """Every token has its distance; tokens of alarms have candidates and are one of them."""
     answer = complete(client, look, prompt=OPENING, max_tokens=40, temperature=0)
     found = account(answer.choices[0])
     trace = found["trace"]
@@ -53,7 +53,7 @@ def test_the_account(client: openai.OpenAI, look: dict[str, Any]) -> None:
 
 
 def test_a_stream_has_no_seam(client: openai.OpenAI, look: dict[str, Any]) -> None:
-    """With the same seed it is the whole answer, token by token, with the same trace."""
+    """With the same seed, it equals the whole answer, token by token, with the same trace."""
     fields: dict[str, Any] = {"max_tokens": 40, "temperature": 0.8, "seed": 5}
     whole = chat(client, look, **fields)
     streamed = Streamed(chat(client, look, stream=True, **fields))
@@ -113,7 +113,7 @@ def test_it_stands_alone(client: openai.OpenAI) -> None:
 
 
 def test_leavers_leave_nothing(tiny_server: Started) -> None:
-    """Clients that go at any moment of an answer full of alarms."""
+    """Clients that leave at any moment of an answer full of alarms."""
     body = {
         "model": "smol",
         "prompt": OPENING,

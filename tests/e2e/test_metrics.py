@@ -1,4 +1,4 @@
-"""The metrics of a real server: all of them documented, none of them vLLM's changed."""
+"""The metrics of a real server: all are documented, and vLLM's are unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.metrics import Changes, documented, families, scraped
 
 
 def test_docs_and_server_agree(server: str, client: openai.OpenAI) -> None:
-    """Names and types in both directions; labels of all that have a sample."""
+    """Names and types in both directions; labels of all metrics that have a sample."""
     chat(client, guided("adacad"))
     text = scraped(server)
     live, listed = families(text), documented()
@@ -20,7 +20,7 @@ def test_docs_and_server_agree(server: str, client: openai.OpenAI) -> None:
 
 
 def test_the_engine_tells_of_its_pairs(server: str, client: openai.OpenAI) -> None:
-    """Waiting and kernel times come from the engine's processes; vLLM's counters are its own."""
+    """Waiting and kernel times come from the engine's processes; vLLM's counters are unchanged."""
     changes = Changes(lambda: scraped(server))
     before = generation_tokens(server)
     chat(client, guided("adacad"), max_tokens=8, extra_body={"ignore_eos": True})

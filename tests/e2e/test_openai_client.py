@@ -21,7 +21,7 @@ from tests.support.chat import (
 
 TRACED = guided(trace=True)
 ALONE = [name for name, method in METHODS.items() if not method.amateurs + method.engines]
-"""Methods of one model; `test_two_models` asks for the others."""
+"""Methods of one model; `test_two_models` tests the others."""
 
 
 @pytest.mark.parametrize("method", ALONE)
@@ -51,7 +51,7 @@ STACK = [
 
 
 def test_a_stack_with_two_guides(client: openai.OpenAI) -> None:
-    """Streamed and whole; both divergences are told, and they differ."""
+    """Streamed and whole; both divergences are reported, and they differ."""
     (whole,) = chat(client, STACK, temperature=0.8, seed=2).choices
     streamed = Streamed(chat(client, STACK, temperature=0.8, seed=2, stream=True))
     report = account(whole)
@@ -65,7 +65,7 @@ def test_a_stack_with_two_guides(client: openai.OpenAI) -> None:
 
 
 def test_a_preset_by_its_model_name(client: openai.OpenAI) -> None:
-    """What a closed app does: a model name and a marked document, nothing else."""
+    """As an app that cannot be changed would: a model name and a marked document, nothing else."""
     assert "smol@faithful" in [model.id for model in client.models.list()]
     parts: list[Any] = [
         {"type": "text", "text": DOCUMENT, "name": "document"},
@@ -101,7 +101,7 @@ def test_a_stream_gives_the_same_answer_and_trace(client: openai.OpenAI, method:
 
 
 def test_a_streamed_trace_comes_with_its_tokens(client: openai.OpenAI) -> None:
-    """A token a chunk, or more where the server has to wait for a core."""
+    """One token per chunk, or more where the server has to wait for a core."""
     chunks = Streamed(chat(client, TRACED, stream=True)).chunks
     for chunk in chunks[1:]:
         (choice,) = chunk.choices

@@ -1,4 +1,4 @@
-"""Two API processes before one engine: each answers, and their metrics are one account."""
+"""Two API processes in front of one engine: each answers, and their metrics are added up."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path:
 
 
 def ask(url: str, stream: bool) -> tuple[int, int]:
-    """Steps and tokens of one guided answer, over a connection of its own."""
+    """Steps and tokens of one guided answer, over its own connection."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0) as client:
         options: dict[str, Any] = {"max_tokens": 8, "extra_body": {"ignore_eos": True}}
         if not stream:
@@ -79,7 +79,7 @@ def ask(url: str, stream: bool) -> tuple[int, int]:
 
 
 def ask_long(url: str, begun: Barrier) -> tuple[str | None, int]:
-    """How a long answer ends that had begun when the server was told to stop; its tokens."""
+    """Finish reason and tokens of a long answer that began before the server was told to stop."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0) as client:
         extra = {"decoding": LONG["decoding"], "ignore_eos": True}
         usage: Any = {"include_usage": True}
@@ -109,7 +109,7 @@ def await_idle(url: str) -> None:
 
 
 def processes(log: Path) -> set[int]:
-    """The processes that have written the lines of requests."""
+    """The processes that wrote the log lines of requests."""
     lines = [line[line.index("{") :] for line in log.read_text().splitlines() if "{" in line]
     found = [json.loads(line) for line in lines if '"event": "request"' in line]
     return {line["pid"] for line in found if line["route"] == "/v1/chat/completions"}

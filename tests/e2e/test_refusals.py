@@ -24,7 +24,7 @@ def cad(**guide: Any) -> dict[str, Any]:
 
 Refusals = list[tuple[Any, dict[str, Any], str]]
 
-# One of each place that refuses; `tests/api` has all that it refuses.
+# One for each place that rejects requests; `tests/api` has all cases.
 CHAT_REFUSALS: Refusals = [
     ({"method": "nope", "guide": {"without": "x"}}, {}, "decoding.method"),
     ({"method": "cad"}, {}, "decoding.guide"),
@@ -130,7 +130,7 @@ def test_other_routes_refuse_decoding_and_work_without(server: str, path: str) -
     assert status == 400
     assert answer["error"]["param"] == "decoding"
     assert path in answer["error"]["message"]
-    # vLLM switches the routes for disaggregated serving off unless told otherwise.
+    # vLLM disables the routes for disaggregated serving by default.
     assert post(server, path, body)[0] in (200, 403)
 
 
@@ -184,7 +184,7 @@ def test_all_routes_are_behind_the_api_key(server: str, path: str) -> None:
 def test_orders_cannot_be_smuggled_past_the_front_end(
     client: openai.OpenAI, path: str, body: dict[str, Any], key: str
 ) -> None:
-    """Arguments that the scheduler trusts are refused on every route, and the engine lives."""
+    """Arguments that the scheduler trusts are rejected on every route, and the engine survives."""
     for value in ("x", {"primary": "a", "row": [0.0]}, [1.0]):
         with pytest.raises(openai.BadRequestError):
             client.post(path, cast_to=object, body=body | {"vllm_xargs": {key: value}})

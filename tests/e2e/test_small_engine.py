@@ -1,4 +1,4 @@
-"""A small engine beside the large one: many clients leave it, and it hangs at last."""
+"""A small engine beside the large one: many clients leave it, and finally it hangs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.server import API_KEY, TOGETHER, serving
 
 LEAVERS = 500
 ENGINE_TIMEOUT_S = 8
-"""Longer than a machine that also runs other tests lets an engine wait for a core."""
+"""Longer than an engine waits for a core on a machine that also runs other tests."""
 
 pytestmark = pytest.mark.long
 
@@ -46,7 +46,7 @@ def client(started: tuple[str, int]) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def switch(client: openai.OpenAI) -> dict[str, Any]:
-    """A switch that these models take often."""
+    """Parameters with which these models switch often."""
     return at_the_mean(client)
 
 
@@ -57,7 +57,7 @@ def test_500_clients_that_leave_in_the_middle(
 
 
 def test_it_hangs(started: tuple[str, int], client: openai.OpenAI, switch: dict[str, Any]) -> None:
-    """Answers go on with the large model, new ones work, /health tells. Runs last.
+    """Answers continue with the large model, new ones work, /health reports it. Runs last.
 
     `tests.engine.test_switching` kills it.
     """
@@ -86,7 +86,7 @@ def test_it_hangs(started: tuple[str, int], client: openai.OpenAI, switch: dict[
 
 
 def small_engine(server: int) -> int:
-    """The process id of the small engine: the server starts it first."""
+    """The process id of the small engine, which the server starts first."""
     children = " ".join(f.read_text() for f in Path(f"/proc/{server}/task").glob("*/children"))
     engines = [
         pid

@@ -1,4 +1,4 @@
-"""Spans of a real server at a real collector, over the wire; `test_drain` awaits the last ones."""
+"""Spans of a real server at a real collector, over the wire; `test_drain` has the last ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.otlp import Collector
 
 OURS, VLLM = "divserve.request", "llm_request"
 SERVER, ERROR = 2, 2
-"""Numbers of OpenTelemetry's span kinds and status codes."""
+"""Numeric values of OpenTelemetry's span kinds and status codes."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A server's client and where its spans go."""
+    """A server's client and the collector of its spans."""
 
     client: openai.OpenAI
     collector: Collector
@@ -32,13 +32,13 @@ def traced(tiny_client: openai.OpenAI, collector: Collector) -> Traced:
 
 
 def parent() -> tuple[str, str, dict[str, str]]:
-    """A client's trace, its span, and the header that names them."""
+    """A client's trace and span ids, and the header that carries them."""
     trace, span = secrets.token_hex(16), secrets.token_hex(8)
     return trace, span, {"traceparent": f"00-{trace}-{span}-01"}
 
 
 def ask(traced: Traced, header: dict[str, str], **fields: Any) -> Any:
-    """Eight tokens, guided."""
+    """Requests eight guided tokens."""
     return chat(
         traced.client,
         guided("adacad"),
@@ -95,7 +95,7 @@ def test_a_stream_and_a_plain_request(traced: Traced) -> None:
 
 
 def test_a_refused_request(traced: Traced) -> None:
-    """With the reason; nothing was decoded, so vLLM has no span."""
+    """The span has the reason; nothing was decoded, so vLLM has no span."""
     trace, span, header = parent()
     body = {"method": "adacad", "guide": {"without": f"not in it: {DOCUMENT}"}}
     with pytest.raises(openai.BadRequestError):

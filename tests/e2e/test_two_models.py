@@ -32,13 +32,13 @@ def client(tiny_client: openai.OpenAI) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def switch(client: openai.OpenAI) -> dict[str, Any]:
-    """A switch that these models take often."""
+    """Parameters with which these models switch often."""
     return at_the_mean(client)
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.amateurs])
 def test_methods_of_helpers(client: openai.OpenAI, method: str) -> None:
-    """Whole and streamed alike; the account has a figure of every report for every token."""
+    """Whole and streamed answers agree; the account has every reported figure for every token."""
     body = {"method": method, "trace": True}
     (choice,) = chat(client, body, temperature=0.8, seed=3).choices
     report = account(choice)
@@ -57,7 +57,7 @@ def test_switching_whole_and_streamed(client: openai.OpenAI, switch: dict[str, A
     assert response.usage.completion_tokens == report["applied_steps"] == len(models) == 60
     assert report["tokens"] == {name: models.count(name) for name in ("small", "large")}
     assert report["switches"] == sum(a != b for a, b in pairwise(models)) > 3
-    # Two tiny models of one size, but for the padding of one's vocabulary.
+    # Two tiny models of the same size, except for the padding of one vocabulary.
     assert 0 < report["compute_saved"] < 0.01
     streamed = Streamed(chat(client, switch, max_tokens=60, stream=True))
     assert streamed.text == {0: choice.message.content}
@@ -83,7 +83,7 @@ def test_choices_logprobs_and_penalties(client: openai.OpenAI, switch: dict[str,
 
 
 def test_a_schema_moves_along(client: openai.OpenAI, switch: dict[str, Any]) -> None:
-    """A grammar never ends in a 500: the answer keeps to it across every seam."""
+    """A grammar never ends in a 500: the answer follows it across every hand-off."""
     extra = {"structured_outputs": {"regex": '\\{"name": "[a-z]{20,30}"\\}'}}
     for shift in (-0.5, 0.0, 0.5):
         body = {**switch, "min_run": 1, "window": 1, "threshold": switch["threshold"] + shift}
@@ -108,7 +108,7 @@ def test_the_small_model_by_name(client: openai.OpenAI) -> None:
 
 
 def test_clients_that_leave_in_the_middle(tiny_server: Started, switch: dict[str, Any]) -> None:
-    """No request, KV block, answer, process or task stays; `test_small_engine` has more of them."""
+    """No request, KV block, answer, process or task stays; `test_small_engine` has more clients."""
     server = psutil.Process(tiny_server.process.pid)
     before = held(tiny_server.url, server)
     assert_nothing_stays(tiny_server.url, switch, LEAVERS)
@@ -133,13 +133,13 @@ def assert_nothing_stays(url: str, switch: dict[str, Any], leavers: int) -> None
         time.sleep(0.2)
     assert len(left) == 6
     assert set(left.values()) == {0.0}
-    # A server that had refused them would have nothing left either.
+    # A server that had rejected them would have nothing left either.
     aborted = changes.of("requests_total", method="entropy_switch", outcome="aborted")
     assert aborted > leavers / 2
 
 
 def leave(url: str, switch: dict[str, Any], rng: random.Random) -> None:
-    """Asks for a long answer that moves often, and hangs up."""
+    """Requests a long answer that moves often, and hangs up."""
     body = {
         "prompt": "word " * rng.randrange(1, 60),
         "decoding": {**switch, "min_run": 1, "window": 1},
@@ -152,7 +152,7 @@ def leave(url: str, switch: dict[str, Any], rng: random.Random) -> None:
 
 
 def gauges(url: str) -> dict[str, float]:
-    """What both engines say of their load."""
+    """What both engines report about their load."""
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     ours = ("divserve_engine_requests", "divserve_engine_kv_cache_usage")
     starts = tuple(f"{name}{{" for name in (*names, *ours))

@@ -1,4 +1,4 @@
-"""Mixed batches of guided and plain requests, with what the reference answers."""
+"""Mixed batches of guided and plain requests, with the reference's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.models import TINY_VOCAB
 
 METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature", "coiecd", "instructive")
 NEAR_TIE = 1e-3
-"""Below this gap between the two best logits float32 rounding may pick either token."""
+"""If the gap between the two best logits is smaller, float32 rounding may pick either token."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Case:
 def mixed_cases(
     reference: Reference, *, guided: int, plain: int, longest: int, seed: int
 ) -> list[Case]:
-    """Random requests: block borders, one-token prompts, guides longer than primaries."""
+    """Random requests: block boundaries, one-token prompts, guides longer than primaries."""
     rng = random.Random(seed)
     cases = []
     for i in range(guided + plain):
@@ -48,7 +48,7 @@ def mixed_cases(
 
 
 def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
-    """All cases in one call, greedy; the tokens of each."""
+    """Runs all cases in one call, greedy; returns the tokens of each."""
     from vllm import SamplingParams
 
     outputs = engine.generate(
@@ -71,14 +71,14 @@ def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
 
 
 def order_of(case: Case) -> dict[str, Any] | None:
-    """What the engine is told of a case; the guide of VDGD is its grounding text."""
+    """The order of a case for the engine; the guide of VDGD is its grounding text."""
     if case.method == "vdgd":
         return stacked([{"method": "vdgd", "grounding": "x"}], [None], grounding=case.guide)
     return order(case.method, case.guide) if case.method else None
 
 
 def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:
-    """Where an answer leaves the reference before the first near-tie of the reference."""
+    """Where an answer deviates from the reference before the first near-tie of the reference."""
     found = []
     for i, (case, tokens) in enumerate(zip(cases, answers, strict=True)):
         expected = case.expected

@@ -1,4 +1,4 @@
-"""Helper models beside the served one: token identity in every mode of the engine, at once."""
+"""Amateurs beside the served model: token identity in every mode of the engine."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_logprobs_are_those_of_the_contrast(
     ids=lambda body: str(body["method"]),
 )
 def test_neutral_parameters_are_plain(engine: Engine, body: dict[str, Any]) -> None:
-    """Sampled with a seed, among the tokens that all models know."""
+    """Sampled with a seed, among the tokens that all models have."""
     prompt = list(range(30, 80))
     known = list(range(TINY_VOCAB - 24))
     answers = []
@@ -189,7 +189,7 @@ def test_a_temperature_beside_the_amateur_has_a_guide_of_its_own(
 def test_logits_of_a_helper_are_not_numbers(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
-    """Those of one request in the fourth step: it ends there, and no other one."""
+    """The logits of one request in the fourth step: only that request ends there."""
     batch = [
         (list(range(n, 60)), greedy(stacked([{"method": "dexperts"}], [None]))) for n in (9, 20)
     ]
@@ -223,7 +223,7 @@ def test_aborts_leave_nothing(engine: Engine, cases: Any) -> None:
 
 
 def test_layers_left_out_share_all_weights(tmp_path: Path, tiny_reference: hf.Reference) -> None:
-    """drop:N is the served model without a block of its middle, and takes no memory for weights."""
+    """drop:N is the served model without a block of middle layers; its weights take no memory."""
     from divserve.engine.models.drop import kept_layers
 
     path = make_tiny(tmp_path, layers=6)

@@ -1,4 +1,4 @@
-"""Start-up refuses by name what the seams do not support, before a model is loaded."""
+"""Start-up rejects by name what the seams do not support, before a model is loaded."""
 
 from __future__ import annotations
 

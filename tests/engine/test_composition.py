@@ -27,7 +27,7 @@ SCHEMA = {
 }
 
 
-# The servers of the end-to-end tests, on a CPU, are synchronous.
+# Asynchronous by default: the servers of the end-to-end tests, on a CPU, are synchronous.
 @pytest.fixture(
     scope="module",
     params=[
@@ -64,7 +64,7 @@ def streams(engine: Engine) -> tuple[list[int], list[int]]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(engine: Engine) -> Iterator[None]:
-    """After every test the engine is empty and all blocks are back."""
+    """After every test the engine is empty and all blocks are free."""
     yield
     assert set(engine.leftovers().values()) == {0}
 
@@ -135,7 +135,7 @@ def test_prompt_may_reach_the_context_limit(engine: Engine, streams: Any) -> Non
 def test_guide_without_room_for_a_token_is_an_error_not_a_plain_answer(
     engine: Engine, streams: Any
 ) -> None:
-    """The front end refuses this before; the scheduler does not rely on it."""
+    """The front end rejects this earlier; the scheduler does not rely on that."""
     guide = (streams[1] * 80)[:512]
     output = ask(engine, streams, guide=guide, max_tokens=4)
     assert output.outputs[0].finish_reason == "error"
@@ -291,7 +291,7 @@ def test_identical_guide_equals_plain(engine: Engine, streams: Any) -> None:
 
 
 def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference) -> None:
-    """The rows sent to the front end: entropy, KL, JSD, weight of every token."""
+    """The statistics sent to the front end: entropy, KL, JSD, weight of every token."""
     rows: list[Any] = []
     report = engine.scheduler.reports.put_on
 

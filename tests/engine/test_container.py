@@ -1,4 +1,4 @@
-"""Limits of control groups, and what the server makes of them."""
+"""Limits of control groups, and how the server applies them."""
 
 from __future__ import annotations
 

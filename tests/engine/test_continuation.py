@@ -1,4 +1,4 @@
-"""A segment that goes on from another engine's tokens behaves as if it had made them itself."""
+"""A segment that continues another engine's tokens behaves as if it had made them itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.models import TINY_VOCAB
 
 TOKENS = 24
 NEVER = Switch(0.0, 1, 10_000, "large")
-"""A rule that wants what is there anyway."""
+"""A rule that never wants the other model."""
 
 
 @pytest.fixture(scope="module", params=["sync", "async"])
@@ -80,7 +80,7 @@ def test_it_ends_as_the_uncut_answer_does(engine: Engine, fields: dict[str, Any]
 
 
 def test_continuations_survive_preemption(tiny: Path) -> None:
-    """Scarce memory: preempted in the middle, a continuation still ends as the uncut answer."""
+    """Scarce memory: preempted in the middle, a continuation still ends like the uncut answer."""
     engine = Engine(tiny, blocks=10, max_model_len=256, asynchronous=True)
     rng = random.Random(4)
     prompts = [random_prompt(rng, n, TINY_VOCAB) for n in (20, 50, 25, 60, 30, 70, 22, 40)]
@@ -113,7 +113,7 @@ def test_the_rule_ends_the_segment_with_the_token_it_saw(engine: Engine) -> None
 
 
 def test_it_goes_ahead_of_those_who_have_nothing_yet(engine: Engine) -> None:
-    """In a full engine a continuation is the next to be admitted."""
+    """In a full engine, a continuation is the next to be admitted."""
     prompt = list(range(20, 60))
     limit = engine.scheduler.max_num_active_reqs
     for i in range(limit + 4):

@@ -66,7 +66,7 @@ def sampling(rows: int) -> SamplingMetadata:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_frequencies(logits: Tensor, method: str, soak: bool) -> None:
-    """Against float64 from the formula, p > 1e-3; tokens expected fewer than 8 times are one."""
+    """Against the formula in float64, p > 1e-3; tokens expected under 8 times form one class."""
     torch.manual_seed(5)
     steps, fields = SOAK_STEPS if soak else STEPS, METHODS[method]
     draws = ROWS * steps

@@ -1,4 +1,4 @@
-"""Start-up with more models: flags, refusals by name, and shares of memory."""
+"""Start-up with more models: flags, rejections by name, and shares of memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.models import make_tiny
 
 
 def retokenized(source: Path, folder: Path, change: Callable[[Any], None]) -> Path:
-    """A copy of a model whose tokenizer's model ``change`` has changed."""
+    """A copy of a model, with its tokenizer's model changed by ``change``."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -30,7 +30,7 @@ def retokenized(source: Path, folder: Path, change: Callable[[Any], None]) -> Pa
 
 @pytest.fixture(scope="module")
 def foreign(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with two words of its vocabulary exchanged."""
+    """The same model with two entries of its vocabulary swapped."""
 
     def exchange(model: Any) -> None:
         vocab = model["vocab"]
@@ -41,7 +41,7 @@ def foreign(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def remerged(tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same vocabulary, put together in another order."""
+    """The same vocabulary, with merges in another order."""
     folder = tmp_path_factory.mktemp("remerged")
     return retokenized(tiny_with_tokenizer, folder, lambda model: model["merges"].reverse())
 
@@ -154,7 +154,7 @@ def test_the_helpers_are_loaded_beside_what_was_to_be_loaded(tiny_with_tokenizer
 
 
 def test_shares_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the KV cache where its size is given, else of the device."""
+    """Shares of the KV cache if its size is given, else of the device."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "8")
 
     def engine(kv: int | None) -> Any:

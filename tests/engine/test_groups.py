@@ -1,4 +1,4 @@
-"""Groups that are not a pair: two guides, a grounding text, a method without a second stream."""
+"""Groups that are not pairs: two guides, a grounding text, a method without a second stream."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.models import TINY_VOCAB
 TOKENS = 30
 GUIDED = ("cad", "adacad", "coiecd", "cfg", "instructive", "linear_alignment", "uscd")
 PROBABILITY_MARGIN = 1e-2
-"""USCD's logarithms of differences are steep: float32 needs a wider berth there."""
+"""USCD's logarithms of differences are steep: float32 needs a wider margin there."""
 
 
 @dataclass
 class Case:
-    """One request and what the reference answers."""
+    """One request and the reference's answer."""
 
     name: str
     prompt: list[int]
@@ -45,7 +45,7 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def cases(tiny_reference: hf.Reference) -> list[Case]:
-    """Twice every method alone, stacks of all kinds and a plain request."""
+    """Every method alone, stacks of all kinds and a plain request, each twice."""
     return make_cases(tiny_reference, rounds=2)
 
 
@@ -109,7 +109,7 @@ def with_two_guides(
 
 
 def warm(reference: hf.Reference, prompt: list[int]) -> Case:
-    """EDT: greedy as plain."""
+    """EDT: greedy answers equal the plain ones."""
     answer = reference.greedy(prompt, None, "", TOKENS)
     return Case("edt", prompt, stacked([{"method": "entropy_temperature"}], [None]), answer)
 
@@ -126,7 +126,7 @@ def greedy(order: dict[str, Any] | None, **fields: Any) -> SamplingParams:
 
 
 def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:
-    """Where an answer leaves the reference before the reference's first near-tie."""
+    """Where an answer deviates from the reference before the reference's first near-tie."""
     found = []
     for case, tokens in zip(cases, answers, strict=True):
         limit = PROBABILITY_MARGIN if case.name == "uscd" else NEAR_TIE
@@ -138,7 +138,7 @@ def mismatches(cases: list[Case], answers: list[list[int]]) -> list[str]:
 
 
 def test_mixed_batch_equals_the_reference(engine: Engine, cases: list[Case]) -> None:
-    """Everything at once, one engine."""
+    """Everything at once, in one engine."""
     assert mismatches(cases, run(engine, cases)) == []
     assert set(engine.leftovers().values()) == {0}
 
@@ -151,7 +151,7 @@ def test_mixed_batch_equals_solo_runs(engine: Engine, cases: list[Case]) -> None
 
 
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
-    """Preemption takes whole groups; a grounding text is read again from its start."""
+    """Groups are preempted as a whole; a grounding text is read again from its start."""
     engine = Engine(tiny, blocks=17, max_model_len=256, max_num_seqs=12)
     preempted = counted(engine.scheduler, "_preempt_request")
     assert mismatches(cases, run(engine, cases)) == []
@@ -161,7 +161,7 @@ def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
 
 
 def test_aborts_leave_nothing(engine: Engine, cases: list[Case]) -> None:
-    """Ended from outside after any number of steps, in any state of its members."""
+    """Aborted after any number of steps, in any state of the members."""
     guided = [case for case in cases if case.order is not None]
     for steps in range(12):
         for i, case in enumerate(guided):
@@ -176,7 +176,7 @@ def test_aborts_leave_nothing(engine: Engine, cases: list[Case]) -> None:
     "method", [n for n, m in METHODS.items() if m.neutral is not None and not m.amateurs]
 )
 def test_neutral_parameters_are_plain(engine: Engine, method: str) -> None:
-    """Sampled with a seed: token for token what the plain request gets."""
+    """Sampled with a seed: token for token the same as the plain request."""
     rng = random.Random(9)
     prompt, guide = (random_prompt(rng, n, TINY_VOCAB) for n in (50, 35))
     neutral = METHODS[method].neutral or {}

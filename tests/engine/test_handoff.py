@@ -1,4 +1,4 @@
-"""The hand-off's bookkeeping on scripted engines: what no real pair can be made to do on time."""
+"""The hand-off's bookkeeping on scripted engines: events that a real pair cannot time exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ON_LARGE = Switch(1.0, 1, 1, "large")
 
 
 class Core:
-    """Notes what is asked of it."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.added: list[str] = []
@@ -31,7 +31,7 @@ class Core:
 
 
 class Processor:
-    """Hands every output on; `stops` are the answers that a stop string ends."""
+    """Passes every output on; `stops` are the answers that a stop string ends."""
 
     def __init__(self) -> None:
         self.request_states: dict[str, Any] = {}
@@ -52,7 +52,7 @@ class Processor:
 
 
 class Scene:
-    """Two scripted engines and one answer that begins on the small one."""
+    """Two scripted engines, and one answer that begins on the small one."""
 
     def __init__(self) -> None:
         self.large, self.small = (
@@ -74,7 +74,7 @@ class Scene:
         await self.large.engine_core.add_request_async(request)
 
     def token(self, engine: Any, segment: str, switch: Switch | None = None, **fields: Any) -> Any:
-        """A segment's next token comes out of an engine."""
+        """Makes an engine output a segment's next token."""
         report = Report(statistics=(0.0,), switch=switch)
         if switch is not None:
             fields |= {"finish_reason": "stop"}
@@ -116,7 +116,7 @@ def test_a_switch_moves_the_answer_and_nobody_sees_its_end() -> None:
 
 
 def test_the_engine_dies_right_behind_a_switch() -> None:
-    """One segment goes on, not two, and later switches stay where they are."""
+    """One segment continues, not two, and later segments stay on the large engine."""
 
     async def scene() -> None:
         one = Scene()
@@ -163,7 +163,7 @@ def test_a_stop_string_ends_the_segment_where_it_runs() -> None:
 
 
 def test_a_stop_string_on_the_token_that_switches() -> None:
-    """The segment has ended already: nothing to abort, nothing to start."""
+    """The segment has already ended: there is nothing to abort and nothing to start."""
 
     async def scene() -> None:
         one = Scene()

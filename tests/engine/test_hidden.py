@@ -1,4 +1,4 @@
-"""The store of hidden states: which heads it takes, which modes it refuses, what bfloat16 costs."""
+"""The store of hidden states: the heads it accepts, the modes it rejects, what bfloat16 costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCAB, HIDDEN = 300, 32
 
 
 class Head(nn.Module):
-    """A model as far as the check looks at it."""
+    """The part of a model that the check reads."""
 
     def __init__(self, bias: bool = False, scale: float = 1.0, cap: float | None = None) -> None:
         super().__init__()
@@ -99,7 +99,8 @@ def test_modes_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
 
 
 def test_the_noise_of_bfloat16(smollm2: Path) -> None:
-    """KLmin beside that of the engine's own bfloat16 logits: the documented 0.1 nat, and some."""
+    """KLmin against that of the engine's own bfloat16 logits: the documented 0.1 nat and a
+    margin."""
     from vllm import SamplingParams
 
     engine = Engine(smollm2, look_back=True, dtype="bfloat16", max_model_len=256)

@@ -1,4 +1,4 @@
-"""What goes wrong with one request ends it with an error; its neighbours do not notice."""
+"""A fault in one request ends it with an error; its neighbours are not affected."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def params(
 
 
 def run_with_neighbours(engine: Engine) -> tuple[Any, Any, Any]:
-    """Three requests in one batch: the victim, another guided one and a plain one."""
+    """Runs three requests in one batch: the victim, another guided one and a plain one."""
     batch = [(PROMPT, params()), (PROMPT[5:], params()), (PROMPT[9:], params(guided=False))]
     victim, guided, plain = engine.generate(batch)
     return victim, guided, plain
@@ -51,7 +51,7 @@ def run_with_neighbours(engine: Engine) -> tuple[Any, Any, Any]:
 
 @pytest.fixture
 def healthy(engine: Engine) -> tuple[Any, Any, Any]:
-    """What the three answer when nothing goes wrong."""
+    """The three answers when nothing goes wrong."""
     return run_with_neighbours(engine)
 
 
@@ -113,7 +113,7 @@ def test_logits_are_not_numbers(
 def test_laying_out_one_group_raises(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its group is left out of the step, in which the others are guided all the same."""
+    """Its group is left out of the step, in which the others are still guided."""
     lay_out, victim = VocabularyCap.lay_out, ""
 
     def raising(stage: VocabularyCap, groups: Any, *args: Any) -> None:
@@ -135,7 +135,7 @@ def test_laying_out_one_group_raises(
 def test_an_order_cannot_be_taken_up(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is known of the group, so not even its first token is sent."""
+    """The worker does not know the group, so not even its first token is sent."""
     add, calls = VocabularyCap.add, 0
 
     def raising(stage: VocabularyCap, *args: Any) -> None:
@@ -152,7 +152,7 @@ def test_an_order_cannot_be_taken_up(
 def test_programs_cannot_be_sent(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All groups that are new in the step end; the plain request and the engine go on."""
+    """All groups that are new in the step end; the plain request and the engine continue."""
 
     def raising(*args: Any) -> None:
         raise RuntimeError("for this test")
@@ -169,7 +169,7 @@ def test_programs_cannot_be_sent(
 def test_a_grounding_text_cannot_be_read(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """It has two chunks, and the second fails; another text is read in the same steps."""
+    """The text has two chunks, and the second fails; another text is read in the same steps."""
     healthy = run_with_grounded(engine)
     reduce, victim, calls = Groundings._reduce, "", 0
 
@@ -194,14 +194,15 @@ def test_a_grounding_text_cannot_be_read(
 
 
 def run_with_grounded(engine: Engine) -> list[Any]:
-    """A victim and another request with a grounding text, a guided one and a plain one."""
+    """Runs a victim and another request with a grounding text, a guided one and a plain one."""
     grounded = [params(method="vdgd", grounding=text) for text in (TEXT, TEXT[40:])]
     batch = [(PROMPT, grounded[0]), (PROMPT[5:], grounded[1])]
     return engine.generate([*batch, (PROMPT[5:], params()), (PROMPT[9:], params(guided=False))])
 
 
 def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call guides all groups: all of its step end, the plain request and the engine go on."""
+    """One call guides all groups: all of its step end; the plain request and the engine
+    continue."""
 
     def raising(*args: Any) -> Any:
         raise RuntimeError("for this test")
@@ -220,7 +221,7 @@ def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.Monkey
 def test_scheduler_splits_a_pair(
     engine: Engine, healthy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guide row is left out of one step by force: the token of that step is not sent."""
+    """The guide row is forcibly left out of one step: the token of that step is not sent."""
     scheduler, steps = engine.scheduler, 0
     reserve, update = scheduler._reserve_prefill_lookahead, scheduler.schedule
 
@@ -248,7 +249,7 @@ def test_scheduler_splits_a_pair(
 
 
 def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
-    """Ending the guide alone, which nothing in the server does, fails the primary."""
+    """Ending only the guide, which nothing in the server does, fails the primary."""
     scheduler = engine.scheduler
     engine.core.add_request("victim", {"prompt_token_ids": PROMPT}, params())
     outputs: list[Any] = []
@@ -265,7 +266,7 @@ def test_guide_row_is_aborted(engine: Engine, healthy: Any) -> None:
 
 
 def test_refusal_by_the_scheduler_is_the_clients_error() -> None:
-    """A pair that only the scheduler can see not to fit is a 400, not a failure of the server."""
+    """A pair that only the scheduler can find too large is a 400, not a server error."""
     from divserve.engine.client.guided import _account_for
     from divserve.engine.client.ledger import Account
     from divserve.errors import InvalidRequest

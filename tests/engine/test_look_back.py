@@ -1,4 +1,4 @@
-"""Look-back decoding: token identity, KL values and leftovers in every mode of the engine."""
+"""Look-back decoding: token identity, KL values and no leftovers in every mode of the engine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Block borders, one-token prompts; every rule twice."""
+    """Block boundaries, one-token prompts; every rule twice."""
     rng = random.Random(3)
     lengths = (1, 2, 31, 32, 33, 64, 90)
     return [random_prompt(rng, lengths[i % 7], TINY_VOCAB) for i in range(2 * len(RULES))]
@@ -126,7 +126,7 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 def test_whole_generations_equal_the_algorithm(
     engine: Engine, tiny_reference: Reference, prompts: list[list[int]]
 ) -> None:
-    """With the random numbers that vLLM's sampler has for these seeds; n = 2 has two of them."""
+    """With the random numbers that vLLM's sampler draws for these seeds; n = 2 has two seeds."""
     wasted = 2 if engine.asynchronous else 1
     rules = [rule for rule in RULES if "otherwise" not in rule]
     cases = [(p, params(rules[i % len(rules)], i)) for i, p in enumerate(prompts)]
@@ -144,7 +144,7 @@ def test_whole_generations_equal_the_algorithm(
 def test_every_position(
     engine: Engine, tiny_reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KL to all earlier positions, of prompt and answer, cold and from the prefix cache."""
+    """KL to all earlier positions in prompt and answer, cold and from the prefix cache."""
     found: list[tuple[int, list[float]]] = []
     nearest = HiddenStore.nearest
 
@@ -173,7 +173,7 @@ def test_every_position(
 
 
 def test_logprobs_are_of_what_was_drawn_from(engine: Engine, tiny_reference: Reference) -> None:
-    """The model's own in a clear step, softmax(−KL) of the candidates after an alarm."""
+    """The model's own log-probs in a clear step, softmax(−KL) of the candidates after an alarm."""
     prompt, rows = list(range(20, 60)), recorded(engine)
     (output,) = engine.generate([(prompt, params(RULES[0], 1, logprobs=5))])
     (choice,) = output.outputs
@@ -205,7 +205,7 @@ def test_logprobs_are_of_what_was_drawn_from(engine: Engine, tiny_reference: Ref
     ids="-".join,
 )
 def test_beside_other_parameters(engine: Engine, fields: dict[str, Any]) -> None:
-    """Masks hold, also where they forbid every candidate; nothing is left behind."""
+    """Masks hold even where they forbid every candidate; nothing is left behind."""
     prompt, rows = list(range(20, 60)), recorded(engine)
     (output,) = engine.generate([(prompt, params({"threshold": 5.0, "k": 4}, 1, **fields))])
     tokens = output.outputs[0].token_ids
@@ -219,9 +219,9 @@ def test_beside_other_parameters(engine: Engine, fields: dict[str, Any]) -> None
 
 
 def test_up_to_the_context_limit(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer ends one token before it: the last candidates need a place for their next one.
+    """An answer ends one token before the limit: the last candidates need one more position.
 
-    At start-up the log tells what the store takes: 64 of 64 + 2·2·32 numbers a token.
+    At start-up the log reports what the store takes: 64 of 64 + 2·2·32 numbers per token.
     """
     said: list[str] = []
     monkeypatch.setattr(worker.logger, "info", lambda text, *values: said.append(text % values))
@@ -238,7 +238,7 @@ def test_up_to_the_context_limit(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_aborts_leave_nothing(engine: Engine, prompts: list[list[int]]) -> None:
-    """At every step, in the middle of alarms."""
+    """Aborts at every step, in the middle of alarms."""
     for steps in range(10):
         for i, prompt in enumerate(prompts):
             given = params({"threshold": 3.0 + i % 2, "k": 8}, i)
@@ -252,7 +252,7 @@ def test_aborts_leave_nothing(engine: Engine, prompts: list[list[int]]) -> None:
 def test_an_unknown_distance_fails_the_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NaN is no distance: its request ends with an error, one beside it goes on."""
+    """NaN is not a distance: the request ends with an error, and one beside it continues."""
     nearest = HiddenStore.nearest
     calls = []
 

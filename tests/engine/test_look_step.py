@@ -1,4 +1,4 @@
-"""What the rows that take a candidate are offered, without an engine."""
+"""The logits of the rows that take a candidate, without an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOK = Look(threshold=1.0, k=2, window=8, reference="generated", greedy=True)
 
 
 def test_a_row_is_offered_its_own_candidates_only() -> None:
-    """Each at −KL, all else far below them; what is broken in one row stays there."""
+    """Candidates are at −KL, all other tokens far below; a broken row does not affect others."""
     step: Any = SimpleNamespace(
         chosen_rows=torch.tensor([2, 0]),
         choices=torch.tensor([[2, 2, 0, 0], [1, 4, 0, 3], [0, 1, 2, 3]]),
@@ -53,7 +53,7 @@ class Requests:
         monkeypatch.setattr(LookStep, "run", lambda *args: torch.zeros(1, 7))
 
     def step(self, req_ids: list[str]) -> LookStep | None:
-        """Lays a batch out and compares; what the device is told."""
+        """Lays out a batch and compares; returns what is sent to the device."""
         located = self.slots.locate(req_ids, np.ones(len(req_ids), np.bool_))
         self.stage.lay_out(located.groups, located, Staging(CPU))
         any_model: Any = None
@@ -61,13 +61,13 @@ class Requests:
         return self.stage._step
 
     def add_probe(self, index: int, token: int) -> None:
-        """One that comes into the batch as ``p<index>``, with a copied block from position 2."""
+        """Adds a probe as ``p<index>``, with a copied block from position 2."""
         order = ProbeOrder("a", index, token, copied=2)
         self.stage.add_probe(self.slots.add_probe(f"p{index}", "a", index), order)
 
 
 def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rows are those of another batch by then."""
+    """By then its rows belong to another batch."""
     requests = Requests(monkeypatch)
     located = requests.slots.locate(["x", "x", "x", "a"], np.ones(4, np.bool_))
     assert requests.stage.lay_out(located.groups, located, Staging(CPU))
@@ -81,7 +81,7 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch: pytest.Monke
 
 
 def test_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes are read in one step each; in that of the last one the request takes a candidate."""
+    """Each probe is read in one step; in the step of the last one the request takes a candidate."""
     requests = Requests(monkeypatch)
     first = requests.step(["a"])
     assert first is not None

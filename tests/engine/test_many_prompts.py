@@ -27,12 +27,12 @@ AIDED = ("contrastive", "proxy_tuning", "dexperts")
 ALONE = ("entropy_temperature", *AIDED)
 RULE = {"threshold": 1.5, "k": 5}
 OF_ONE_ENGINE = [name for name in METHODS if name not in {"entropy_switch", "look_back"}]
-"""`test_look_back` below has one of its own; switching takes two engines (`test_switching`)."""
+"""`test_look_back` below has its own engine; switching takes two (`test_switching`)."""
 
 
 @dataclass
 class Group:
-    """Prompts of one length and their guides, of another one."""
+    """Prompts of one length, and their guides of another length."""
 
     prompts: list[list[int]]
     guides: list[list[int]]
@@ -78,7 +78,7 @@ def engine(tiny: Path, models: Models) -> Iterator[Engine]:
     ids=["some", "the others"],
 )
 def groups(request: pytest.FixtureRequest) -> list[Group]:
-    """Half of the guides are the ends of their prompts, as without a document."""
+    """Half of the guides are the ends of their prompts, as if a document were left out."""
     rng = random.Random(11)
     found = []
     for i in range(GROUPS):
@@ -123,13 +123,13 @@ def test_many_prompts(engine: Engine, models: Models, groups: list[Group], metho
             cases.append(Case(prompt, second, method, TOKENS, answer))
     assert mismatches(cases, run(engine, cases)) == []
     assert set(engine.leftovers().values()) == {0}
-    # Near-ties of the reference end a comparison: hardly any does.
+    # Near-ties of the reference end a comparison; there are hardly any.
     sure = sum(min(case.expected.margins) >= NEAR_TIE for case in cases)
     assert sure > 0.95 * len(cases)
 
 
 def test_look_back(engine: Engine, models: Models, groups: list[Group]) -> None:
-    """Its candidates are drawn, so whatever was drawn has to be right."""
+    """Candidates are drawn at random, so any draw must be consistent."""
     from vllm import SamplingParams
 
     rows = recorded(engine)

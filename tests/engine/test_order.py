@@ -1,4 +1,4 @@
-"""What crosses a process comes out as it went in."""
+"""Messages between processes arrive unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ROW_ORDERS = (
 
 
 def params(extra_args: dict[str, Any] | None = None) -> Any:
-    """As much of ``SamplingParams`` as carries orders."""
+    """The part of ``SamplingParams`` that carries orders."""
     return SimpleNamespace(extra_args=extra_args)
 
 

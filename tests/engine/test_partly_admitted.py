@@ -1,4 +1,4 @@
-"""Requests that hold memory while others have to come in: half of a group, and alarms."""
+"""Requests that hold memory while others must be admitted: half a group, and alarms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def add(engine: Engine, name: str, prompt: list[int], sampling: SamplingParams) 
 
 
 def finish(engine: Engine) -> dict[str, list[int]]:
-    """Steps until nothing is left; the tokens of each request."""
+    """Runs steps until nothing is left; returns the tokens of each request."""
     tokens: dict[str, list[int]] = {}
     for _ in range(STEPS):
         if not engine.core.has_unfinished_requests():
@@ -58,7 +58,7 @@ def finish(engine: Engine) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
 def test_a_pause_that_waits_for_what_runs_ends(engine: Engine, guide: list[int]) -> None:
-    """Nobody is admitted any more, so the group cannot go on: it starts again after the pause."""
+    """Nothing more is admitted, so the group cannot continue: it starts again after the pause."""
     (alone,) = engine.generate([(PROMPT, params("cad", guide))])
     engine.core.reset_prefix_cache()
     add(engine, "paused", PROMPT, params("cad", guide))
@@ -80,10 +80,9 @@ def test_a_pause_that_waits_for_what_runs_ends(engine: Engine, guide: list[int])
 
 
 def test_an_alarm_and_a_group_that_want_the_same_blocks(engine: Engine) -> None:
-    """One makes room for the other: neither waits for ever, and no pair loses its guide.
+    """One makes room for the other: neither waits forever, and no pair loses its guide.
 
-    A request that waits for its probes holds blocks without running; half of a group runs, but is
-    held.
+    A request that waits for its probes holds blocks without running; half a group runs but is held.
     """
     pair = params("cad", GUIDES["as long as the prompt"])
     (alone,) = engine.generate([(PROMPT, pair)])
@@ -106,7 +105,7 @@ def test_an_alarm_and_a_group_that_want_the_same_blocks(engine: Engine) -> None:
 
 
 def test_half_of_a_group_goes_back_for_an_alarm(engine: Engine) -> None:
-    """Its other half will not fit until the alarm has ended, which wants a block for its probe."""
+    """The other half does not fit until the alarm ends, which needs a block for its probe."""
     prompt, scheduler = PROMPT[:64], engine.scheduler
     pair = params("cad", prompt[::-1])
     (alone,) = engine.generate([(prompt, pair)])
@@ -136,7 +135,7 @@ def test_half_of_a_group_goes_back_for_an_alarm(engine: Engine) -> None:
 
 @pytest.mark.parametrize("free", [1, 2])
 def test_pairs_of_single_tokens_that_do_not_fit_yet(engine: Engine, free: int) -> None:
-    """They would join in one step, for which there are too few blocks while another runs."""
+    """They would be admitted in one step, for which there are too few blocks while another runs."""
     plain = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, detokenize=False)
     pair = params("cad", [8])
     (alone,) = engine.generate([([7], pair)])
@@ -158,7 +157,8 @@ def test_pairs_of_single_tokens_that_do_not_fit_yet(engine: Engine, free: int) -
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("lookers", [1, 2])
 def test_alarms_in_a_cache_that_they_fill(engine: Engine, lookers: int, k: int) -> None:
-    """Every token is an alarm, whose probes find one block, or none until another gives way."""
+    """Every token is an alarm; its probes find one block, or none until another request gives
+    way."""
     pool = engine.scheduler.kv_cache_manager.block_pool
     looker = params("look_back", None, threshold=1000, k=k)
     prompts = [PROMPT[:length] for length in (61, 59)[:lookers]]
@@ -177,8 +177,8 @@ def test_alarms_in_a_cache_that_they_fill(engine: Engine, lookers: int, k: int) 
 def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(
     engine: Engine, length: int
 ) -> None:
-    """It begins again, in one step or two, and finds the same alarm."""
-    # Of a single candidate, so that nothing is drawn.
+    """The request begins again, in one step or two, and finds the same alarm."""
+    # A single candidate, so that nothing is drawn.
     looker = params("look_back", None, threshold=1000, k=1)
     (alone,) = engine.generate([(PROMPT[:length], looker)])
     add(engine, "looker", PROMPT[:length], looker)
@@ -191,7 +191,7 @@ def test_a_reset_of_the_cache_while_a_request_waits_with_its_blocks(
 
 
 def test_alarms_leave_the_line_open(tiny: Path) -> None:
-    """Under the priority policy too, where those that enter by force have a line of their own."""
+    """Under the priority policy too, where requests that must be admitted have their own queue."""
     engine = Engine(tiny, look_back=True, max_model_len=256, scheduling_policy="priority")
     plain = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     add(engine, "looker", PROMPT[:40], params("look_back", None, threshold=1000, k=5))

@@ -1,4 +1,4 @@
-"""The parent of several API processes: what it does with signals. The rest is in tests/e2e."""
+"""The parent of several API processes: its handling of signals. The rest is in tests/e2e."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ print(json.dumps(found))
 
 
 def test_what_the_parent_does_with_signals() -> None:
-    """The first ends its wait, a second one reaches the API processes; SIGHUP reaches them too."""
+    """The first signal ends its wait, a second one is passed to the API processes; so is SIGHUP."""
     done = subprocess.run(
         [sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, timeout=120,
         check=False,

@@ -14,7 +14,7 @@ from tests.support.models import ROOT, TINY_VOCAB, make_tiny
 
 
 def ran(module: str, *arguments: str) -> Any:
-    """What a module of ``tests.support`` prints, run in a process of its own."""
+    """The output of a module of ``tests.support``, run in its own process."""
     command = [sys.executable, "-m", f"tests.support.{module}", *arguments]
     child = subprocess.run(
         command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -25,7 +25,7 @@ def ran(module: str, *arguments: str) -> Any:
 
 @pytest.mark.long
 def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
-    """The methods of several models, and answers that another engine began."""
+    """Methods of several models, and answers that another engine began."""
     amateur = make_tiny(tmp_path / "amateur", vocab_size=TINY_VOCAB - 24, seed=1)
     tuned = make_tiny(tmp_path / "tuned", vocab_size=TINY_VOCAB + 8, seed=2)
     result = ran("v2_two_models", str(tiny), str(amateur), str(tuned))

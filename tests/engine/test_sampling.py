@@ -72,7 +72,7 @@ def test_frequencies(
     observed = [counts[t] for t in likely]
     theory = [float(expected[t]) for t in likely]
     if (rest := DRAWS - sum(theory)) > 1e-6:
-        # All other tokens are one class.
+        # All other tokens form one class.
         observed.append(DRAWS - sum(observed))
         theory.append(rest)
     assert sum(observed) == DRAWS

@@ -1,7 +1,7 @@
-"""The scheduler alone, its workers played: nothing of a group is ever sampled without the rest.
+"""The scheduler with simulated workers: no part of a group is ever sampled without the rest.
 
-A step takes milliseconds here, so that mixes of requests can be drawn at random. What the engines
-make of these steps is tested with models (`test_token_identity`, `test_partly_admitted` …).
+A step takes milliseconds here, so mixes of requests can be drawn at random. How engines run these
+steps is tested with models (`test_token_identity`, `test_partly_admitted` …).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def made(kind: str, model: Path, **sizes: Any) -> Watched:
 
 
 class Watched(BareScheduler):
-    """Asserts in every step that groups sample as a whole, or not at all."""
+    """Asserts in every step that groups sample as a whole or not at all."""
 
     def update(self, output: Any, sampling: list[str]) -> None:
         sampled = set(sampling)
@@ -49,7 +49,7 @@ class Watched(BareScheduler):
 
 
 def guided(*guides: int, grounding: int = 0) -> Order:
-    """An order with guides of so many tokens, none of them with a common prefix."""
+    """An order with guides of so many tokens, no two with a common prefix."""
     texts = [[200 * (i + 1) + j for j in range(n)] for i, n in enumerate(guides)]
     return Order(Spec(CONTRAST, texts, grounding=list(range(900, 900 + grounding))))
 
@@ -67,7 +67,7 @@ def free_blocks(watched: BareScheduler) -> int:
 
 
 def test_a_group_that_fits_samples_in_its_first_step(tiny: Path, kind: str) -> None:
-    """It is as quick as a plain request."""
+    """It is as fast as a plain request."""
     steps = {}
     for name, order in {"plain": None, "pair": guided(7), "two guides": guided(7, 9)}.items():
         watched = made(kind, tiny)
@@ -91,7 +91,7 @@ def test_groups_of_any_lengths(tiny: Path, kind: str, prompt: int, guide: int) -
 
 
 def test_nobody_comes_between_the_members_of_a_whole_group(tiny: Path, kind: str) -> None:
-    """A long prompt in front of it takes the tokens of the step: then it is held as ever."""
+    """A long prompt in front of it takes the tokens of the step: then it is held as usual."""
     watched = made(kind, tiny, max_tokens=64)
     watched.add("long", 60)
     watched.add("pair", 4, guided(4))
@@ -103,7 +103,7 @@ def test_nobody_comes_between_the_members_of_a_whole_group(tiny: Path, kind: str
 
 
 def test_a_group_of_single_tokens_comes_in_when_it_is_first(tiny: Path, kind: str) -> None:
-    """None of its members can be held: it is admitted as a whole or not at all."""
+    """None of its members can be held, so it is admitted as a whole or not at all."""
     watched = made(kind, tiny, max_rows=3, blocks=12)
     for i in range(4):
         watched.add(f"pair{i}", 1, guided(1))
@@ -113,7 +113,7 @@ def test_a_group_of_single_tokens_comes_in_when_it_is_first(tiny: Path, kind: st
 
 
 def test_who_waits_for_rows_stops_the_line(tiny: Path, kind: str) -> None:
-    """A plain request behind a group that does not fit does not overtake it for ever."""
+    """Plain requests behind a group that does not fit do not overtake it forever."""
     watched = made(kind, tiny, max_rows=3)
     watched.add("first", 8, guided(8), tokens=30)
     watched.add("second", 8, guided(8))
@@ -189,7 +189,7 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
 def test_any_mix_of_requests(
     tiny: Path, policy: str, requests: Any, aborts: Any, blocks: int, rows: int
 ) -> None:
-    """Whatever comes when, is aborted when, and however little memory there is: all end."""
+    """All requests end, whenever they come or are aborted, and however little memory there is."""
     for kind in SCHEDULERS:
         watched = made(kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48)
         free = free_blocks(watched)
@@ -199,7 +199,7 @@ def test_any_mix_of_requests(
                 if arrival == step:
                     order = None if guides is None else guided(*guides, grounding=20 * text)
                     watched.add(str(i), prompt, order, tokens, priority=priority)
-                    # No longer than what fits the KV cache beside the guides.
+                    # No longer than what fits into the KV cache beside the guides.
                     expected[str(i)] = watched.scheduler.requests[str(i)].max_tokens
             for when, who in aborts:
                 if when == step:
@@ -216,7 +216,7 @@ def test_any_mix_of_requests(
 
 
 def test_a_group_of_one_row_is_never_held(tiny: Path) -> None:
-    """A request that looks back, say: it waits for nobody."""
+    """For instance a request that looks back: it waits for no other."""
     watched = made("sync", tiny)
     look = Look(1.0, 2, 0, "prefix+generated", True)
     watched.add("looks", 9, Order(Spec(Program(form=0.0), look=look)))

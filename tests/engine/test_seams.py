@@ -1,6 +1,6 @@
-"""The list of seams is complete, none of it is stale, and vLLM is what it was when we read it.
+"""The list of seams is complete and not stale, and vLLM is as it was when we read it.
 
-vLLM's source is parsed, not imported. After a change of ours, or another version of vLLM:
+vLLM's source is parsed, not imported. After a change of ours, or with a new version of vLLM, see
 ``docs/seams.md``.
 """
 
@@ -39,7 +39,7 @@ def defining(seam: Seam) -> str:
 
 
 def lines(what: str, found: set[tuple[str, str]]) -> list[str]:
-    """A line for each target and file."""
+    """One line per target and file."""
     return [f"{what}: {target} in {file}" for target, file in sorted(found)]
 
 
@@ -48,7 +48,7 @@ DEFINED = {(defining(seam), seam.file, seam.how) for seam in SEAMS}
 
 def test_every_override_is_listed_and_nothing_else_is() -> None:
     listed = {(target, file) for target, file, how in DEFINED if how == "overridden"}
-    # Bases that are only known when a model has been loaded.
+    # Bases that are known only after a model has been loaded.
     models = {t for t, _ in listed if t.startswith("vllm.model_executor.models.interfaces_base")}
     wrong = lines("not listed", overrides() - listed)
     wrong += lines("no override", {row for row in listed - overrides() if row[0] not in models})

@@ -1,4 +1,4 @@
-"""The workers' state by slot, without an engine: what a step costs, and what a slot forgets."""
+"""The worker's state by slot, without an engine: what a step sends, and what a slot forgets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Worker:
         self.stages = GuidanceStages(VOCAB, CPU)
 
     def observe(self, *finished: str, **new: RowOrder) -> None:
-        """A scheduler's output: requests that have ended, and new ones."""
+        """Passes on a scheduler's output: requests that have ended, and new ones."""
         rows = [
             SimpleNamespace(
                 req_id=name,
@@ -62,7 +62,7 @@ class Worker:
         self.stages.observe(output)
 
     def step(self, *req_ids: str, idle: tuple[str, ...] = ()) -> tuple[set[str], torch.Tensor]:
-        """Who was guided, and the logits; all streams of a step are random ones."""
+        """Runs a step on random logits; returns which requests were guided, and the logits."""
         samples = np.array([name not in idle for name in req_ids], np.bool_)
         logits = torch.randn(len(req_ids), VOCAB, generator=torch.Generator().manual_seed(0))
         if not self.stages.place(list(req_ids), samples):
@@ -88,7 +88,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Staging]:
 
 
 def test_a_layout_is_sent_once(sent: list[Staging]) -> None:
-    """In one copy; the same rows again send nothing, other rows or other ones that sample do."""
+    """In one copy; the same rows again send nothing, changed rows or changed sampling rows do."""
     worker = Worker()
     worker.observe(a=pair("a"), b=pair("b", vocab=5))
     batch = ("a", "x", "b~guide", "a~guide", "b")
@@ -131,7 +131,7 @@ FULL = {
 def test_a_slot_that_is_used_again_forgets(
     before: GroupOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next group in it is guided as in a slot that was never used."""
+    """The next group in the slot is guided as in one that was never used."""
     side = torch.zeros(2, VOCAB)
     monkeypatch.setattr(amateurs, "amateur_logits", lambda *args: side)
     after = replace(pair("b"), program=Program(alpha=1.0))
@@ -142,7 +142,7 @@ def test_a_slot_that_is_used_again_forgets(
     assert used.step("a", *before.guides, "p")[0] == {"a"}
     used.observe("a", "t", b=after)
     fresh.observe(b=after)
-    # Its probe is still in the batch.
+    # The probe is still in the batch.
     (_, expected), (names, found) = (w.step("p", "b", "b~guide", "a") for w in (fresh, used))
     assert names == {"b"}
     assert torch.equal(found, expected)
@@ -152,7 +152,7 @@ def test_a_slot_that_is_used_again_forgets(
 
 
 def test_more_groups_than_slots() -> None:
-    """What is kept by slot grows, and ended groups make room for others."""
+    """The tables by slot grow, and ended groups make room for others."""
     worker = Worker()
     count = 2 * SLOTS + 3
     names = [f"g{number}" for number in range(count)]
@@ -243,7 +243,7 @@ def test_what_does_not_fit_one_copy_takes_another(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_device_gets_its_values_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the tensors are another buffer's, which gets everything at once."""
+    """As on a GPU: the tensors belong to another buffer, which receives everything at once."""
     made = Staging(CPU)
     made._target = torch.empty_like(made._host)
     tensors = [made.put(np.arange(n, dtype=np.int64)) for n in (1, 2, 3)]
@@ -261,7 +261,7 @@ def test_a_device_gets_its_values_by_one_copy(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_which_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All on a CPU; one of `TIMED_EVERY` on a GPU, where it takes two events."""
+    """All steps on a CPU; one in `TIMED_EVERY` on a GPU, where timing takes two events."""
     assert all(report.Timer.for_step(CPU, step) for step in range(3))
     monkeypatch.setattr(report.Timer, "_mark", lambda self: None)
     timed = [report.Timer.for_step(torch.device("cuda"), step) for step in range(33)]

@@ -1,4 +1,4 @@
-"""How the server stops, on signals to this process: with a client and a server that only record."""
+"""How the server stops on signals to this process, with a client and a server that only record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Client:
 
 
 def running(requests: int, **settings: Any) -> Any:
-    """The state of an app with so many requests under way."""
+    """The state of an app with so many requests in progress."""
     traffic = Traffic()
     tickets = [traffic.enter("a", 1) for _ in range(requests)]
     state = SimpleNamespace(

@@ -32,7 +32,7 @@ VOCAB = 49_152
 RULE: dict[str, Any] = {"window": 3, "min_run": 2}
 
 Models = tuple[Any, Any]
-"""The large and the small one, in Hugging Face."""
+"""The large and the small model, in Hugging Face."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another random model of the same tokenizer, whose vocabulary is padded further."""
+    """Another random model with the same tokenizer, whose vocabulary is padded further."""
     return make_tiny(tmp_path_factory.mktemp("large"), vocab_size=VOCAB + 64, seed=6)
 
 
@@ -67,7 +67,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def threshold(models: Models, prompts: list[list[int]]) -> float:
-    """Bits in the middle of what these models know of nothing, so that they take turns."""
+    """The median entropy of these models' tokens, in bits, so that they take turns."""
     never = {"threshold": 100.0, **RULE}
     bits = [h for p in prompts[:3] for h in moved(*models, p, 20, **never).entropies]
     return statistics.median(bits)
@@ -134,7 +134,7 @@ def test_many_prompts(pair: Pair, models: Models, threshold: float, count: int) 
 
 
 def test_the_second_visit_hits_the_prefix_cache(pair: Pair, threshold: float) -> None:
-    """The same answer again: nothing depends on what the caches hold."""
+    """The same answer again: nothing depends on the contents of the caches."""
     prompt = random_prompt(random.Random(2), 100, VOCAB)
     order = switching(threshold=threshold, **RULE)
     first, second = (pair.ask_all([(prompt, order)])[0] for _ in range(2))
@@ -153,7 +153,7 @@ def test_the_small_model_alone(pair: Pair, models: Models, prompts: list[list[in
 def test_logprobs_come_from_the_model_of_the_token(
     pair: Pair, models: Models, threshold: float, prompts: list[list[int]]
 ) -> None:
-    """One entry a token, with its decoded text, across every seam."""
+    """One entry per token, with its decoded text, across every hand-off."""
     prompt = prompts[5]
     (answer,) = pair.ask_all([(prompt, switching(threshold=threshold, **RULE))], logprobs=2)
     assert answer.switches > 1
@@ -168,7 +168,7 @@ def test_logprobs_come_from_the_model_of_the_token(
 
 
 def test_a_stop_string_across_the_seam(pair: Pair, threshold: float) -> None:
-    """Its first half is one model's, its second half the other's."""
+    """Its first half comes from one model, its second half from the other."""
     order = switching(threshold=threshold, **RULE)
     tokenizer = pair.client.renderer.tokenizer
     for prompt in (random_prompt(random.Random(seed), 40, VOCAB) for seed in range(3, 30)):
@@ -205,7 +205,7 @@ def test_lengths_and_stop_tokens(pair: Pair, threshold: float, prompts: list[lis
 
 
 def test_seeds_and_several_choices(pair: Pair, threshold: float, prompts: list[list[int]]) -> None:
-    """Reproducible alone and beside others; the choices differ; no segment repeats another's."""
+    """Reproducible alone and beside others; choices differ; no segment repeats another's draws."""
     order = switching(threshold=threshold, **RULE)
     fields: dict[str, Any] = {"temperature": 1.0, "seed": 11, "n": 3}
 
@@ -223,7 +223,7 @@ def test_seeds_and_several_choices(pair: Pair, threshold: float, prompts: list[l
 
 
 def test_a_grammar_moves_along(pair: Pair, threshold: float, prompts: list[list[int]]) -> None:
-    """Every seam lies inside the text that the grammar describes."""
+    """Every hand-off is inside the text that the grammar describes."""
     grammar = StructuredOutputsParams(regex="[a-z]{60}")
     orders = [
         switching(threshold=threshold + shift, window=1, min_run=1) for shift in (-0.4, 0.0, 0.4)
@@ -280,7 +280,7 @@ def test_clients_that_leave(pair: Pair, threshold: float, prompts: list[list[int
 def test_the_small_engine_dies(
     pair: Pair, models: Models, threshold: float, prompts: list[list[int]]
 ) -> None:
-    """Its answers go on with the large model, token for token; new ones work. Runs last."""
+    """Its answers continue with the large model, token for token; new ones work. Runs last."""
     order = switching(threshold=threshold, **RULE)
     victim = pair.client.small.inner.engine_core.resources.engine_manager.processes[0].pid
 

@@ -1,4 +1,4 @@
-"""Figures that only the engine's process can see reach the metrics of the front end, each once."""
+"""Figures known only to the engine's process reach the front end's metrics, each exactly once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reports(engine: Engine, requests: list[tuple[str, SamplingParams]]) -> list[
 
 
 def test_every_group_waits_once_and_every_step_is_timed_once(engine: Engine) -> None:
-    """Six pairs with room for two: those in the line wait while the first ones decode."""
+    """Six pairs with room for two: those in the queue wait while the first ones decode."""
     found = reports(engine, [(str(i), params("cad", GUIDE)) for i in range(6)])
     waits = sorted(report.wait_s for report in found if report.wait_s is not None)
     times = [report.kernel_s for report in found if report.kernel_s is not None]
@@ -78,7 +78,7 @@ def test_a_request_of_one_row_waits_for_nobody(engine: Engine) -> None:
 
 
 def test_the_front_end_counts_what_comes() -> None:
-    """Also of a request whose client has left: its account is closed."""
+    """Also for a request whose client has left: its account is closed."""
     processor: Any = SimpleNamespace(add_request=None, process_outputs=lambda outputs: outputs)
     ledger = Ledger(processor)
     ledger.open(Stack(METHODS["entropy_temperature"](method="entropy_temperature")).spec(1.0, []))

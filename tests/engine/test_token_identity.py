@@ -16,7 +16,7 @@ from tests.support.hf import Reference
 
 ROOMY: dict[str, Any] = {"max_model_len": 1024}
 TIGHT: dict[str, Any] = {"max_model_len": 512, "blocks": 18}
-"""Seventeen usable blocks of 32 tokens for sixteen rows: preemption all the time."""
+"""Seventeen usable blocks of 32 tokens for sixteen rows: constant preemption."""
 
 MODES = {
     "sync": ROOMY,
@@ -44,7 +44,7 @@ PAIRS = {
     "tight, async, no prefix cache",
     "tight, priority",
 }
-"""Any two settings meet in one; `test_tight_cache_does_preempt_groups` is tight and sync."""
+"""Covers any two settings; `test_tight_cache_does_preempt_groups` is tight and sync."""
 
 
 @pytest.fixture(
@@ -55,14 +55,14 @@ PAIRS = {
     ],
 )
 def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """One engine a mode."""
+    """One engine per mode."""
     engine = Engine(tiny, **request.param)
     yield engine
     engine.close()
 
 
 def test_mixed_batch_equals_reference(engine: Engine, cases: list[Case]) -> None:
-    """The second round runs into the prefix cache that the first has filled."""
+    """The second round hits the prefix cache that the first has filled."""
     rng = random.Random(0)
     by_priority = engine.scheduler.policy.value == "priority"
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_tight_cache_does_preempt_groups(tiny: Path, cases: list[Case]) -> None:
 def test_urgent_request_cannot_starve_a_half_admitted_pair(
     tiny: Path, prompt: int, guide: int, urgent: int
 ) -> None:
-    """The pair's primary holds blocks that the urgent request needs, its guide is still outside."""
+    """The pair's primary holds blocks that the urgent request needs; its guide is not admitted."""
     from vllm import SamplingParams
 
     def params(**fields: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A hanging engine is found, whatever else may keep it silent: with engines that only pretend."""
+"""A hanging engine is detected, and silence for other reasons is not a hang: with fake engines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def fails() -> None:
 
 
 class Engine:
-    """As much of ``AsyncLLM`` as is watched."""
+    """The part of ``AsyncLLM`` that is watched."""
 
     def __init__(self, answer: Answer = never, processes: Any = ()) -> None:
         manager = SimpleNamespace(processes=processes) if processes else None
@@ -61,7 +61,7 @@ class Engine:
 def watched(
     engine: Engine, busy: Callable[[float], bool] = lambda now: True, until: float = DAY_S
 ) -> float:
-    """Watches by a clock of its own; seconds until the engine was given up, at most `until`."""
+    """Watches with a fake clock; the seconds until the engine is given up, at most `until`."""
     now = 0.0
 
     async def sleep(seconds: float) -> None:
@@ -69,7 +69,7 @@ def watched(
         now += seconds
         if now > until:
             raise TimeoutError
-        # Two turns of the loop: a question is sent in one and answered in the next.
+        # Two iterations of the loop: a question is sent in one and answered in the next.
         for _ in range(2):
             await asyncio.sleep(0)
 
@@ -93,7 +93,7 @@ def test_a_silent_engine_is_given_up() -> None:
 
 @pytest.mark.parametrize("answer", [at_once, fails])
 def test_any_answer_is_a_sign_of_life(answer: Answer) -> None:
-    """Such as that of a paused engine, which sends nothing else."""
+    """Such as the answer of a paused engine, which sends nothing else."""
     engine = Engine(answer)
     assert watched(engine) == DAY_S
     assert engine.asked > DAY_S / TIMEOUT_S
@@ -121,7 +121,7 @@ def test_a_long_step_is_no_hang() -> None:
 
 
 def test_clients_that_give_up_first_hide_nothing() -> None:
-    """Each waits for 20 s and comes again after as long: only their time is counted, all of it."""
+    """Each waits for 20 s and returns after another 20 s: all of their waiting time is counted."""
     took = watched(Engine(), busy=lambda now: now % 40 < 20)
     assert 1.8 * TIMEOUT_S < took < 2.2 * TIMEOUT_S
 
@@ -139,7 +139,7 @@ def test_a_dead_engine_is_watched_no_more() -> None:
 
 
 def test_a_stopped_process_is_ended_with_its_workers() -> None:
-    """SIGTERM would wait in it for ever."""
+    """SIGTERM would stay pending forever."""
     with subprocess.Popen([sys.executable, "-c", PARENT]) as process:
         parent = psutil.Process(process.pid)
         while not (workers := parent.children()):

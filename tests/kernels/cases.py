@@ -1,4 +1,4 @@
-"""What the kernel tests share: back ends by name, streams of made-up logits, what parity means."""
+"""What the kernel tests share: back ends by name, streams of random logits, and parity."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_CPU = ["numba", "torch"]
 ALL = [*ON_CPU, "triton"] if INTERPRETED else ON_CPU
-"""Triton decides at its import whether it interprets: `test_triton` runs the tests once more."""
+"""Triton decides on import whether it interprets: `test_triton` runs the tests once more."""
 MIX = list(EXAMPLES.values())
 LONG, MANY = (333, len(MIX)) if INTERPRETED else (1271, 99)
-"""A vocabulary of several uneven tiles, and rows for all methods: for more the interpreter takes a
-minute."""
+"""A vocabulary of several uneven tiles, and rows for all methods: with more, the interpreter takes
+a minute."""
 
 BackEnd = Callable[[Tensor, Streams, Tensor | None, Tensor], Tensor]
 
@@ -138,7 +138,8 @@ def _assert_row(
         factor = figures["factor"]
         q, reference_q = (mine * factor).exp(), (expected * factor).exp()
         torch.testing.assert_close(q[both], reference_q[both], rtol=1e-3, atol=1e-6)
-        # Only one side may keep a token whose probability is all but at its floor, or q at 0.
+        # Only one side may keep a token whose probability is almost the floor, or whose q is almost
+        # 0.
         p = z1.double().softmax(-1)[flipped] * len(z1)
         at_floor = (p / program.min_prob - 1).abs() < 1e-4
         assert (at_floor | (torch.maximum(q, reference_q)[flipped] < 1e-6)).all()

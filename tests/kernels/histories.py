@@ -34,7 +34,7 @@ class Case:
     most: int
 
     def slot(self, n: int, j: int) -> int:
-        """Where position j of row n is."""
+        """The slot of position j of row n."""
         block = self.states.shape[1]
         return int(self.tables[self.rows[n], j // block]) * block + j % block
 
@@ -43,7 +43,7 @@ class Case:
         return [getattr(self, field.name) for field in fields(self)[:-1]]
 
     def found(self, name: str) -> Nearest:
-        """What a back end finds."""
+        """The result of a back end."""
         module = importlib.import_module(f"divserve_kernels.history_{name}")
         # Triton's interpreter computes with numpy, which warns where a GPU makes NaN.
         with np.errstate(all="ignore"):
@@ -58,7 +58,7 @@ def made_up(
     device: torch.device = CPU,
     seed: int = 0,
 ) -> Case:
-    """Pages in any order; whatever no range covers is NaN, or a page that does not exist."""
+    """Pages in random order; what no range covers is NaN, or a page that does not exist."""
     generator = torch.Generator().manual_seed(seed)
     count, width = len(ranges), max(max(stop for _, stop in ranges) - 1, 0) // block + 1
     blocks = count * width + 3
@@ -87,7 +87,7 @@ def made_up(
 
 
 def simple(states: list[list[float]], lse: list[float], mu: list[float], constant: float) -> Case:
-    """One row that is compared with all of one page."""
+    """One row that is compared with a whole page."""
     return Case(
         states=torch.tensor([states]),
         lse=torch.tensor([*lse, math.nan]),
@@ -102,7 +102,7 @@ def simple(states: list[list[float]], lse: list[float], mu: list[float], constan
 
 
 def assert_parity(name: str, case: Case) -> None:
-    """The least distances agree, and they are those of the positions that are named."""
+    """Asserts that the smallest distances agree and belong to the reported positions."""
     kl, position = (t.cpu() for t in case.found(name))
     expected = case.found("reference")
     assert (kl.dtype, position.dtype) == (torch.float32, torch.int32)

@@ -1,4 +1,4 @@
-"""Which back end serves, and how a wrong one is found."""
+"""Which back end is used, and how a wrong one is detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_back_end_that_cannot_serve_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def spoilt(kind: str) -> BackEnd:
-    """The CPU's back end with one figure wrong."""
+    """The CPU's back end with one wrong figure."""
 
     def run(logits: Tensor, streams: Any, side: Tensor | None, out: Tensor) -> Tensor:
         statistics = torch_backend.guide(logits, streams, side, out)
@@ -61,7 +61,7 @@ def test_a_wrong_back_end_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it serves anybody."""
+    """Before it serves any request."""
     from divserve.engine.worker import worker
     from divserve.errors import StartupError
 
@@ -72,7 +72,7 @@ def test_a_worker_refuses_wrong_kernels(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_engine_starts_where_numba_has_run() -> None:
-    """vLLM's CPU engines look through all loaded modules, llvmlite's library among them."""
+    """vLLM's CPU engines inspect all loaded modules, including llvmlite's library."""
     from vllm.triton_utils.dispatcher import register_kernels
 
     assert selfcheck.check(CPU).back_end == "numba"

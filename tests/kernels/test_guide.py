@@ -1,4 +1,4 @@
-"""The operation's meaning: golden vectors, neutral programs, and what is refused."""
+"""The semantics of the operation: golden vectors, neutral programs, and rejected input."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_golden_logits(name: str, parameters: Any, expected: list[float]) -> Non
     ],
 )
 def test_golden_log_probs(name: str, parameters: Any, expected: list[float]) -> None:
-    """The papers subtract log-probs; a row of logits differs from them by a constant only."""
+    """The papers subtract log-probs; a row of logits differs from them only by a constant."""
     kept = torch.tensor(guided(name, parameters, Z1, Z2))[: len(expected)]
     wanted = torch.tensor(expected)
     torch.testing.assert_close(kept - kept[0], wanted - wanted[0], rtol=0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_golden_uscd(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_uscd_falls_back_where_nothing_is_left(name: str) -> None:
-    """Every q ≤ 0: the primary as it is."""
+    """Every q ≤ 0: the primary is unchanged."""
     parameters = Program(form=Form.PROBABILITY, guide_weight=-3)
     assert guided(name, parameters, Z1, Z1) == pytest.approx(Z1)
     assert statistics_of(name, parameters, Z1, Z1)["kept"] == 6
@@ -192,7 +192,7 @@ def test_half_precision_results_are_refused() -> None:
 
 
 def test_half_precision_logits_are_read() -> None:
-    """Into an output of float32."""
+    """The output is float32."""
     logits, out = torch.tensor([Z1, Z2]).bfloat16(), torch.zeros(2, 6)
     guide(logits, pairs(logits, [of_method("cad")]), out=out)
     assert out[0].tolist() == pytest.approx((1.5 * logits[0] - 0.5 * logits[1]).tolist(), abs=0.02)

@@ -1,4 +1,4 @@
-"""Look-back's kernels: golden vector, the identity they rest on, parity with the reference."""
+"""Look-back's kernels: golden vector, the identity they are based on, parity with the reference."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SIZES = [
     for i, hidden in enumerate([1, 64, 97, 576])
     for j, block in enumerate([1, 16, 32, 128])
     for k, dtype in enumerate(TYPES)
-    # A third of them has each pair of values; all take the interpreter too long.
+    # A third of them covers each pair of values; all would take the interpreter too long.
     if not INTERPRETED or (i + j + k) % 3 == 0
 ]
 
 
 @pytest.fixture(params=["whole", "pieces"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once as it is, once so that short ranges too take several chunks, or turns of a program."""
+    """Once unchanged, once so that even short ranges take several chunks or turns of a program."""
     if request.param == "pieces":
         monkeypatch.setattr(history_torch, "CHUNK", 48)
         if INTERPRETED:
@@ -55,7 +55,7 @@ def test_golden(name: str) -> None:
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_latest_of_equals(name: str) -> None:
-    """In a tile and in different ones; distances below 0, of rounding, count as 0."""
+    """In one tile and in different ones; distances below 0, from rounding, count as 0."""
     case = simple([[0.0]] * 700, [2.0, 1.0, 3.0, 1.0, 4.0] * 140, [1.0], 0.0)
     for lse, constant, kl, position in (
         (case.lse, 0.0, 1.0, 698),
@@ -70,7 +70,7 @@ def test_the_latest_of_equals(name: str) -> None:
 @pytest.mark.parametrize(("hidden", "block", "dtype"), SIZES)
 @pytest.mark.parametrize("name", ALL)
 def test_sizes(name: str, hidden: int, block: int, dtype: torch.dtype) -> None:
-    """Ranges that are empty, of one position, not aligned to pages, and of whole pages."""
+    """Ranges that are empty, of one position, unaligned to pages, or of whole pages."""
     unaligned, whole = (block // 2 + 3, 2 * block + 5), (0, min(2 * block, 64))
     for ranges in (
         [unaligned],
@@ -83,8 +83,8 @@ def test_sizes(name: str, hidden: int, block: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", ALL)
 def test_long_ranges(name: str, dtype: torch.dtype) -> None:
-    """Several stretches, chunks and turns of a program; on the CPU, more than one thread's work."""
-    # Interpreted tiles are worked off one by one, and have 16 positions: 300 are as long.
+    """Several stretches, chunks and turns of a program; on the CPU, work for several threads."""
+    # Interpreted tiles run one by one and have 16 positions: a range of 300 is as long.
     longest, rows = (300, 20) if INTERPRETED else (2600, 200)
     assert_parity(name, made_up([(0, longest), (1, 2), (17, longest // 2)], 97, 16, dtype))
     assert_parity(name, made_up([(0, 40)] * rows + [(3, longest // 2)], 64, 16, dtype))
@@ -93,7 +93,7 @@ def test_long_ranges(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", ALL)
 def test_strided_tensors(name: str, dtype: torch.dtype) -> None:
-    """A store between others' memory, every second table, rows and bounds of larger tensors."""
+    """A store inside other memory, every second table, rows and bounds of larger tensors."""
     case = made_up([(3, 50), (0, 7), (20, 61)], 64, 16, dtype)
     expected = case.found(name)
     wide = torch.full((case.states.shape[0], 3, 18, 80), math.nan, dtype=dtype)
@@ -126,7 +126,7 @@ def test_strided_tensors(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_stays_in_its_row(name: str, where: str) -> None:
-    """At the start, between and at the end of a range of several tiles."""
+    """At the start, in the middle and at the end of a range of several tiles."""
     ranges = [(5, 300)] * 3
     clean = made_up(ranges)
     expected = clean.found(name)
@@ -148,7 +148,7 @@ def test_nan_stays_in_its_row(name: str, where: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ALL)
 def test_every_short_float(name: str, dtype: torch.dtype) -> None:
-    """All numbers of 16 bits, denormal ones too, mean what torch says."""
+    """All 16-bit floats, including denormals, have the values that torch gives them."""
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     numbers = numbers[numbers.float() <= 0]
     if INTERPRETED or name == "triton":
@@ -222,7 +222,7 @@ def test_nothing_to_compare(count: int, most: int) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("hidden", [1, 97, 576, 4096])
 def test_parity_on_a_gpu(hidden: int, dtype: torch.dtype) -> None:
-    """Without waiting for the device, and once more from a CUDA graph."""
+    """Without waiting for the device, and again from a CUDA graph."""
     device = torch.device("cuda")
     ranges = [(3, 500), (0, 0), (17, 18), *((i, 2 * i) for i in range(60))]
     case = made_up(ranges, hidden, 16, dtype, device)

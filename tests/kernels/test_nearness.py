@@ -21,7 +21,7 @@ INF = math.inf
 def nearness(
     name: str, z1: Tensor, z2: Tensor | None, side: Tensor | None = None
 ) -> tuple[float, float]:
-    """Overlap and agreement of two rows, on an output of its own; None: there is no guide."""
+    """Overlap and agreement of two rows, with a separate output; None: there is no guide."""
     logits = torch.stack([z1] if z2 is None else [z1, z2])
     second = [ABSENT] if z2 is None else [1] if side is None else [side_row(0)]
     streams = streams_of([Program(alpha=0.5)], [0], second)
@@ -40,7 +40,7 @@ def one_minus_tv(z1: Sequence[float], z2: Sequence[float]) -> float:
 def test_overlap_is_what_the_total_variation_leaves(name: str) -> None:
     z1, z2 = torch.tensor(Z1), torch.tensor(Z2)
     assert nearness(name, z1, z2)[0] == pytest.approx(one_minus_tv(Z1, Z2), abs=1e-6)
-    # All of one row is masked in the other.
+    # Each row masks everything that the other keeps.
     assert nearness(name, torch.tensor([0.0, -INF]), torch.tensor([-INF, 0.0]))[0] == 0
 
 
@@ -54,7 +54,7 @@ def test_overlap_is_what_the_total_variation_leaves(name: str) -> None:
         ([2, 1, 2, 0], [3, 1, 0, 2], 1),
         ([2, 1, 2, 0], [0, 3, 0, 3], 0),
         ([2, 2, 1, 0], [0, 3, 3, 0], 1),
-        # The next number below is no tie, though the distributions are all but equal.
+        # The next smaller number is not a tie, though the distributions are almost equal.
         ([1, 1 - 2**-24, 0], [1 - 2**-24, 1, 0], 0),
         ([0.0, -1, -2], [-0.0, -1, -2], 1),
         # The guide's likeliest token cannot be sampled.
@@ -65,14 +65,14 @@ def test_overlap_is_what_the_total_variation_leaves(name: str) -> None:
 def test_agreement_is_on_a_likeliest_token(
     name: str, z1: list[float], z2: list[float], agree: int
 ) -> None:
-    """Of several that are equally likely, any one."""
+    """Any one of several equally likely tokens."""
     assert nearness(name, torch.tensor(z1), torch.tensor(z2))[1] == agree
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("last", "agree"), [(3.0, 1), (2.5, 0)])
 def test_agreement_anywhere_in_a_long_row(name: str, last: float, agree: int) -> None:
-    """A part of the row holds both maxima, on different tokens; only the end holds them on one."""
+    """One part of the row has both maxima on different tokens; only the end has them on one."""
     vocab = 700 if name == "triton" else 20011
     z1, z2 = torch.zeros(2, vocab)
     z1[[3, vocab - 1]] = 4.0
@@ -82,7 +82,8 @@ def test_agreement_anywhere_in_a_long_row(name: str, last: float, agree: int) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nearness_without_a_guide_and_of_dead_streams(name: str) -> None:
-    """No guide: the primary is its own. A dead guide is uniform, a dead primary near nothing."""
+    """Without a guide, the primary is its own. A dead guide is uniform; a dead primary has no
+    overlap."""
     z1, dead = torch.tensor(Z1), torch.full((6,), -INF)
     assert nearness(name, z1, None) == (1, 1)
     overlap, agree = nearness(name, z1, dead)
@@ -103,7 +104,7 @@ def test_nearness_without_a_guide_and_of_dead_streams(name: str) -> None:
 def test_nearness_is_of_the_shared_vocabulary(
     name: str, z1: list[float], side: list[float]
 ) -> None:
-    """The longer row has its maximum beyond it."""
+    """The longer row has its maximum beyond the shared vocabulary."""
     streams = torch.tensor(z1), torch.zeros(len(z1)), torch.tensor([side])
     overlap, agree = nearness(name, *streams)
     assert overlap == pytest.approx(one_minus_tv(z1[:4], side[:4]), abs=1e-6)
@@ -112,7 +113,7 @@ def test_nearness_is_of_the_shared_vocabulary(
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numba"])
 def test_agreement_of_half_precision_rows(name: str) -> None:
-    """What was rounded to a tie is one."""
+    """Values that were rounded to a tie are a tie."""
     z1, z2 = torch.tensor([[1.0, 1.001, 0.0], [2.0, 1.0, 0.0]])
     assert nearness(name, z1, z2)[1] == 0
     assert nearness(name, z1.bfloat16(), z2.bfloat16())[1] == 1
@@ -121,7 +122,7 @@ def test_agreement_of_half_precision_rows(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_nearness_of_broken_rows(name: str, sign: float) -> None:
-    """NaN of either sign, in either stream: no number could be trusted."""
+    """NaN of either sign, in either stream: no number can be trusted."""
     z = torch.tensor(Z1)
     broken = z.clone()
     broken[2] = math.copysign(math.nan, sign)

@@ -1,4 +1,4 @@
-"""Every back end against the float64 reference: sizes, masks, dtypes, strides, recycled memory."""
+"""Every back end against the float64 reference: sizes, masks, dtypes, strides, reused memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZES = [1, 111, LONG, *([] if INTERPRETED else [49152, 151936, 262145])]
 @pytest.mark.parametrize("name", ALL)
 def test_mixed_methods(name: str, count: int, vocab: int) -> None:
     """All methods in one call; odd sizes; rows anywhere in the batch."""
-    # Interpreted rows are worked off one by one: those of MANY say the same.
+    # Interpreted rows run one by one, so MANY rows already test every method.
     every = count == 1 and vocab < LONG and name != "triton"
     for seed in range(len(MIX) if every else 1):
         assert_parity(back_end(name), *made_up(count, vocab, seed=seed))
@@ -70,7 +70,8 @@ def test_streams_that_are_masked_everywhere(name: str, which: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_absent_streams(name: str) -> None:
-    """A missing guide is the primary itself, a missing third stream zero; absent rows stay."""
+    """A missing guide is the primary itself, a missing third stream zero; absent rows are
+    unchanged."""
     logits, streams = made_up(len(MIX), 301)
     assert_parity(back_end(name), logits, streams_of(MIX, streams.primary.tolist()))
     primaries = [row if row % 2 else ABSENT for row in streams.primary.tolist()]
@@ -123,7 +124,7 @@ def test_strided_logits(name: str) -> None:
 
 
 def test_rows_with_gaps() -> None:
-    """Whatever the fused back end does not take, torch does."""
+    """Torch handles whatever the fused back end does not."""
     wide, streams = made_up(len(MIX), 262)
     view, dense = wide[:, ::2], wide[:, ::2].clone()
     guide(view, streams)
@@ -133,7 +134,7 @@ def test_rows_with_gaps() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_identical_rows(name: str) -> None:
-    """No divergence at all, and adaptive methods give back the logits bit for bit."""
+    """The divergence is 0, and adaptive methods return the logits bit for bit."""
     logits = torch.randn(5, 97, generator=torch.Generator().manual_seed(0))
     logits[4] = logits[1]
     before = logits.clone()
@@ -162,7 +163,7 @@ def test_nan_stays_in_its_own_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_repeat_runs_are_bitwise_equal(name: str) -> None:
-    """Threads share the work; Triton's interpreter has but one, and its GPU test repeats a run."""
+    """Threads share the work; Triton's interpreter has only one, and its GPU test repeats a run."""
     logits, streams = made_up(len(MIX), 20011)
     run, copies = back_end(name), [logits.clone(), logits.clone()]
     first, second = (run(copy, streams, None, copy) for copy in copies)
@@ -171,7 +172,7 @@ def test_repeat_runs_are_bitwise_equal(name: str) -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    """Segments are of a fixed length and merged in order."""
+    """Segments have a fixed length and are merged in order."""
     logits, streams = made_up(len(MIX), 30011)
     before, copies = torch.get_num_threads(), [logits.clone(), logits.clone()]
     found = []
@@ -195,7 +196,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 def test_parity_anywhere(
     seed: int, vocab: int, count: int, spread: float, masked: float, name: str
 ) -> None:
-    """Random rows at random places of a batch, with random masks."""
+    """Random rows at random places in a batch, with random masks."""
     logits, streams = made_up(count, vocab, seed, spread)
     mask = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed)) < masked
     mask[:, 0] = False
@@ -204,12 +205,12 @@ def test_parity_anywhere(
 
 
 def test_more_rows_than_one_chunk() -> None:
-    """Fifty pairs are worked on in parts by torch; nobody can tell."""
+    """Torch processes fifty pairs in chunks; the result is the same."""
     assert_parity(back_end("torch"), *made_up(50, 301))
 
 
 def test_inference_mode_leaves_no_trace() -> None:
-    """The engine calls in inference mode; what is kept between calls must serve everybody."""
+    """The engine calls in inference mode; what is kept between calls must work outside it too."""
     wide = torch.randn(2, 100_003)
     streams = pairs(wide, [EXAMPLES["cad"]])
     run = back_end("torch")

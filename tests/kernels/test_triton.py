@@ -1,4 +1,4 @@
-"""The Triton back end where no GPU is: once more through the interpreter; and on a GPU."""
+"""The Triton back end: without a GPU through the interpreter, and on a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU_ONLY = {
 
 
 def interpreted(chosen: str, *modules: ModuleType) -> set[str]:
-    """Names of the tests that pass in a process whose Triton interprets: the passes one by one."""
+    """Names of the tests that pass in a process whose Triton interprets."""
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", chosen]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is asked: mixes, lengths, documents, bodies, and users over time."""
+"""What is sent: mixes, lengths, documents, bodies, and users over time."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ USERS = 4
 
 
 def agree(locust: int, ours: int) -> bool:
-    """locust's CSV is closed while the last answers are under way; the samples have them."""
+    """locust's CSV is closed while the last answers are in progress; the samples include them."""
     return 0 <= ours - locust <= USERS
 
 
@@ -53,7 +53,7 @@ def test_a_load_without_faults(tmp_path: Path) -> None:
     assert {one.outcome for one in run.samples} == {"ok"}
     assert {one.kind for one in run.samples} == {"plain", "cad", "adacad+kl_temperature"}
     assert {one.tokens for one in run.samples} == {TOKENS}
-    # What was sent: a warm-up of each kind, then the samples and nothing else.
+    # The server got a warm-up of each kind, then the samples and nothing else.
     assert len(fake.bodies) == len(run.samples) + 3
     found = {one.name: one for one in run.summaries()}
     assert found["all"].goodput == 1
@@ -70,7 +70,7 @@ def test_a_load_without_faults(tmp_path: Path) -> None:
 
 
 def unruly(number: int, body: dict[str, Any]) -> str:
-    """No fault in the warm-up; then every kind in turn."""
+    """No fault during the warm-up; then every kind in turn."""
     faults: Sequence[str] = ("ok", "429", "ok", "steps", "ok", "500", "ok", "cut")
     return "ok" if number < 2 else faults[number % len(faults)]
 
@@ -104,7 +104,7 @@ def test_faults_are_failures_and_rejections_are_not(tmp_path: Path) -> None:
 def test_a_server_that_goes_silent_fails(
     tmp_path: Path, knobs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever still waits when the time is over has had no answer, and that counts."""
+    """Users still waiting when the time is over have had no answer, and that counts."""
 
     def silent(number: int, body: dict[str, Any]) -> str:
         return "ok" if number < 4 else "hang"
@@ -140,7 +140,7 @@ def test_several_processes_leave_one_report(tmp_path: Path) -> None:
     run = report.read(tmp_path)
     assert len([path for path in tmp_path.glob("samples-*.jsonl") if path.stat().st_size]) == 2
     assert len(fake.bodies) == len(run.samples) + 4
-    # Users of different processes do not ask the same.
+    # Users of different processes do not send the same requests.
     asked = [str(body["messages"]) for body in fake.bodies]
     assert len(set(asked)) == len(asked)
 
@@ -185,7 +185,7 @@ def test_the_report_can_be_drawn_again(tmp_path: Path) -> None:
 
 
 def test_an_open_loop_at_a_share_of_the_peak(tmp_path: Path) -> None:
-    """The fake server answers at any speed, so the share is a small one."""
+    """The fake server answers at any speed, so the share is small."""
     knobs = ("--load", "0.02", "--calibration", "4", "--guided-share", "0")
     with fake_openai.serving() as (url, _):
         done = load(url, tmp_path, *knobs, minutes=10 / 60)
@@ -203,5 +203,5 @@ def test_open_arrivals_do_not_wait_for_answers(tmp_path: Path) -> None:
     with fake_openai.serving() as (url, _):
         done = load(url, tmp_path, "--rate", "60", "--users", "2")
     assert done.returncode == 0, done.stderr
-    # Two users that waited for their answers would ask 2 / (7 × STEP_S) times a second at most.
+    # Two users that waited for answers would send at most 2 / (7 × STEP_S) requests per second.
     assert len(report.read(tmp_path).samples) > 40 * SECONDS

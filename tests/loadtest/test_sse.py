@@ -1,4 +1,4 @@
-"""Reading a stream: events however they are cut, tokens, and answers that are not honest."""
+"""Reading a stream: events however they are fragmented, tokens, and faulty answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory over time, drift of latencies, readings of a server, and what is the peak."""
+"""Memory over time, drift of latencies, readings of a server, and the peak."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HOUR = ABOUT | {"began": 0.0, "seconds": 3600, "rate": 0.5}
 
 
 def held(memory: Any, every_s: float = 10.0) -> list[Reading]:
-    """Readings of an hour, whose memory is a function of the seconds."""
+    """Readings of one hour, with memory as a function of the seconds."""
     times = [n * every_s for n in range(int(3600 / every_s))]
     return [Reading(at, memory=memory(at), files=100 + int(at > 1800)) for at in times]
 
 
 def asked(slow: float = 1.0, seed: int = 0) -> list[Sample]:
-    """An hour of answers of random speed; those of the last third take ``slow`` times as long."""
+    """One hour of answers of random speed; those of the last third take ``slow`` times as long."""
     rng, found = random.Random(seed), []
     for at in range(0, 3600, 2):
         pace = (0.5 + rng.random()) * (slow if at > 2520 else 1)

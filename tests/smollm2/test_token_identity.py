@@ -99,7 +99,7 @@ def _contrast(method: str, logits: list[Tensor]) -> Tensor:
 def stock_answers(smollm2: Path, cases: list[Case]) -> list[list[int]]:
     """The plain requests on vLLM's own scheduler and runner.
 
-    Before the other engine: closing one tears down torch's process groups of both.
+    Runs before the other engine: closing one tears down the torch process groups of both.
     """
     stock = Engine(smollm2, lockstep=False, **ROOM)
     answers = run(stock, [c for c in cases if not c.method])
@@ -131,7 +131,7 @@ def test_plain_requests_equal_stock_vllm(
 
 
 def test_methods_change_answers(cases: list[Case]) -> None:
-    """Guards the tests above: the guide matters to what is compared."""
+    """Guards the tests above: the guide changes what is compared."""
     by_method: dict[str, int] = Counter()
     plain = {tuple(c.prompt): c.expected.tokens for c in cases if not c.method}
     for case in cases:

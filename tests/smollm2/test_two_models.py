@@ -64,7 +64,7 @@ def prompts(smollm2: Path) -> list[list[int]]:
 def test_one_batch_of_contrast_switching_and_plain(
     pair: Pair, smollm2: Path, sibling: Any, prompts: list[list[int]]
 ) -> None:
-    """Six of each at once."""
+    """Six requests of each kind at once."""
     body = {"method": "contrastive"}
     contrastive = Stack(METHODS["contrastive"].model_validate(body)).spec(0.0, [None])
     orders = [contrastive, switching(**RULE), None]

@@ -1,4 +1,4 @@
-"""A scheduler without an engine: the workers are played, so a step takes milliseconds at most."""
+"""A scheduler without an engine, with simulated workers: a step takes milliseconds at most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ os.environ.update(ENVIRONMENT)
 
 BLOCK = 16
 TOKEN = 5
-"""What every row samples."""
+"""The token that every row samples."""
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
 
 
 class BareScheduler:
-    """A scheduler and the workers that it would have.
+    """A scheduler and its simulated workers.
 
     Args:
         cls: the class of the scheduler.
@@ -48,7 +48,7 @@ class BareScheduler:
         max_tokens: tokens of a step.
         blocks: of the KV cache.
         policy: ``"fcfs"`` or ``"priority"``.
-        ahead: steps that are made before the first of them has run: 1 is synchronous.
+        ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class BareScheduler:
         )
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
-        """Tokens that each request has got, by name."""
+        """Tokens of each request, by name."""
         self.errors: dict[str, str] = {}
         self.steps = 0
 
     def add(
         self, name: str, prompt: int, order: Order | None = None, tokens: int = 4, **fields: Any
     ) -> None:
-        """Adds a request with a prompt of so many tokens, no two of them with a common prefix."""
+        """Adds a request with a prompt of so many tokens; no two prompts have a common prefix."""
         from vllm import SamplingParams
         from vllm.utils.hashing import get_hash_fn_by_name
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -116,7 +116,7 @@ class BareScheduler:
         )
 
     def step(self) -> None:
-        """Makes a step, and runs the oldest one on its way once there are enough."""
+        """Schedules a step, and runs the oldest pending one once there are enough."""
         output = self.scheduler.schedule()
         requests = self.scheduler.requests
         sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
@@ -126,7 +126,7 @@ class BareScheduler:
             self.update(*self._steps.popleft())
 
     def update(self, output: Any, sampling: list[str]) -> None:
-        """Plays the workers of a step: every row whose tokens are all read samples."""
+        """Simulates the workers of a step: every row whose tokens have all been read samples."""
         for client in self.scheduler.update_from_output(output, played(output, sampling)).values():
             for one in client.outputs:
                 self.answers[one.request_id] = self.answers.get(one.request_id, 0) + len(
@@ -140,7 +140,7 @@ class BareScheduler:
         """Runs until nothing is left to do.
 
         Raises:
-            RuntimeError: that takes more than so many steps.
+            RuntimeError: that takes too many steps.
         """
         for _ in range(steps):
             if not self.scheduler.requests:

@@ -1,4 +1,4 @@
-"""Requests of the end-to-end tests: a document, a question, and the amateurs that send them."""
+"""Requests of the end-to-end tests: a document, a question, and the functions that send them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT = DOCUMENT + "The capital of France is"
 GUIDE = {"without": DOCUMENT}
 CAD = {"method": "cad", "guide": GUIDE}
 OWN: dict[str, dict[str, Any]] = {"vdgd": {"grounding": DOCUMENT}, "entropy_temperature": {}}
-"""What the methods without a second stream need."""
+"""Fields that the methods without a second stream require."""
 
 
 def guided(method: str = "cad", **fields: Any) -> dict[str, Any]:

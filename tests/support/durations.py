@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds of files and of the longest tests, fixtures included."""
+"""Where the time of a run goes: seconds per file and of the longest tests, fixtures included."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def spent() -> float:
 
 
 def write(path: Path, stats: Mapping[str, Sequence[Any]]) -> None:
-    """Writes what the reports of a terminal reporter add up to.
+    """Writes the totals of a terminal reporter's reports.
 
     Args:
         path: file to write; folders are made.
-        stats: reports by their category, with their CPU seconds; other things are left out.
+        stats: reports by category, with their CPU seconds; anything else is left out.
     """
     files: dict[str, Counter[str]] = {"seconds": Counter(), "cpu": Counter()}
     tests: dict[str, Counter[str]] = {"seconds": Counter(), "cpu": Counter()}

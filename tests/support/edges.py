@@ -1,4 +1,4 @@
-"""Small applications inside of the edges, and ASGI messages by hand."""
+"""Small applications inside the edges, and handmade ASGI messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS: dict[str, Any] = {
 
 
 class Engine:
-    """As much of a client as the probes ask for."""
+    """The part of a client that the probes use."""
 
     alive = True
 
@@ -38,12 +38,12 @@ class Engine:
 
 
 def small_app(keys: Sequence[str] = (), rows: int = 2, **flags: Any) -> FastAPI:
-    """An app of a few routes inside of the edges.
+    """An app with a few routes inside the edges.
 
     Args:
-        keys: that open it.
-        rows: that its engine would run at a time.
-        flags: where they are not their defaults.
+        keys: the keys it accepts.
+        rows: how many its engine would run at the same time.
+        flags: those that differ from their defaults.
     """
     app = FastAPI()
     errors.install(app)
@@ -85,8 +85,8 @@ class Call:
         app: the application.
         path: of the request.
         chunks: of the body.
-        leaves: whether the client hangs up after them.
-        stalls: whether more was to come, and never does.
+        leaves: whether the client hangs up after the chunks.
+        stalls: whether more is announced and never comes.
         after: what the body waits for.
         options: more of the scope; ``headers`` as a mapping.
     """

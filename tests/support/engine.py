@@ -1,4 +1,4 @@
-"""An engine in this process, with its scheduler within reach of the tests."""
+"""An engine in this process, whose scheduler the tests can access."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Engine:
             from tests.support.async_cpu import allow_async_scheduling
 
             allow_async_scheduling()
-        # Never left to vLLM: once allowed, it would be the default for all later engines.
+        # Never left to vLLM: once enabled, it would be the default for all later engines.
         settings["async_scheduling"] = self.asynchronous
         if lockstep:
             from divserve.engine.scheduler.scheduler import (
@@ -133,7 +133,7 @@ class Engine:
 
 
 def report_of(output: Any) -> Report | None:
-    """What the scheduler has reported with one of vLLM's outputs, which keeps it."""
+    """The scheduler's report in one of vLLM's outputs, which keeps it."""
     packed = (output.kv_transfer_params or {}).get(ORDER_KEY)
     return (
         packed if packed is None or isinstance(packed, Report) else msgspec.convert(packed, Report)
@@ -141,7 +141,7 @@ def report_of(output: Any) -> Report | None:
 
 
 def counted(owner: Any, name: str) -> list[Any]:
-    """Calls of a method of `owner`, which still does what it does."""
+    """Records the calls of a method of `owner`, which still works."""
     calls: list[Any] = []
     method = getattr(owner, name)
 
@@ -154,5 +154,5 @@ def counted(owner: Any, name: str) -> list[Any]:
 
 
 def random_prompt(rng: random.Random, length: int, vocab: int) -> list[int]:
-    """Token ids away from the special ones."""
+    """Random token ids without special ones."""
     return [rng.randrange(5, vocab - 2) for _ in range(length)]

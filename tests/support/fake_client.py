@@ -1,4 +1,4 @@
-"""An engine client without an engine: it reads the request as vLLM does and answers from a script.
+"""An engine client without an engine: it reads requests as vLLM does and answers from a script.
 
 The HTTP layer above it is the real one, with SmolLM2's tokenizer and chat template.
 """
@@ -122,7 +122,7 @@ def arguments(**edges: Any) -> Namespace:
     """The parsed arguments of a small server of SmolLM2.
 
     Args:
-        edges: flags of the edges, where they are not their defaults.
+        edges: flags of the edges that differ from their defaults.
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -18,7 +18,7 @@ TOKENS = 6
 STEP_S = 0.01
 SILENCE_S = 20
 Plan = Callable[[int, dict[str, Any]], str]
-"""What to do with the n-th request, from its body: ``ok`` or one of the faults of `FakeServer`."""
+"""Chooses, from its body, how to answer the n-th request: ``ok`` or a fault of `FakeServer`."""
 
 
 def well(number: int, body: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ async def _stream(send: Any, body: dict[str, Any], fault: str) -> None:
 
 @contextmanager
 def serving(plan: Plan = well) -> Iterator[tuple[str, FakeServer]]:
-    """The server in a thread of this process: its address, and itself."""
+    """Runs the server in a thread of this process; yields its address and itself."""
     app = FakeServer(plan)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""`divserve serve` without an engine, in a process of its own: the real app, launcher and signals.
+"""`divserve serve` without an engine, in its own process: the real app, launcher and signals.
 
-Its answers have as many tokens as asked for, twenty a second.
+Its answers have as many tokens as requested, twenty per second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.models import ROOT
 from tests.support.server import clean_environment
 
 STEP_S = 0.05
-"""Such that 100 streams leave a busy machine time for other requests."""
+"""Slow enough that 100 streams leave a busy machine time for other requests."""
 START_TIMEOUT_S = 150
 
 

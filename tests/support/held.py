@@ -1,4 +1,4 @@
-"""What a server at rest holds: rows, blocks, processes, files, tasks, memory."""
+"""What an idle server holds: rows, blocks, processes, files, tasks, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tree(server: psutil.Process) -> list[psutil.Process]:
 
 
 def held(url: str, server: psutil.Process) -> dict[str, float]:
-    """What a server of `tests.support.watched_server` holds, once its gauges say that it rests."""
+    """What a server of `tests.support.watched_server` holds, once its gauges say it is idle."""
     deadline = time.monotonic() + GRACE_S
     while any(gauges(url).values()) and time.monotonic() < deadline:
         time.sleep(0.2)

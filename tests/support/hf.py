@@ -116,7 +116,7 @@ def edt(z: Tensor, theta: float = 0.1, base: float = 0.8) -> Tensor:
 
 
 Combined = Callable[[list[Tensor]], Tensor]
-"""Makes the guided logits ``[V]`` of those of all streams, each ``[V] float64``."""
+"""Computes the guided logits ``[V]`` from those of all streams, each ``[V] float64``."""
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Reference:
         combined: Sequence[Combined],
         max_tokens: int,
     ) -> list[Answer]:
-        """As `stacked`, once for each way to combine: they share the prompts and their forwards."""
+        """Like `stacked`, for several ways to combine, which share the prompts and forwards."""
         feeds = [torch.tensor([stream]) for stream in (prompt, *guides)]
         caches: list[Any] = [None] * len(feeds)
         answers = [Answer() for _ in combined]

@@ -20,12 +20,12 @@ Combined = Callable[[int, list[Tensor]], Tensor]
 def greedy_batch(
     streams: Sequence[tuple[Any, list[list[int]]]], combined: Combined, max_tokens: int
 ) -> list[Answer]:
-    """Decodes greedily, row by row from the logits of one forward a stream.
+    """Decodes greedily, row by row, from the logits of one forward per stream.
 
     Args:
         streams: a model and its prompts, all of one length, for each stream; a stream with a
-            smaller vocabulary reads its last token for those that it lacks.
-        combined: makes the guided logits of a row.
+            smaller vocabulary reads its last token in place of those that it lacks.
+        combined: computes the guided logits of a row.
         max_tokens: tokens to generate.
     """
     answers = [Answer() for _ in streams[0][1]]

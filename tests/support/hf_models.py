@@ -53,7 +53,7 @@ class Trio:
         for _ in range(max_tokens):
             logits = []
             for i, model in enumerate(models):
-                # Another padding of the vocabulary: an id may have no row.
+                # Vocabularies are padded differently: an id may have no row.
                 ids = torch.tensor([feed]).clamp_max(model.config.vocab_size - 1)
                 out = model(ids, past_key_values=caches[i], use_cache=True)
                 caches[i] = out.past_key_values
@@ -76,9 +76,9 @@ class Moved:
     tokens: list[int] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
-    """Bits, of the model that made the token."""
+    """Entropy in bits of the model that made the token."""
     doubt: list[float] = field(default_factory=list)
-    """By token: how near it was to another token or another model; 0 is a tie."""
+    """By token: how close it was to another token or another model; 0 is a tie."""
 
     def sure(self, margin: float) -> int:
         """Tokens before the first doubtful one."""
@@ -98,7 +98,7 @@ def moved(
     start: str = "small",
     stop: Callable[[int], bool] = lambda _: False,
 ) -> Moved:
-    """Simonds 2025 by its words, greedily: each token from scratch by the model that has the turn.
+    """Simonds 2025 as worded, greedily: the active model computes each token from scratch.
 
     Args:
         large, small: Hugging Face models.

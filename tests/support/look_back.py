@@ -14,11 +14,11 @@ from divserve.decoding import STATISTICS, LookRow, LookState
 from tests.support.engine import report_of
 
 KL_ERROR = 1e-4
-"""Nats that float32 may miss a KL by."""
+"""Error of a KL in float32, nats."""
 NEAR_TIE = 1e-3
 
 Draw = Callable[[int, dict[int, float]], int]
-"""Which candidate is taken: sampled steps before this one, and the KL of each candidate."""
+"""Picks a candidate from the number of steps sampled before this one and the candidates' KLs."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Looked:
     candidates: list[dict[int, float]] = field(default_factory=list)
     """KL of each candidate; empty in a clear step."""
     margins: list[float] = field(default_factory=list)
-    """How near the token was to being another one (nats)."""
+    """How close the token was to being another one (nats)."""
 
     def sure(self, margin: float) -> int:
         """Tokens before the first one that rounding could change."""
@@ -85,9 +85,9 @@ def look_back(
         model: Hugging Face causal model.
         prompt: token ids.
         count: tokens to generate.
-        draw: takes a candidate.
+        draw: picks a candidate.
         threshold, k, window, reference: the method's parameters.
-        wasted: steps that an alarm samples in vain before it draws.
+        wasted: steps that an alarm samples and discards before it draws.
     """
     found, text, sampled = Looked(), list(prompt), 0
     prefix = max(len(prompt) - 1, 1)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Whether processes have ended, at the latest a little later: their parents may not wait."""
+    """Whether the processes end within a short time: their parents may not wait for them."""
     deadline = time.monotonic() + GONE_WITHIN_S
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
         if time.monotonic() > deadline:
@@ -45,10 +45,10 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
-    """Calls `strike` while a stream and a whole answer of each of `DECODINGS` are under way.
+    """Calls `strike` while a stream and a whole answer for each of `DECODINGS` are in progress.
 
     Returns:
-        The errors of all of them, and the seconds until the last one had come.
+        The errors of all of them, and the seconds until the last one came.
     """
     headers = {"Authorization": f"Bearer {API_KEY}"}
     options: Any = {"base_url": url, "headers": headers, "timeout": TIMEOUT_S}
@@ -59,7 +59,7 @@ async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
             for decoding, event in zip(DECODINGS, begun, strict=True)
         ]
         await asyncio.gather(*(event.wait() for event in begun))
-        # Where the streams fill the engine, these wait in its queue.
+        # If the streams fill the engine, these wait in its queue.
         whole = [
             asyncio.create_task(http.post("/v1/completions", json={**BODY, "decoding": decoding}))
             for decoding in DECODINGS
@@ -79,7 +79,7 @@ async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
 
 
 async def _turned_away(request: Awaitable[Any]) -> bool:
-    """Whether a request gets a 503, or nobody listens: vLLM's watchdog may be quick."""
+    """Whether a request gets a 503, or no connection: vLLM's watchdog may be quick."""
     try:
         answer = await request
     except httpx2.TransportError:
@@ -102,7 +102,8 @@ async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event)
 def assert_all_are_told(
     url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
 ) -> None:
-    """Everybody is told, new requests are sent elsewhere, and the process ends with a failure."""
+    """Every client gets an error, new requests are sent elsewhere, and the exit code is a
+    failure."""
     processes = tree(psutil.Process(process.pid))
     (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
     errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))

@@ -1,4 +1,4 @@
-"""Reading metrics: samples, what changed, and what docs/metrics.md says of them."""
+"""Reading metrics: samples, their changes, and their documentation in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def scraped(url: str) -> str:
 
 
 class Changes:
-    """What the samples have grown by since this was made.
+    """How much the samples have grown since this was made.
 
     Args:
         read: gives the text of /metrics.
@@ -72,6 +72,6 @@ class Changes:
         self._before = parse(read())
 
     def of(self, name: str, **labels: Any) -> float:
-        """The growth of one sample; 0 where there is none."""
+        """The growth of one sample; 0 if there is none."""
         key = (PREFIX + name, frozenset(labels.items()))
         return parse(self._read()).get(key, 0.0) - self._before.get(key, 0.0)

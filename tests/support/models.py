@@ -1,4 +1,4 @@
-"""Models for the tests: tiny random Llamas, made on the spot, and the prepared SmolLM2."""
+"""Models for the tests: tiny random Llamas, made on demand, and the prepared SmolLM2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY_VOCAB = 512
 def make_tiny(
     directory: Path, *, vocab_size: int = TINY_VOCAB, seed: int = 0, layers: int = 2
 ) -> Path:
-    """Writes a random Llama of two layers; its peaked logits make greedy ties all but impossible.
+    """Writes a random Llama of two layers; its peaked logits make greedy ties almost impossible.
 
     With SmolLM2's vocabulary size (49,152) or more it also gets SmolLM2's tokenizer.
     """

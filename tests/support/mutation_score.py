@@ -1,4 +1,4 @@
-"""How many of mutmut's mutants the tests have found, by module; fails below 85 %."""
+"""How many of mutmut's mutants the tests have killed, by module; fails below 85 %."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.support.models import ROOT
 LEAST = 0.85
 MUTANTS = ROOT / "mutants"
 SURVIVED = (0, 5, 33)
-"""mutmut's codes of mutants that all tests passed, or that no test runs; None: not tried yet."""
+"""mutmut's codes of mutants that pass all tests, or that no test runs; None: not tried yet."""
 
 
 def main() -> int:
-    """Prints a line per module and one of all; 1 if too few were found, or not all were tried."""
+    """Prints a line per module and one for all; 1 if too few were killed, or not all were tried."""
     total: Counter[str] = Counter()
     for file in sorted(MUTANTS.glob("divserve/**/*.meta")):
         codes = json.loads(file.read_text())["exit_code_by_key"].values()
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def share(counts: Counter[str]) -> float:
-    """The part of the mutants tried that was found; 0 where none was tried."""
+    """The share of the tried mutants that was killed; 0 if none was tried."""
     return counts["found"] / max(counts["found"] + counts["survived"], 1)
 
 

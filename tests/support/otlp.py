@@ -33,10 +33,10 @@ class Collector:
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def spans(self, trace: str, names: set[str]) -> dict[str, dict[str, Any]]:
-        """The spans of a trace by their name, once all of these have come.
+        """The spans of a trace by name, once all of these have arrived.
 
         Raises:
-            TimeoutError: one has not; the message has those that have.
+            TimeoutError: one has not arrived; the message lists those that have.
         """
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
@@ -55,7 +55,7 @@ class Collector:
 
 
 def plain(span: Any) -> dict[str, Any]:
-    """A span without protobuf."""
+    """A span as a plain dictionary."""
     return {
         "name": span.name,
         "trace": span.trace_id.hex(),

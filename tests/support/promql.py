@@ -19,7 +19,7 @@ OWN_METRICS = {
     "ALERTS": TARGET | {"alertname", "alertstate", "severity"},
     "process_start_time_seconds": TARGET,
 }
-"""Series that Prometheus makes itself, and its client library."""
+"""Series that Prometheus itself and its client library make."""
 
 
 def series() -> dict[str, frozenset[str] | None]:
@@ -39,7 +39,7 @@ def _of_divserve() -> Iterator[tuple[str, frozenset[str]]]:
 
 
 def _of_vllm() -> Iterator[str]:
-    """Out of vLLM's source: importing its loggers would import all of vLLM."""
+    """Read from vLLM's source: importing its loggers would import all of vLLM."""
     spec = importlib.util.find_spec("vllm")
     assert spec is not None
     assert spec.origin is not None
@@ -54,19 +54,19 @@ def parse(expression: str) -> Any:
     """The syntax tree of an expression; Grafana's variables have been replaced.
 
     Raises:
-        ValueError: it is no PromQL.
+        ValueError: it is not PromQL.
     """
     return promql_parser.parse(without_variables(expression))
 
 
 def without_variables(expression: str) -> str:
-    """The expression as Grafana sends it, with any values of its variables."""
+    """The expression as Grafana sends it, with arbitrary values for its variables."""
     ranged = re.sub(r"\$__(rate_interval|range|interval)", "5m", expression)
     return re.sub(r"\$\{?[a-z_]+\}?", ".*", ranged)
 
 
 def selectors(tree: Any) -> list[tuple[str, frozenset[str]]]:
-    """Name and labels of each selector of an expression."""
+    """Name and labels of each selector in an expression."""
     found = []
 
     def visit(node: Any) -> bool:

@@ -1,7 +1,7 @@
 """Fingerprints of what divserve takes from vLLM, and the record they are compared with.
 
 python -m tests.support.seams          writes the record and the table of docs/seams.md anew
-python -m tests.support.seams FOLDER   says what differs in the vLLM package in FOLDER, with the
+python -m tests.support.seams FOLDER   lists what differs in the vLLM package in FOLDER, with the
                                        differences of the sources that we override, patch or copy
 """
 
@@ -34,7 +34,7 @@ Fingerprint = dict[str, str]
 
 @cache
 def source_of(vllm: Path | None = None) -> Source:
-    """Our packages beside a vLLM package: the installed one, or that in a folder."""
+    """Our packages and a vLLM package: the installed one, or the one in a folder."""
     if vllm is None:
         found = util.find_spec("vllm")
         assert found is not None
@@ -55,7 +55,7 @@ def ours(source: Source) -> Iterator[tuple[str, Module]]:
 
 @cache
 def imported(source: Source) -> dict[str, str]:
-    """The names that we import from vLLM, and the first file that does."""
+    """The names that we import from vLLM, and the first file that imports each."""
     found: dict[str, str] = {}
     for file, module in ours(source):
         for node in ast.walk(module.tree):
@@ -67,7 +67,7 @@ def imported(source: Source) -> dict[str, str]:
 
 @cache
 def fingerprints(source: Source) -> dict[str, Fingerprint]:
-    """What is compared, by target: `Seam` s and imported names. Names that are not there lack."""
+    """What is compared, by target: `Seam` objects and imported names, without missing ones."""
     asked = dict.fromkeys(imported(source), "signature") | {s.target: "" for s in SEAMS}
     for seam in SEAMS:
         asked[seam.target] = max(asked[seam.target], CHECKED[seam.how])
@@ -88,7 +88,7 @@ def fingerprints(source: Source) -> dict[str, Fingerprint]:
 
 
 def differences(before: dict[str, Fingerprint], after: dict[str, Fingerprint]) -> list[str]:
-    """What has changed, a line each, by the name of the seam."""
+    """What has changed, one line each, by the name of the seam."""
     lines = []
     for target in sorted(before.keys() | after.keys()):
         old, new = before.get(target), after.get(target)

@@ -1,4 +1,4 @@
-"""Which members of vLLM's classes our source overrides, uses and writes: what must be a seam."""
+"""Members of vLLM's classes that our source overrides, uses or writes: these must be seams."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ OPEN = {
     *("should_exit", "timeout_graceful_shutdown"),
     *("_fields", "_replace", "__class__", "__name__", "__qualname__"),
 }
-"""Attributes that we add to objects of others, uvicorn's, and what every object or tuple has."""
+"""Attributes that we add to foreign objects, uvicorn's, and those of every object or tuple."""
 OWN = ("self", "cls", "args")
-"""Names of what is ours to write on."""
+"""Names of objects that are ours to write to."""
 
 
 def bases(cls: Class) -> list[Class]:
-    """The classes of vLLM that a class of ours stands before."""
+    """The classes of vLLM that come after a class of ours in the method resolution order."""
     theirs = [base for base in SOURCE.mro(cls) if base.target.startswith("vllm.")]
     for mixed in MIXED_INTO.get(cls.target, ()):
         theirs += SOURCE.mro(SOURCE.get_class(mixed))
@@ -59,7 +59,7 @@ def file_of(module: Module) -> str:
 
 @cache
 def subclasses() -> list[tuple[Class, Class, list[Class]]]:
-    """Every subclass of vLLM's classes, each class of ours that it is made of, and theirs."""
+    """Every subclass of vLLM's classes, with each class of ours that it consists of, and vLLM's."""
     return list(_subclasses())
 
 
@@ -73,26 +73,26 @@ def _subclasses() -> Iterator[tuple[Class, Class, list[Class]]]:
 
 
 def overrides() -> set[tuple[str, str]]:
-    """Members of vLLM's that ours stand in front of, with our files."""
+    """Members of vLLM's classes that ours override, with our files."""
     found = set()
     for _, part, theirs in subclasses():
         for name in part.overriding:
             member = first(theirs, name)
-            # Only a class that knows its base makes a constructor for it.
+            # Only a class that knows its base overrides its constructor.
             if member is not None and (name != "__init__" or bases(part)):
                 found.add((member.target, file_of(part.module)))
     return found
 
 
 def own(cls: Class) -> set[str]:
-    """What a class of ours has by itself: what its body defines, and what its constructor sets."""
+    """What a class of ours has itself: what its body defines, and what its constructor sets."""
     body = [node for node in cls.node.body if getattr(node, "name", "") == "__init__"]
     made = ast.ClassDef(cls.node.name, [], [], body, [])
     return {*cls.overriding, *Class(cls.target, cls.module, made).members}
 
 
 def uses() -> set[tuple[str, str]]:
-    """Members of vLLM's that our subclasses name as their own, with our files."""
+    """Members of vLLM's classes that our subclasses use as their own, with our files."""
     found = set()
     for cls, part, theirs in subclasses():
         known = {name for c in SOURCE.mro(cls) if c not in theirs for name in own(c)}
@@ -105,7 +105,7 @@ def uses() -> set[tuple[str, str]]:
 
 
 def held() -> set[tuple[str, str]]:
-    """Members of vLLM's objects that files use by the names of `HOLDERS`."""
+    """Members of vLLM's objects that files use under the names in `HOLDERS`."""
     found = set()
     for file, module in seams.ours(SOURCE):
         holders = next((h for folder, h in HOLDERS.items() if file.startswith(folder)), {})
@@ -129,7 +129,7 @@ def defined_by_us() -> set[str]:
 
 
 def touched() -> set[tuple[str, str]]:
-    """Names that are written on objects of others, or private to them, with our files."""
+    """Names that are written to foreign objects, or private to them, with our files."""
     known = defined_by_us() | OPEN
     found = set()
     for file, module in seams.ours(SOURCE):

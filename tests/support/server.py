@@ -1,4 +1,4 @@
-"""A real `divserve serve` in a process of its own, as a user starts it."""
+"""A real `divserve serve` in its own process, as a user starts it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOGETHER = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
-"""An engine's worker inside the engine's own process: one start of Python less."""
+"""The engine's worker runs inside the engine's process, which saves one start of Python."""
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
 
@@ -55,10 +55,10 @@ def serving(
 
     Args:
         model: its folder.
-        log: where it writes.
-        flags: of ``divserve serve``, more than `FLAGS`.
-        module: that is run.
-        environment: more variables than a user's shell has.
+        log: file for its output.
+        flags: of ``divserve serve``, in addition to `FLAGS`.
+        module: the module that is run.
+        environment: variables in addition to a user's shell.
 
     Raises:
         RuntimeError: it did not start; the message ends with its log.
@@ -83,7 +83,7 @@ def serving(
 
 
 def get(url: str, path: str) -> str:
-    """What a route answers to the key."""
+    """A route's answer to a request with the key."""
     request = urllib.request.Request(f"{url}{path}", headers={"Authorization": f"Bearer {API_KEY}"})
     with urllib.request.urlopen(request, timeout=60) as response:
         text: str = response.read().decode()
@@ -91,7 +91,7 @@ def get(url: str, path: str) -> str:
 
 
 def gauges(url: str) -> dict[str, float]:
-    """The server's own account of its load."""
+    """The server's own gauges of its load."""
     lines = get(url, "/metrics").splitlines()
     return {
         name: float(line.split()[-1])
@@ -102,14 +102,14 @@ def gauges(url: str) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on yet."""
+    """A port of this machine that is not in use yet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
-    """Asks for a completion and leaves after some seconds, whatever has come by then."""
+    """Requests a completion and leaves after some seconds, whatever has arrived by then."""
     data = json.dumps(body).encode()
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port)) as connection:
@@ -123,14 +123,14 @@ def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """A user's shell: without what the in-process engines of other tests have set."""
+    """A user's environment: without what the in-process engines of other tests have set."""
     ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     return environment | {"VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server, with force in the end, so that none outlives the tests."""
+    """Ends a server, by force if necessary, so that none outlives the tests."""
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""How the workers of pytest-xdist share the files: by cost, and by the server that files use."""
+"""How the workers of pytest-xdist share the files: by cost, and by the server that they use."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ LONGEST = (
     "tests/api/test_schema.py",
     "tests/deploy",
 )
-"""Beginnings of the paths of files that take longest; what is not here comes last."""
+"""Path prefixes of the files that take longest; what is not listed comes last."""
 
 
 def group(nodeid: str) -> str:
-    """What is run by one worker: a file, or all files that use a server."""
+    """The group that one worker runs: a file, or all files that use a server."""
     path = nodeid.split("::", 1)[0]
     return GROUPS[path][0] if path in GROUPS else path
 
 
 def place(nodeid: str) -> tuple[int, str, int]:
-    """Sorts tests: the longest folders first, the files of a server in their order."""
+    """Sort key of tests: the longest folders first, the files of a server in their order."""
     path = nodeid.split("::", 1)[0]
     known = (i for i, start in enumerate(LONGEST) if path.startswith(start))
     return next(known, len(LONGEST)), *GROUPS.get(path, (path, 0))

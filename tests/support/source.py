@@ -1,4 +1,4 @@
-"""Packages of Python source, by the names of what they define: ``module:Class.member``."""
+"""Packages of Python source, by the names that they define: ``module:Class.member``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Source"]
 
 @dataclass(eq=False)
 class Source:
-    """The packages below some folders, by name."""
+    """The packages in some folders, by name."""
 
     roots: Mapping[str, Path]
     _modules: dict[str, Module | None] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Source:
     _orders: dict[str, list[Class]] = field(default_factory=dict)
 
     def module(self, name: str) -> Module | None:
-        """A module by its full name; None if there is none."""
+        """A module by its full name; None if it does not exist."""
         if name not in self._modules:
             self._modules[name] = self._find(name)
         return self._modules[name]
@@ -37,7 +37,7 @@ class Source:
         return None if path is None else module_at(name, path)
 
     def find(self, target: str) -> Member | None:
-        """What ``module:name`` or ``module:Class.member`` is, inherited members included."""
+        """The definition of ``module:name`` or ``module:Class.member``, even if inherited."""
         module, _, path = target.partition(":")
         name, _, member = path.partition(".")
         found = self._named(module, name)
@@ -105,7 +105,7 @@ class Source:
         return self._classes.setdefault(member.target, made)
 
     def _named(self, module_name: str, name: str) -> Member | None:
-        """What a name of a module is, followed through imports."""
+        """The definition of a module's name, followed through imports."""
         module = self.module(module_name)
         if module is None:
             return None

@@ -1,4 +1,4 @@
-"""Orders of any content, for property tests."""
+"""Orders with any content, for property tests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Python source read without importing it: modules, classes, and what a definition says.
+"""Python source read without importing it: modules, classes and definitions.
 
-Modules are parsed, never imported: vLLM's need a GPU, a compiler or half a minute.
+Modules are parsed, never imported: vLLM's require a GPU, a compiler or half a minute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> list[tuple[str, ast.Attribute]]:
-        """All uses of an attribute, each with the text of what it is an attribute of."""
+        """All uses of attributes, each with the source of the object that has it."""
         return [
             (ast.unparse(node.value), node)
             for node in ast.walk(self.tree)
@@ -53,7 +53,7 @@ class Module:
 
     @cached_property
     def package(self) -> str:
-        """What its relative imports start from."""
+        """The package that its relative imports start from."""
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
 
     @cached_property
@@ -135,7 +135,7 @@ class Class:
         for method in [node for node in found.values() if isinstance(node, Function)]:
             for inner in ast.walk(method):
                 for name in _assigned_to_self(inner):
-                    # A type says more than a value.
+                    # A type is more informative than a value.
                     if name not in found or isinstance(inner, ast.AnnAssign):
                         assert isinstance(inner, ast.stmt)
                         found[name] = inner
@@ -145,7 +145,7 @@ class Class:
 
     @property
     def overriding(self) -> list[str]:
-        """Members that stand in the way of a base's: methods, and variables with a value."""
+        """Members that override those of a base: methods, and variables with a value."""
         return [
             name
             for node in _statements(self.node.body)
@@ -155,12 +155,12 @@ class Class:
 
 
 def _short(node: ast.expr) -> str:
-    """An expression; of a call only what is called."""
+    """The source of an expression; for a call, only what is called."""
     return f"{ast.unparse(node.func)}(…)" if isinstance(node, ast.Call) else ast.unparse(node)
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a body, and of its conditions."""
+    """Statements of a body, including those under its conditions."""
     for node in body:
         if isinstance(node, ast.If):
             yield from _statements([*node.body, *node.orelse])

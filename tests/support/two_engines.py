@@ -1,4 +1,4 @@
-"""A large and a small engine behind one client, each in a process of its own, for async tests."""
+"""A large and a small engine behind one client, each in its own process, for async tests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Pair:
-    """The client, and the event loop that it lives on."""
+    """The client and its event loop."""
 
     def __init__(self, runner: asyncio.Runner, client: Any) -> None:
         self._runner = runner
@@ -54,7 +54,7 @@ class Pair:
         return self._runner.run(work)
 
     async def ask(self, prompt: list[int], order: Any = None, **fields: Any) -> list[Answer]:
-        """The answers to a prompt, all choices."""
+        """The answers to a prompt: all choices."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -81,7 +81,7 @@ class Pair:
         return answers
 
     def ask_all(self, requests: list[tuple[list[int], Any]], **fields: Any) -> list[Answer]:
-        """The answers to several prompts with their orders, asked at once."""
+        """The answers to several prompts with their orders, requested at once."""
 
         async def asked() -> list[Answer]:
             found = await asyncio.gather(*(self.ask(p, o, **fields) for p, o in requests))
@@ -91,11 +91,11 @@ class Pair:
         return answers
 
     def figures(self) -> dict[str, float]:
-        """What must be 0 when nothing runs, after the engines have told of it."""
+        """What must be 0 when nothing runs, after the engines have reported it."""
         from prometheus_client import REGISTRY
 
         async def nudge() -> None:
-            """An idle engine tells nothing: one more plain request each, then its last report."""
+            """Idle engines report nothing: asks each once more, and awaits its last report."""
             from divserve.engine.order import OnSmall
 
             await asyncio.gather(self.ask([9, 8]), self.ask([9, 8], OnSmall(None)))
@@ -131,7 +131,7 @@ class Pair:
 def two_engines(
     large: Path, small: Path, *, amateurs: dict[str, str] | None = None, **options: Any
 ) -> Iterator[Pair]:
-    """Starts both engines, the large one with its amateurs; stops them in the end."""
+    """Starts both engines, the large one with its amateurs; stops them at the end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from divserve.startup.engines import guided_engine
@@ -157,7 +157,7 @@ def two_engines(
             finally:
                 runner.run(engine.__aexit__(None, None, None))
                 for stopped in (client.inner, client.small.inner):
-                    # vLLM leaves it to the end of the process.
+                    # vLLM leaves this to the end of the process.
                     stopped.engine_core.resources.ctx.destroy(linger=0)
     finally:
         # `Extras.split_memory` removes it.

@@ -1,4 +1,4 @@
-"""Model Runner V2 on CPU through Triton's interpreter, in a process of its own.
+"""Model Runner V2 on CPU through Triton's interpreter, in its own process.
 
 Usage: ``python -m tests.support.v2_child MODEL sync|async BLOCKS``; prints one JSON line.
 """
@@ -16,7 +16,7 @@ os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
 
 def offer_triton_on_cpu() -> None:
-    """vLLM uses Triton only where a driver exists; the interpreter needs none."""
+    """vLLM uses Triton only where a driver exists; the interpreter does not require one."""
     import triton.backends
 
     class NoDriver:

@@ -29,7 +29,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
     engine = Engine(model, look_back=True, asynchronous=mode == "async", **options)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     rows, preempted = recorded(engine), counted(engine.scheduler, "_preempt_request")
-    # Where blocks are scarce, all ask for another one soon after they have been admitted.
+    # Where blocks are scarce, all requests need another one soon after they have been admitted.
     lengths = (31, 30, 31, 31, 30, 63, 62) if blocks else (1, 2, 31, 32, 33, 64, 90)
     prompts = [list(range(20 + i, 20 + i + n)) for i, n in enumerate(lengths)]
     plain = [Case(p, None, "", tokens, reference.greedy(p, None, "", tokens)) for p in prompts[2:4]]

@@ -1,4 +1,4 @@
-"""Helper models and continuations on Model Runner V2, through Triton's interpreter.
+"""Amateurs and continuations on Model Runner V2, through Triton's interpreter.
 
 Usage: ``python -m tests.support.v2_two_models SERVED AMATEUR TUNED``; prints one JSON line.
 """
@@ -14,7 +14,7 @@ from tests.support.v2_child import offer_triton_on_cpu
 
 
 def main(served: Path, amateur: Path, tuned: Path) -> None:
-    """A mixed batch of all methods of amateurs, then answers cut and continued."""
+    """Runs a mixed batch of all methods with amateurs, then answers that are cut and continued."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -47,7 +47,7 @@ def main(served: Path, amateur: Path, tuned: Path) -> None:
 
 
 def continued(engine: Any, module: Any) -> list[Any]:
-    """Pairs of what is left of an answer, and what its continuation says; they should be equal."""
+    """Pairs of the rest of an answer and its continuation, which should be equal."""
     prompt = list(range(40, 75))
     found = []
     for fields in ({}, {"frequency_penalty": 1.5}, {"repetition_penalty": 1.7}):

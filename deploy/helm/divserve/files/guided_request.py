@@ -1,6 +1,6 @@
 """One guided request to a running server: every token must have been decoded by the method.
 
-The pod of `helm test` runs it with nothing but Python, and so can you:
+The pod of `helm test` runs it; it requires only Python, so you can run it too:
 URL=http://127.0.0.1:8000 python guided_request.py
 """
 
@@ -21,7 +21,7 @@ HEADERS = {"Content-Type": "application/json"}
 
 
 def first_key(file: Path) -> str:
-    """The first key of a file for --api-key-file, without its name."""
+    """The first key of a file for --api-key-file, without the key's name."""
     lines = (line.partition(" #")[0].strip() for line in file.read_text("utf-8").splitlines())
     key = next(line for line in lines if line and not line.startswith("#"))
     return key.partition(":")[2].strip() or key
