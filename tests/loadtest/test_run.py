@@ -133,9 +133,9 @@ def test_only_rejections_are_no_failure(tmp_path: Path) -> None:
 
 def test_several_processes_leave_one_report(tmp_path: Path) -> None:
     with fake_openai.serving() as (url, fake):
-        knobs = ("--processes", "2", "--shape", "spike", "--notes", "9")
-        # Long enough that the second process has begun.
-        done = load(url, tmp_path, *knobs, minutes=8 / 60)
+        # A step of eight users begins with two: one for each process, from the first second on.
+        knobs = ("--processes", "2", "--shape", "step", "--users", "8", "--notes", "9")
+        done = load(url, tmp_path, *knobs)
     assert done.returncode == 0, done.stderr
     run = report.read(tmp_path)
     assert len([path for path in tmp_path.glob("samples-*.jsonl") if path.stat().st_size]) == 2
