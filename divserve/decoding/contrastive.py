@@ -19,7 +19,7 @@ __all__ = ["Contrastive"]
 class Contrastive(Method):
     """Among plausible tokens (p_e ≥ alpha·max p_e), the expert is pushed away from the amateur.
 
-    ``form: "logits"``: z* = (1+beta)·z_e − beta·z_a/τ (O'Brien & Lewis 2023, algorithms.md §5.2;
+    ``form: "logits"``: z* = (1+beta)·z_e − beta·z_a/τ (O'Brien & Lewis 2023;
     alpha 0.1 in their §3.1). ``form: "original"``: z* = z_e − z_a/τ (Li et al. 2023, §5.1), which
     has no beta. τ is ``amateur_temperature``. The amateur reads the whole context (their code
     starts it at the last prompt token). Where the released greedy mode has no plausibility line and

@@ -15,7 +15,7 @@ __all__ = ["LookBack"]
 
 
 class LookBack(Method):
-    """Xu et al. 2023, Algorithm 1; algorithms.md §2. Divergences in nats, at temperature 1.
+    """Xu et al. 2023, Algorithm 1. Divergences in nats, at temperature 1.
 
     The paper's reference for an alarm is the prefix and what was generated, at most ``window``
     steps back; its reference for the candidates is the whole prefix. It prints no thresholds (they

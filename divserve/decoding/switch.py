@@ -37,7 +37,7 @@ class Switch:
 
 
 class SwitchRule:
-    """Simonds 2025 (arXiv:2502.06833), algorithms.md §4, for one request.
+    """Simonds 2025 (arXiv:2502.06833), for one request.
 
     After token t with entropy H_t of the model that made it: once ``window`` entropies are known
     and the run has ``min_run`` tokens, the large model is wanted if their mean is at least the

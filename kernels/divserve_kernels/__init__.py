@@ -18,7 +18,7 @@ use::
               would accept a token drafted from the guide; 1 without a guide
     agree   = 1 if z1(v) = max z1 and z2(v) = max z2 for some token v, else 0; 1 without a guide
 
-−inf (algorithms.md §0.3): z1 = −inf stays −inf. z2 or z3 = −inf beside a finite z1 counts as the
+−inf: z1 = −inf stays −inf. z2 or z3 = −inf beside a finite z1 counts as the
 smallest finite logit of its row, and as probability 0 in the divergences and the overlap. A stream
 that is −inf everywhere counts as uniform; a primary that is stays so, with statistics of 0. Streams
 of different length share the shortest vocabulary: entries beyond it are −inf and in no statistic.

@@ -69,7 +69,7 @@ def other_forms(
 
 
 def lowest_of(z: Tensor) -> Tensor:
-    """Smallest finite entry ``[G, 1]``: replaces −inf beside a finite z1 (algorithms.md §0.3)."""
+    """Smallest finite entry ``[G, 1]``: replaces −inf beside a finite z1."""
     return torch.where(torch.isneginf(z), math.inf, z).amin(-1, keepdim=True)
 
 

@@ -152,7 +152,7 @@ def test_methods_without_a_guide() -> None:
 
 
 def test_the_papers_gate_is_converted_at_its_own_vocabulary() -> None:
-    """algorithms.md §6(f): s0 0.005 is Σp² 0.80, 0.0035 is 0.39."""
+    """s0 0.005 is Σp² 0.80, 0.0035 is 0.39."""
     gates = [parse(method="uscd", s0=s0, **GUIDE).program(1.0).gate for s0 in (0.005, 0.0035)]
     assert gates == pytest.approx([0.8004, 0.3922], abs=1e-4)
     assert ("one.uscd", "gate_choice") in errors(method="uscd", s0=0.005, uncertainty=0.5, **GUIDE)

@@ -15,7 +15,7 @@ GOLDEN_BITS = [
     0.2, 0.3, 0.1, 2.5, 2.9, 3.0, 2.8, 2.7, 0.4, 0.2, 0.1,
     0.1, 0.1, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.2, 0.1, 0.1,
 ]  # fmt: skip
-"""algorithms.md §15, EAD."""
+"""The rule of the paper, step by step."""
 
 
 def producers(switch: Switch, bits: list[float]) -> str:

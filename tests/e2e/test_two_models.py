@@ -37,7 +37,7 @@ def switch(client: openai.OpenAI) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.amateurs])
-def test_methods_of_helpers(client: openai.OpenAI, method: str) -> None:
+def test_methods_of_amateurs(client: openai.OpenAI, method: str) -> None:
     """Whole and streamed answers agree; the account has every reported figure for every token."""
     body = {"method": method, "trace": True}
     (choice,) = chat(client, body, temperature=0.8, seed=3).choices

@@ -186,7 +186,7 @@ def test_a_temperature_beside_the_amateur_has_a_guide_of_its_own(
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["amateur", "tuned"])
-def test_logits_of_a_helper_are_not_numbers(
+def test_logits_of_an_amateur_are_not_numbers(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     """The logits of one request in the fourth step: only that request ends there."""

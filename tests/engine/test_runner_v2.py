@@ -24,7 +24,7 @@ def ran(module: str, *arguments: str) -> Any:
 
 
 @pytest.mark.long
-def test_helpers_and_continuations(tiny: Path, tmp_path: Path) -> None:
+def test_amateurs_and_continuations(tiny: Path, tmp_path: Path) -> None:
     """Methods of several models, and answers that another engine began."""
     amateur = make_tiny(tmp_path / "amateur", vocab_size=TINY_VOCAB - 24, seed=1)
     tuned = make_tiny(tmp_path / "tuned", vocab_size=TINY_VOCAB + 8, seed=2)

@@ -63,7 +63,7 @@ def guided(name: str, parameters: Any, *streams: list[float]) -> list[float]:
     ],
 )
 def test_golden_logits(name: str, parameters: Any, expected: list[float]) -> None:
-    """algorithms.md §15, computed there in float64."""
+    """Golden vectors, computed in float64 apart from this code."""
     assert guided(name, parameters, Z1, Z2) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_uscd_falls_back_where_nothing_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_coiecd_leaves_a_dominant_token_alone(name: str) -> None:
-    """One token near the top: the lower band is dropped (algorithms.md §3.3)."""
+    """One token near the top: the lower band is dropped."""
     z1, z2 = [6.0, 1, 0.5, -1, -2], [1.0, 3, 0.2, -1, -1.5]
     parameters = Program(form=Form.SWITCH, alpha=1, log_ratio=math.log(4))
     expected = [-0.012000, -5.012000, -5.512000, -9.820594, -11.320594]
@@ -180,7 +180,7 @@ def test_neutral_rows_are_bit_identical(name: str, neutral: tuple[float, ...]) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_guide_entries_count_as_the_smallest(name: str) -> None:
-    """algorithms.md §0.3: no +inf where only the guide is masked."""
+    """No +inf where only the guide is masked."""
     found = guided(name, Program(alpha=1), [1.0, 2.0, -INF], [-INF, 3.0, -INF])
     assert found == [2 * 1 - 3.0, 2 * 2 - 3.0, -INF]
 

@@ -39,7 +39,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(name: str) -> None:
-    """algorithms.md §15, with the identity for W."""
+    """Computed by hand, with the identity for W."""
     current = [0.66, 0.24, 0.10]
     history = [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.65, 0.25, 0.1]]
     constant = sum(p * math.log(p) for p in current)

@@ -163,7 +163,7 @@ class AmateurLoader(BaseModelLoader):
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
         extra = load_config.model_loader_extra_config
-        self._helpers: dict[str, str] = extra["amateurs"]
+        self._amateurs: dict[str, str] = extra["amateurs"]
         self._hidden_states: bool = extra["hidden_states"]
         self._base_config = replace(
             load_config,
@@ -192,10 +192,10 @@ class AmateurLoader(BaseModelLoader):
         width = model_config.get_hidden_size()
         if self._hidden_states:
             hidden_store.attach(served, vllm_config, width)
-        names = [name for name in AMATEUR_NAMES if name in self._helpers]
+        names = [name for name in AMATEUR_NAMES if name in self._amateurs]
         if not names:
             return served
-        configs = [amateur_config(model_config, self._helpers[name]) for name in names]
+        configs = [amateur_config(model_config, self._amateurs[name]) for name in names]
         models = [
             self._load(served, own, name, config)
             for name, config in zip(names, configs, strict=True)
@@ -207,7 +207,7 @@ class AmateurLoader(BaseModelLoader):
         # Shares the compilation config, and with it the forward context that holds all layers.
         view = replace(config, quant_config=None, model_config=amateur)
         with set_model_tag(name):
-            if dropped_layers(self._helpers[name]) is not None:
+            if dropped_layers(self._amateurs[name]) is not None:
                 return shared_model(served, view, name)
             loaded: nn.Module = self._base.load_model(
                 vllm_config=view, model_config=amateur, prefix=name
