@@ -143,7 +143,7 @@ def _expect(p: Tensor, x: Tensor) -> float:
 
 
 def _clipped_kl(l1: Tensor, l2: Tensor) -> float:
-    """max(0, KL(p1‖p2)) in nats, both distributions clipped at 1e-7 (Chang et al. 2023, their code)."""
+    """max(0, KL(p1‖p2)) in nats, both clipped at 1e-7 (Chang et al. 2023, their code)."""
     c1, c2 = l1.clamp_min(LOG_CLIP), l2.clamp_min(LOG_CLIP)
     return _positive(float((c1.exp() * (c1 - c2)).sum()))
 
