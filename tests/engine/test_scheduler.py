@@ -20,6 +20,7 @@ from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
 from divserve_contract import Program
 from tests.support.bare_scheduler import BareScheduler
+from tests.support.engine import known_of
 
 SCHEDULERS = {"sync": (LockstepScheduler, 1), "async": (AsyncLockstepScheduler, 2)}
 CONTRAST = Program(alpha=0.5)
@@ -59,7 +60,7 @@ def leftovers(watched: BareScheduler, free: int) -> dict[str, int]:
     scheduler = watched.scheduler
     free -= scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     lines = len(scheduler.waiting) + len(scheduler.kv_holding_waiting) + len(scheduler.running)
-    return {**scheduler.leftovers(), "blocks": free, "lines": lines}
+    return {**known_of(scheduler), "blocks": free, "lines": lines}
 
 
 def free_blocks(watched: BareScheduler) -> int:

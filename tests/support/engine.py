@@ -124,12 +124,28 @@ class Engine:
             "requests": len(s.requests),
             "holding": len(s.kv_holding_waiting),
             "blocks": self.total_blocks - self.free_blocks(),
-            **(s.leftovers() if hasattr(s, "leftovers") else {}),
+            **(known_of(s) if hasattr(s, "groups") else {}),
         }
 
     def close(self) -> None:
         """Releases the engine's memory."""
         self.core.engine_core.shutdown()
+
+
+def known_of(scheduler: Any) -> dict[str, int]:
+    """What the objects of a `LockstepScheduler` know of requests; all 0 when nothing runs."""
+    groups = scheduler.groups
+    return {
+        "groups": len(groups),
+        "ready": len(groups.ready),
+        "entering": len(groups.entering),
+        "singles": len(groups.singles),
+        "held": len(groups.held),
+        "alarms": len(scheduler.alarms),
+        "rules": len(scheduler.switch_rules),
+        "failed": len(scheduler.endings.failed),
+        "figures": len(scheduler.figures),
+    }
 
 
 def report_of(output: Any) -> Report | None:

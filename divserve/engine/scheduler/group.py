@@ -113,10 +113,6 @@ class Group:
         rest_ready = all(remaining_tokens(m) == 1 for m in self.members if m not in waiting)
         return waiting if rest_ready else []
 
-    def is_untouched(self) -> bool:
-        """Whether all members can be admitted now and none has been yet."""
-        return all(map(is_admissible, self.members))
-
 
 def is_admissible(request: Request) -> bool:
     """Whether a request only waits to be admitted, with no stale output in flight."""

@@ -27,8 +27,6 @@ class Groups:
 
     def __init__(self) -> None:
         self._by_member: dict[str, Group] = {}
-        self.made: set[str] = set()
-        """Ids of members that the scheduler has made: all but the primaries."""
         self.entering: dict[str, Group] = {}
         """Groups of which some members run, but which are not ready, by name."""
         self.ready: dict[str, Group] = {}
@@ -42,9 +40,6 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self._by_member)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._by_member
 
     def __iter__(self) -> Iterator[Group]:
         """Every group, once."""
@@ -62,7 +57,6 @@ class Groups:
         """Adds a group; all of its members wait."""
         for member in group.members:
             self._by_member[member.request_id] = group
-        self.made.update(m.request_id for m in group.members[1:])
         self._hold(group)
 
     def enter(self, group: Group) -> None:
@@ -122,13 +116,11 @@ class Groups:
         self.break_up(group)
         for member in group.members:
             self._by_member.pop(member.request_id, None)
-            self.made.discard(member.request_id)
             self.held.discard(member.request_id)
 
     def remove_grounding(self, request_id: str) -> None:
         """A grounding text has been read; a primary without guides then waits for no other row."""
         group = self._by_member.pop(request_id)
-        self.made.discard(request_id)
         group.drop_grounding()
         if not group.guides:
             self.held.discard(group.name)

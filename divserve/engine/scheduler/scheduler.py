@@ -311,21 +311,6 @@ class LockstepScheduler(Scheduler):
         """Frees the KV blocks of a request that waits with them."""
         self._free_request_blocks(request)
 
-    def leftovers(self) -> dict[str, int]:
-        """How much state our objects still hold, by name: all 0 when nothing runs."""
-        groups = self.groups
-        return {
-            "groups": len(groups),
-            "ready": len(groups.ready),
-            "entering": len(groups.entering),
-            "singles": len(groups.singles),
-            "held": len(groups.held),
-            "alarms": len(self.alarms),
-            "rules": len(self.switch_rules),
-            "failed": len(self.endings.failed),
-            "figures": len(self.figures),
-        }
-
 
 class AsyncLockstepScheduler(LockstepScheduler, AsyncScheduler):
     """For asynchronous scheduling (one step scheduled while the last still runs)."""
