@@ -31,10 +31,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from bench import record
 from divserve_contract import Program
 from divserve_kernels import Programs, Streams, guide, torch_backend
 from divserve_kernels.backends import choose
+from loadtest import record
 
 ROWS = [1, 8, 32, 64, 128, 256]
 VOCABULARIES = [32_000, 49_152, 128_256, 151_936]

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import record
+from loadtest import record
 from tests.support import models
 from tests.support.engine import Engine, order, random_prompt
 

@@ -30,8 +30,8 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from bench import record
 from divserve_kernels.history import expected_row, nearest
+from loadtest import record
 from tests.support.engine import Engine, counted, order, random_prompt
 from tests.support.models import SMOLLM2
 

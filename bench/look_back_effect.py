@@ -33,8 +33,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import plot_look_back, record
+from bench import plot_look_back
 from bench.texts import Embedder, coherence, diversity, rep_n
+from loadtest import record
 from tests.support.models import ROOT, SMOLLM2
 from tests.support.server import API_KEY, serving
 

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import record
 from bench.lockstep import Setting, seconds, settings
 from divserve.decoding import METHODS
+from loadtest import record
 from tests.support.engine import Engine, random_prompt, stacked
 
 ROWS = 12

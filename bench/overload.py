@@ -29,8 +29,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import knock, record
-from loadtest import report
+from bench import knock
+from loadtest import record, report
 from loadtest.__main__ import parser, warm_up
 from loadtest.client import API_KEY, Client
 from loadtest.figures import Run, percentile

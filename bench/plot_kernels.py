@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from bench.record import RESULTS
 from divserve import plots
+from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "kernels.svg"
 VOCABULARY = 49_152

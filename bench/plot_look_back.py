@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.record import RESULTS
 from divserve import plots
+from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "look_back.svg"
 COLOURS = {

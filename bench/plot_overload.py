@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.record import RESULTS
 from divserve import plots
+from loadtest.record import RESULTS
 
 __all__ = ["draw"]
 

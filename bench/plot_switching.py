@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from bench.record import RESULTS
 from divserve import plots
+from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "switching.svg"
 ENDS = {"small": -math.inf, "large": math.inf}

@@ -23,9 +23,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import record
 from divserve.decoding import Program, Spec
 from divserve.engine.order import Order
+from loadtest import record
 from tests.support import models
 from tests.support.bare_scheduler import BareScheduler, played
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import record
+from loadtest import record
 from tests.support import models
 from tests.support.engine import Engine, order, random_prompt
 

@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import plot_switching, record, switching
+from bench import plot_switching, switching
 from divserve.engine.models.drop import kept_layers
+from loadtest import record
 from tests.support.engine import Engine, order, random_prompt
 from tests.support.hf_models import without_layers
 from tests.support.models import SMOLLM2

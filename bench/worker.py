@@ -24,11 +24,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import record
 from divserve.decoding import STATISTICS, Program
 from divserve.engine.order import GroupOrder, row_order_params
 from divserve.engine.worker import contrast
 from divserve.engine.worker.guidance import Forward, GuidanceStages
+from loadtest import record
 
 VOCAB = 32
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from pathlib import Path
 import urllib3
 from rich.console import Console
 
-from loadtest import report, settings
+from loadtest import record, report, settings
 from loadtest.client import Client
 from loadtest.mix import Prompts, body
 from loadtest.swarm import capacity, swarm
@@ -150,8 +150,6 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"{count} × {fault}", markup=False)
     console.print(f"report in {given.out / 'report.html'}")
     if given.record:
-        from bench import record
-
         command = " ".join(["python -m loadtest", *(sys.argv[1:] if argv is None else argv)])
         record.append("load", command, report.lines(run))
         picture = "soak.svg" if given.load else "load.svg"

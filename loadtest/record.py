@@ -1,4 +1,4 @@
-"""Records benchmark figures: one CSV, each line with hardware, date and commit."""
+"""Records the figures of load tests and benchmarks: one CSV, with hardware, date and commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["RESULTS", "append"]
 
-RESULTS = Path(__file__).parent / "results.csv"
+RESULTS = Path(__file__).parents[1] / "bench" / "results.csv"
 COLUMNS = ("date", "commit", "hardware", "bench", "case", "metric", "value", "spread", "command")
 
 
