@@ -213,6 +213,7 @@ def test_any_mix_of_requests(
                 "--max-num-seqs" in error
             )
             assert watched.answers.get(name, 0) == (0 if refused else tokens), name
+        assert watched.answers.keys() <= {str(i) for i in range(len(requests))}, "a row of ours"
         assert set(leftovers(watched, free).values()) == {0}
 
 

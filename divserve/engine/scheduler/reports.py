@@ -131,7 +131,7 @@ class Reports:
     def put_on(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Adds reports to outputs, and drops the outputs of rows that the scheduler has made."""
         failed, figures, statistics = self._endings.failed, self._figures, self.statistics
-        is_rare = bool(failed or self._alarms or self._switch_rules or figures)
+        is_rare = bool(failed or self._alarms or self._switch_rules)
         # Ready groups are at the front of the batch, so all outputs behind theirs are plain.
         left = sum(len(group.members) for group in self._of_step)
         kept: list[EngineCoreOutput] = []

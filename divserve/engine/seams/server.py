@@ -28,6 +28,11 @@ PROCESSES = "divserve/startup/processes.py"
 SHUTDOWN = "divserve/startup/shutdown.py"
 
 _CLIENT = (
+    *seams(
+        PROTOCOL, GUIDED, "copied",
+        generate="checks and accounts for guided requests", shutdown="ends what is still open",
+        dead_error="EngineStopped; vLLM's OpenAI layer knows the client by these names alone",
+    ),
     *seams(PROTOCOL, GUIDED, "read", model_config="vocabularies and sizes of two models"),
     *seams(ASYNC_LLM, GUIDED, "called", generate="plain requests get its generator itself"),
     *seams(

@@ -15,7 +15,6 @@ HIDDEN = "vllm.model_executor.models.extract_hidden_states"
 MODEL = "vllm.model_executor.models.interfaces_base"
 
 GUIDANCE = "divserve/engine/worker/guidance.py"
-LOOK_TABLE = "divserve/engine/worker/look_table.py"
 REPORT = "divserve/engine/worker/report.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
 RUNNER_V2 = "divserve/engine/worker/runner_v2.py"
