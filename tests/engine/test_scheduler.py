@@ -6,6 +6,7 @@ steps is tested with models (`test_token_identity`, `test_partly_admitted` …).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.request import RequestStatus
 
-from divserve.decoding import Look, Spec
-from divserve.engine.order import Order
+from divserve.decoding import Look, LookRow, LookState, Spec
+from divserve.engine.order import Order, guidance_of, set_guidance
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
 from divserve_contract import Program
@@ -148,6 +149,83 @@ def test_a_text_is_read_before_the_first_token(tiny: Path, kind: str) -> None:
     assert set(leftovers(watched, free).values()) == {0}
 
 
+class Unlucky(Watched):
+    """The first token of every group is taken back; the log-probs of its prompt came with it."""
+
+    def __init__(self, *args: Any, fault: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fault, self.steps_with_tokens = fault, 0
+
+    def played(self, output: Any, sampling: list[str]) -> Any:
+        made = super().played(output, sampling)
+        if "looks" not in sampling:
+            return made
+        guidance, self.steps_with_tokens = guidance_of(made), self.steps_with_tokens + 1
+        statistics = guidance.statistics["looks"]
+        first, state = self.steps_with_tokens == 1, LookState.CLEAR
+        if first:
+            made.prompt_logprobs_dict["looks"] = ("log-probs of the prompt",)
+            made.prompt_token_id_logprobs_dict["looks"] = ("of chosen ids",)
+            state = LookState.ALARM if self.fault == "alarm" else state
+        elif self.fault == "alarm" and self.steps_with_tokens == 2:
+            state = LookState.CHOSEN
+        look = LookRow(0.1, 1, state, (5, 6) if state else (), (0.1, 0.2) if state == 2 else ())
+        found = {**guidance.statistics, "looks": (*statistics, *look.flat())}
+        if first and self.fault == "lost":
+            del found["looks"]
+        broken = frozenset({"looks"} if first and self.fault == "not numbers" else ())
+        set_guidance(made, replace(guidance, statistics=found, broken=broken))
+        return made
+
+
+@pytest.mark.parametrize("fault", ["lost", "not numbers", "alarm"])
+def test_a_token_taken_back_came_with_the_log_probs_of_its_prompt(
+    tiny: Path, kind: str, fault: str
+) -> None:
+    """vLLM asserts that these only come with a token. They go out with the next one, if any."""
+    cls, ahead = SCHEDULERS[kind]
+    watched = Unlucky(cls, tiny, ahead=ahead, fault=fault)
+    free = free_blocks(watched)
+    look = Look(1.0, 2, 0, "prefix+generated", True)
+    watched.add("looks", 9, Order(Spec(Program(form=0.0), look=look)))
+    watched.add("plain", 9)
+    watched.run()
+    outputs = [one for one in watched.outputs if one.request_id == "looks"]
+    with_prompt = [one for one in outputs if one.new_prompt_logprobs_tensors is not None]
+    if fault == "alarm":
+        assert with_prompt == [one for one in outputs if one.new_token_ids][:1]
+        assert with_prompt[0].prompt_token_id_logprobs is not None
+        assert watched.answers == {"looks": 4, "plain": 4}
+    else:
+        assert not with_prompt
+        assert watched.answers == {"looks": 0, "plain": 4}
+        assert watched.errors["looks"]
+    assert set(leftovers(watched, free).values()) == {0}
+
+
+@pytest.mark.parametrize("length", [48, 49, 50, 97])
+def test_a_window_is_whole_after_a_hit(tiny: Path, kind: str, length: int) -> None:
+    """49 and 97 are 1 modulo the block size: a whole hit would leave only the held token."""
+    watched = made(kind, tiny, window=24)
+    for i in range(3):
+        order = Order(Spec(CONTRAST, [list(range(500, 500 + length))]))
+        watched.add(f"pair{i}", length, order, text="the same")
+        watched.run()
+    assert watched.answers == {f"pair{i}": 4 for i in range(3)}
+
+
+def test_blocks_behind_a_window_count_for_nobody(tiny: Path, kind: str) -> None:
+    """The answers of a pair are as long as those of its rows alone, in the same memory."""
+    plain = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    for i in range(2):
+        plain.add(str(i), 500, tokens=60)
+    plain.run()
+    pair = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    pair.add("pair", 500, guided(490), tokens=60)
+    pair.run()
+    assert set(plain.answers.values()) == set(pair.answers.values()) == {60}
+
+
 def test_what_waits_costs_a_step_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what runs or changes its state is looked at."""
     watched = made("sync", tiny, max_rows=2)
@@ -185,21 +263,46 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-@given(REQUESTS, ABORTS, st.sampled_from([12, 20, 64]), st.sampled_from([3, 4, 16]))
+@given(
+    REQUESTS,
+    ABORTS,
+    st.sampled_from([12, 20, 64]),
+    st.sampled_from([3, 4, 16]),
+    st.sampled_from([0, 0, 24]),
+    st.booleans(),
+)
 @settings(max_examples=60)
 def test_any_mix_of_requests(
-    tiny: Path, policy: str, requests: Any, aborts: Any, blocks: int, rows: int
+    tiny: Path,
+    policy: str,
+    requests: Any,
+    aborts: Any,
+    blocks: int,
+    rows: int,
+    window: int,
+    alike: bool,
 ) -> None:
     """All requests end, whenever they come or are aborted, and however little memory there is."""
+    shared = "the same" if alike else None
+    # vLLM only starts if the longest context fits, so a plain request always does.
+    blocks += 8 * bool(window)
     for kind in SCHEDULERS:
-        watched = made(kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48)
+        watched = made(
+            kind,
+            tiny,
+            max_rows=rows,
+            blocks=blocks,
+            policy=policy,
+            max_tokens=48,
+            window=window,
+        )
         free = free_blocks(watched)
         expected = {}
         for step in range(32):
             for i, (prompt, guides, text, tokens, priority, arrival) in enumerate(requests):
                 if arrival == step:
                     order = None if guides is None else guided(*guides, grounding=20 * text)
-                    watched.add(str(i), prompt, order, tokens, priority=priority)
+                    watched.add(str(i), prompt, order, tokens, shared, priority=priority)
                     # No longer than what fits into the KV cache beside the guides.
                     expected[str(i)] = watched.scheduler.requests[str(i)].max_tokens
             for when, who in aborts:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from divserve.decoding import STATISTICS
 from divserve.engine.order import Guidance, Order, guidance_of, set_guidance
@@ -49,6 +50,7 @@ class BareScheduler:
         blocks: of the KV cache.
         policy: ``"fcfs"`` or ``"priority"``.
         ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
+        window: tokens of a sliding window, in a second KV cache group; 0: there is none.
     """
 
     def __init__(
@@ -61,34 +63,63 @@ class BareScheduler:
         blocks: int = 64,
         policy: str = "fcfs",
         ahead: int = 1,
+        window: int = 0,
     ) -> None:
         import torch
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.kv_cache_interface import (
+            FullAttentionSpec,
+            KVCacheConfig,
+            KVCacheGroupSpec,
+            SlidingWindowSpec,
+        )
         from vllm.v1.structured_output import StructuredOutputManager
 
         config = configured(model, max_rows, max_tokens, policy)
         config.cache_config.num_gpu_blocks = blocks
-        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        shape: Any = {
+            "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,
+        }  # fmt: skip
+        specs = {"layer": FullAttentionSpec(**shape)}
+        if window:
+            specs["window"] = SlidingWindowSpec(**shape, sliding_window=window)
         self.scheduler = cls(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
                 num_blocks=blocks,
                 kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+                kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
             ),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK,
         )
+        self._window = window
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
         """Tokens of each request, by name."""
         self.errors: dict[str, str] = {}
+        self.outputs: list[Any] = []
+        """vLLM's outputs to the front end."""
         self.steps = 0
 
     def add(
-        self, name: str, prompt: int, order: Order | None = None, tokens: int = 4, **fields: Any
+        self,
+        name: str,
+        prompt: int,
+        order: Order | None = None,
+        tokens: int = 4,
+        text: str | None = None,
+        **fields: Any,
     ) -> None:
-        """Adds a request with a prompt of so many tokens; no two prompts have a common prefix."""
+        """Adds a request with a prompt of so many tokens; no two prompts have a common prefix.
+
+        Args:
+            name: the request's id.
+            prompt: number of tokens.
+            order: what the front end asks for.
+            tokens: length limit of the answer.
+            text: requests with the same have a common prefix; the name by default.
+            fields: of vLLM's ``Request``.
+        """
         from vllm import SamplingParams
         from vllm.utils.hashing import get_hash_fn_by_name
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -103,7 +134,7 @@ class BareScheduler:
             detokenize=False,
             extra_args=None if order is None else order.pack(),
         )
-        first = 7 + hash(name) % 400
+        first = 7 + crc32((text or name).encode()) % 400
         self.scheduler.add_request(
             Request(
                 request_id=name,
@@ -120,21 +151,38 @@ class BareScheduler:
         output = self.scheduler.schedule()
         requests = self.scheduler.requests
         sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
+        if self._window:
+            self._check_windows(output)
         self._steps.append((output, sampling))
         self.steps += 1
         if len(self._steps) >= self._ahead:
             self.update(*self._steps.popleft())
 
+    def _check_windows(self, output: Any) -> None:
+        """Asserts that every row has the blocks of the window before its first token."""
+        of_window = self.scheduler.kv_cache_manager.coordinator.single_type_managers[1]
+        for name, tokens in output.num_scheduled_tokens.items():
+            done = self.scheduler.requests[name].num_computed_tokens
+            first = max(0, done - tokens - self._window + 1)
+            blocks = of_window.req_to_blocks[name][first // BLOCK : -(-done // BLOCK)]
+            assert blocks and not any(block.is_null for block in blocks), f"no window: {name}"
+
     def update(self, output: Any, sampling: list[str]) -> None:
         """Simulates the workers of a step: every row whose tokens have all been read samples."""
-        for client in self.scheduler.update_from_output(output, played(output, sampling)).values():
+        made = self.played(output, sampling)
+        for client in self.scheduler.update_from_output(output, made).values():
             for one in client.outputs:
+                self.outputs.append(one)
                 self.answers[one.request_id] = self.answers.get(one.request_id, 0) + len(
                     one.new_token_ids
                 )
                 report = (one.kv_transfer_params or {}).get("divserve")
                 if report is not None and getattr(report, "error", None):
                     self.errors[one.request_id] = report.error
+
+    def played(self, output: Any, sampling: list[str]) -> Any:
+        """The ``ModelRunnerOutput`` of a step in which these rows sample."""
+        return played(output, sampling)
 
     def run(self, steps: int = 1000) -> None:
         """Runs until nothing is left to do.

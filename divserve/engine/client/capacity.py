@@ -35,9 +35,15 @@ class Capacity:
         return min(context, self._cache_tokens() - 2)
 
     def _cache_tokens(self) -> int:
-        """Tokens that the whole KV cache holds."""
+        """Tokens that the whole KV cache holds at most.
+
+        vLLM's own count is the larger one for models whose windows give back blocks. It is exact
+        for prompts of the longest context; shorter ones need more blocks per token, so what does
+        not fit by this count does not fit at all. The scheduler counts exactly.
+        """
         cache = self._config.cache_config
-        return int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
+        whole = int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
+        return max(whole, cache.kv_cache_size_tokens or 0)
 
     def check(self, prompt_tokens: int, texts: Sequence[int]) -> None:
         """Raises `InvalidRequest` when a prompt and its guides can never run together.

@@ -31,6 +31,12 @@ class Blocks:
         max_model_len: int,
     ) -> None:
         self._manager = manager
+        self._caps = [
+            (group.block_size, group.max_admission_blocks_per_request)
+            for group in manager.coordinator.single_type_managers
+        ]
+        """By KV cache group: tokens of a block, and the most blocks that a row ever holds, or None.
+        Windows and chunks give back the blocks behind them."""
         self._holds_blocks = holds_blocks
         self._lookahead, self._max_model_len = lookahead, max_model_len
 
@@ -49,8 +55,23 @@ class Blocks:
 
     def of_tokens(self, num_tokens: int) -> int:
         """Blocks that one row needs for this many tokens."""
-        managers = self._manager.coordinator.single_type_managers
-        return sum(cdiv(num_tokens, manager.block_size) for manager in managers)
+        needs = ((cdiv(num_tokens, size), cap) for size, cap in self._caps)
+        return sum(need if cap is None else min(need, cap) for need, cap in needs)
+
+    def cached(self, request: Request, most: int) -> tuple[Any, int, int]:
+        """The cached blocks at the start of a request's tokens, at most so many tokens.
+
+        A hit found by vLLM cannot be cut instead: windows, chunks and recurrent states keep only
+        the blocks that the end of the hit needs.
+
+        Returns:
+            What vLLM's ``get_computed_blocks`` does: the blocks, their number of tokens, and the
+            boundary of a longer prefix that some groups lack, or 0.
+        """
+        found, tokens, more = self._manager.coordinator.find_longest_cache_hit(
+            request.block_hashes, most
+        )
+        return self._manager.create_kv_cache_blocks(found), tokens, more and tokens + more
 
     def of_entering(self, entering: Sequence[Request]) -> int:
         """Free blocks that vLLM requires to admit all of these requests with one token each."""
@@ -66,8 +87,7 @@ class Blocks:
             num_rows: running rows.
             budget: tokens of the step.
         """
-        managers = self._manager.coordinator.single_type_managers
-        return sum(2 * num_rows + cdiv(budget, m.block_size) for m in managers)
+        return sum(2 * num_rows + cdiv(budget, size) for size, _ in self._caps)
 
     def of_step(self, running: Iterable[Request], held: Iterable[str], budget: int) -> int:
         """New blocks that vLLM's loop will ask for in this step; may be too high, never too low.

@@ -7,6 +7,7 @@ keep one vector of it, and its request ends with its prefill and leaves the grou
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
@@ -31,8 +32,8 @@ class Group:
     """The members of one guided request; the primary comes first."""
 
     __slots__ = (
-        "arrived", "grounding", "guides", "looks_back", "members", "name", "primary", "several",
-        "waited",
+        "arrived", "grounding", "guides", "looks_back", "members", "name", "of_prompt", "primary",
+        "several", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +55,9 @@ class Group:
         self.arrived = time.monotonic()
         self.waited: float | None = None
         """Seconds until all members were admitted; None before that, and after it was reported."""
+        self.of_prompt: tuple[Any, Any] | None = None
+        """Log-probs of the prompt (vLLM's ``LogprobsTensors``, and those of chosen ids), if the
+        token with which they came was taken back: they go out with the next one."""
 
     @classmethod
     def create(cls, request: Request, order: Order, max_tokens: int) -> Group:

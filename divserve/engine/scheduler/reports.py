@@ -109,7 +109,7 @@ class Reports:
             row = runner_output.req_id_to_index[request_id]
             if tokens[row] and member is not group.grounding:
                 self._figures.taken_back(group, request_id, len(tokens[row]), why)
-                tokens[row] = []
+                _empty(group, request_id, runner_output)
                 self._endings.failed[group.name] = why
 
     def _look(
@@ -121,7 +121,7 @@ class Reports:
         if broken:
             self._endings.failed[group.name] = UNKNOWN
         if broken or look.state == LookState.ALARM:
-            runner_output.sampled_token_ids[runner_output.req_id_to_index[group.name]] = []
+            _empty(group, group.name, runner_output)
         if look.state == LookState.ALARM and not broken and _is_current(request):
             return [(request, look.tokens)]
         if look.state == LookState.CHOSEN:
@@ -149,6 +149,10 @@ class Reports:
                 left -= 1
                 if group.name != request_id:
                     continue
+                if group.of_prompt is not None and output.new_token_ids:
+                    output.new_prompt_logprobs_tensors = group.of_prompt[0]
+                    output.prompt_token_id_logprobs = group.of_prompt[1]
+                    group.of_prompt = None
                 if is_rare or figures.kernel_s is not None or group.waited is not None:
                     self._report(output, group).put_on(output)
                 elif output.new_token_ids:
@@ -170,6 +174,15 @@ class Reports:
             report.error, report.refused = why, group is None
         self._figures.add_to(report, group, request_id)
         return report
+
+
+def _empty(group: Group, request_id: str, runner_output: ModelRunnerOutput) -> None:
+    """Takes the token of a row back. vLLM wants the log-probs of a prompt only beside a token."""
+    runner_output.sampled_token_ids[runner_output.req_id_to_index[request_id]] = []
+    tensors = runner_output.prompt_logprobs_dict.pop(request_id, None)
+    of_ids = runner_output.prompt_token_id_logprobs_dict.pop(request_id, None)
+    if tensors is not None or of_ids is not None:
+        group.of_prompt = tensors, of_ids
 
 
 def _is_current(request: Request) -> bool:

@@ -170,8 +170,7 @@ class LockstepScheduler(Scheduler):
         is_held = request.request_id in self.groups.held
         if is_held and cached and cached >= request.num_tokens - 1:
             # The held token must not be the only one left to compute.
-            cached = (request.num_tokens - 2) // self.block_size * self.block_size
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, cached)
+            blocks, cached, boundary = self.blocks.cached(request, request.num_tokens - 2)
         return blocks, cached, boundary, diverged
 
     def _reserve_prefill_lookahead(

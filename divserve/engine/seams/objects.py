@@ -94,10 +94,17 @@ _BLOCKS = (
         watermark_blocks="blocks that admission leaves free",
     ),
     *seams(
-        COORDINATOR, BLOCKS, "called", get_num_blocks_to_allocate="need of the coming step",
+        COORDINATOR, BLOCKS, "called",
+        find_longest_cache_hit="a shorter cached prefix",
+        get_num_blocks_to_allocate="need of the coming step",
     ),
+    *seams(CACHE, BLOCKS, "called", create_kv_cache_blocks="of a shorter cached prefix"),
     *seams(COORDINATOR, BLOCKS, "read", single_type_managers="all KV groups"),
-    *seams(KV_GROUP, BLOCKS, "read", block_size="of a KV group"),
+    *seams(
+        KV_GROUP, BLOCKS, "read",
+        block_size="of a KV group",
+        max_admission_blocks_per_request="most blocks of a row with a window",
+    ),
     *seams(
         "vllm.v1.core.kv_cache_manager:KVCacheBlocks", BLOCKS, "read", blocks="none, by KV group",
     ),
@@ -106,6 +113,7 @@ _BLOCKS = (
     *seams(
         REQUEST, BLOCKS, "read",
         num_computed_tokens="need of a row", num_output_placeholders="rows at their last token",
+        block_hashes="a shorter cached prefix",
     ),
 )  # fmt: skip
 
@@ -201,7 +209,15 @@ _UPDATE = (
     *seams(REQUEST, ENDINGS, "read", client_index="which front end is told"),
     *seams(OUTPUTS, ENDINGS, "written", outputs="with that of a primary that loses a guide"),
     *seams(
-        RUNNER_OUTPUT, REPORTS, "written", sampled_token_ids="emptied for tokens taken back",
+        RUNNER_OUTPUT, REPORTS, "written",
+        sampled_token_ids="emptied for tokens taken back",
+        prompt_logprobs_dict="without those that came with a token taken back",
+        prompt_token_id_logprobs_dict="likewise",
+    ),
+    *seams(
+        OUTPUT, REPORTS, "written",
+        new_prompt_logprobs_tensors="those that came with an earlier token, taken back",
+        prompt_token_id_logprobs="likewise",
     ),
     *seams(RUNNER_OUTPUT, REPORTS, "read", req_id_to_index="the token's row"),
     *seams(SCHEDULER_OUTPUT, REPORTS, "read", num_scheduled_tokens="the rows of the step"),

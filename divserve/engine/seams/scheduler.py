@@ -78,16 +78,14 @@ _USED = (
     *seams(
         SCHEDULER, STEP, "read",
         kv_cache_manager="free blocks; blocks of a waiting request",
-        block_size="rounds a cached prefix", max_model_len="longest output; need of a row",
+        max_model_len="longest output; need of a row",
         max_num_active_reqs="free rows", num_lookahead_tokens="need of a row",
         policy="whether the line has a head", requires_kv_delivery="how to preempt",
         requests="an update of a known request is not a new one; all of them when all are ended",
         structured_output_manager="grammars of continuations",
     ),
     *seams(
-        CACHE, STEP, "called",
-        get_blocks="blocks of a waiting request",
-        truncate_computed_blocks="a shorter cached prefix",
+        CACHE, STEP, "called", get_blocks="blocks of a waiting request",
     ),
     *seams(
         "vllm.v1.core.kv_cache_manager:KVCacheBlocks", STEP, "read",
