@@ -107,6 +107,7 @@ def check_look_back(config: Any) -> None:
         f"--kv-cache-dtype {cache.cache_dtype}": cache.cache_dtype != "auto",
         "--no-enable-prefix-caching": not cache.enable_prefix_caching,
         "models with sliding-window layers": model.get_sliding_window() is not None,
+        "models with chunked attention": model.attention_chunk_size is not None,
         "multimodal models": model.is_multimodal_model,
     }
     _refuse(refused, " with --look-back")

@@ -66,12 +66,15 @@ def test_quantised_and_packed_heads_are_refused(weight: Tensor | None) -> None:
 
 def config(**changes: Any) -> Any:
     parts: dict[str, Any] = {
-        "tp": 1, "lora": None, "dtype": "auto", "prefix": True, "window": None, "pictures": False,
+        "tp": 1, "lora": None, "dtype": "auto", "prefix": True, "window": None, "chunk": None,
+        "pictures": False,
     }  # fmt: skip
     parts |= changes
     return SimpleNamespace(
         model_config=SimpleNamespace(
-            get_sliding_window=lambda: parts["window"], is_multimodal_model=parts["pictures"]
+            get_sliding_window=lambda: parts["window"],
+            attention_chunk_size=parts["chunk"],
+            is_multimodal_model=parts["pictures"],
         ),
         cache_config=SimpleNamespace(
             cache_dtype=parts["dtype"], enable_prefix_caching=parts["prefix"]
@@ -89,6 +92,7 @@ def config(**changes: Any) -> Any:
         ({"dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"prefix": False}, "--no-enable-prefix-caching"),
         ({"window": 4096}, "sliding-window"),
+        ({"chunk": 8192}, "chunked attention"),
         ({"pictures": True}, "multimodal"),
     ],
 )

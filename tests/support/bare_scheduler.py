@@ -165,7 +165,8 @@ class BareScheduler:
             done = self.scheduler.requests[name].num_computed_tokens
             first = max(0, done - tokens - self._window + 1)
             blocks = of_window.req_to_blocks[name][first // BLOCK : -(-done // BLOCK)]
-            assert blocks and not any(block.is_null for block in blocks), f"no window: {name}"
+            assert blocks, name
+            assert not any(block.is_null for block in blocks), f"no window: {name}"
 
     def update(self, output: Any, sampling: list[str]) -> None:
         """Simulates the workers of a step: every row whose tokens have all been read samples."""
