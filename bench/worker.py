@@ -28,6 +28,7 @@ from divserve.decoding import STATISTICS, Program
 from divserve.engine.order import GroupOrder, row_order_params
 from divserve.engine.worker import contrast
 from divserve.engine.worker.guidance import Forward, GuidanceStages
+from divserve.engine.worker.ranks import Ranks
 from loadtest import record
 
 VOCAB = 32
@@ -66,7 +67,7 @@ class Step:
     """Steps of pairs and plain requests."""
 
     def __init__(self, pairs: int, plain: int) -> None:
-        self.stages = GuidanceStages(VOCAB, CPU)
+        self.stages = GuidanceStages(VOCAB, CPU, Ranks())
         names = [f"cmpl-{number:032x}-0" for number in range(pairs)]
         self.stages.observe(output([pair(name) for name in names]))
         self.req_ids = [one for name in names for one in (name, f"{name}~guide")]

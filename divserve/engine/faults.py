@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["LOST", "NOT_NUMBERS", "log_fault"]
+__all__ = ["LOST", "NOT_NUMBERS", "log_fault", "logger"]
 
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 NOT_NUMBERS = "the logits of a step are not numbers (NaN); the request was stopped"

@@ -81,6 +81,7 @@ def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.M
         steps += (found := place(stages, *args))
         if steps == 4 and len(stages) == 2:
             stages._drop(stages._names[0])
+            stages._stale = True
             return place(stages, *args)
         return found
 
@@ -173,15 +174,15 @@ def test_a_grounding_text_cannot_be_read(
     healthy = run_with_grounded(engine)
     reduce, victim, calls = Groundings._reduce, "", 0
 
-    def broken(table: Groundings, text: Any, states: torch.Tensor, head: Any) -> None:
+    def broken(table: Groundings, text: Any, logits: torch.Tensor) -> None:
         nonlocal victim, calls
         victim = victim or text.primary
         calls += text.primary == victim
         if text.primary == victim and calls == 2:
             if fault == "raises":
                 raise RuntimeError("for this test")
-            states = states * float("nan")
-        reduce(table, text, states, head)
+            logits = logits * float("nan")
+        reduce(table, text, logits)
 
     with monkeypatch.context() as patch:
         patch.setattr(Groundings, "_reduce", broken)

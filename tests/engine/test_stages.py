@@ -15,6 +15,7 @@ from divserve.decoding import Form, Look, Program
 from divserve.engine.order import GroupOrder, ProbeOrder, RowOrder, TextOrder, row_order_params
 from divserve.engine.worker import amateurs, contrast, report, staging
 from divserve.engine.worker.guidance import Forward, GuidanceStages
+from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Slots
 from divserve.engine.worker.staging import Staging
 from divserve.engine.worker.vocabulary import VocabularyCap
@@ -42,7 +43,7 @@ class Worker:
     """Stages, and a batch with random logits."""
 
     def __init__(self) -> None:
-        self.stages = GuidanceStages(VOCAB, CPU)
+        self.stages = GuidanceStages(VOCAB, CPU, Ranks())
 
     def observe(self, *finished: str, **new: RowOrder) -> None:
         """Passes on a scheduler's output: requests that have ended, and new ones."""
@@ -211,11 +212,11 @@ def test_a_fault_in_one_group_leaves_the_others(
 def test_orders_that_make_no_sense_are_not_taken_up() -> None:
     worker = Worker()
     worker.observe(a=replace(PLAIN, guides=("1", "2", "3")), b=pair("b"))
-    assert len(worker.stages) == 1
+    assert len(worker.stages._slots) == 1
     many = {f"g{number}": pair(f"g{number}") for number in range(SLOTS - 1)}
     temperature = Program(form=float(Form.OBSERVE), kl_rate=1.0)
     worker.observe(**many, one_more=replace(PLAIN, temperature_program=temperature))
-    assert len(worker.stages) == SLOTS
+    assert len(worker.stages._slots) == SLOTS
     with pytest.raises(ValueError, match="3 guides"):
         Slots().take("a", ("1", "2", "3"))
 

@@ -16,6 +16,7 @@ MODEL = "vllm.model_executor.models.interfaces_base"
 
 GUIDANCE = "divserve/engine/worker/guidance.py"
 REPORT = "divserve/engine/worker/report.py"
+RANKS = "divserve/engine/worker/ranks.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
 RUNNER_V2 = "divserve/engine/worker/runner_v2.py"
 WORKER = "divserve/engine/worker/worker.py"
@@ -40,6 +41,8 @@ _WORKER = (
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "overridden",
         init_device="hooks into the runner that it builds; checks the kernels",
         load_model="checks the store of hidden states",
+        execute_model="ends the process if it fails on one of several ranks",
+        sample_tokens="likewise",
     ),
     *seams(
         "vllm.v1.worker.cpu_worker:CPUWorker", WORKER, "overridden",
@@ -53,6 +56,18 @@ _WORKER = (
     *seams(
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "called",
         get_model="the store of hidden states", get_kv_cache_spec="what the store costs",
+    ),
+)  # fmt: skip
+
+_RANKS = (
+    *seams(
+        "vllm.distributed.parallel_state", RANKS, "called",
+        get_tp_group="the ranks that sample from the same logits",
+    ),
+    *seams(
+        "vllm.distributed.parallel_state:GroupCoordinator", RANKS, "read",
+        world_size="whether there are other ranks",
+        cpu_group="agrees on layouts", device_group="adds up failures",
     ),
 )  # fmt: skip
 
@@ -222,4 +237,4 @@ _MODELS = (
     ),
 )  # fmt: skip
 
-WORKER_SEAMS: tuple[Seam, ...] = (*_WORKER, *_V1, *_V2, *_STEP, *_MODELS)
+WORKER_SEAMS: tuple[Seam, ...] = (*_WORKER, *_RANKS, *_V1, *_V2, *_STEP, *_MODELS)

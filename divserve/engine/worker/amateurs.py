@@ -45,18 +45,25 @@ class AmateurContrast:
             columns, primary = 2 * groups.slots, groups.rows[:, 0]
             self._streams = self._programs.streams(columns, primary, first, third, staging)
 
-    def apply(
-        self, logits: Tensor, guided: Tensor, model: nn.Module, hidden_states: Tensor
-    ) -> list[Tensor]:
-        """As `Contrast.apply`; the amateurs' logits are only computed for its own rows.
+    def read(self, model: nn.Module, hidden_states: Tensor) -> Tensor | None:
+        """The amateurs' logits ``[2 · G, V]`` of its own rows; None if it has none.
 
         Args:
-            logits: ``[R, V]``: raw logits.
-            guided: ``[R, V] float32``: its primaries' rows are overwritten.
             model: the served model, with its amateurs.
             hidden_states: ``[R, sum of the hidden sizes]`` of the rows.
         """
         if self._streams is None:
+            return None
+        return amateur_logits(model, hidden_states, self._streams.primary)
+
+    def apply(self, logits: Tensor, guided: Tensor, read: Tensor | None) -> list[Tensor]:
+        """As `Contrast.apply`.
+
+        Args:
+            logits: ``[R, V]``: raw logits.
+            guided: ``[R, V] float32``: its primaries' rows are overwritten.
+            read: what `read` has returned.
+        """
+        if self._streams is None:
             return []
-        side = amateur_logits(model, hidden_states, self._streams.primary)
-        return [guide(logits, self._streams, side=side, out=guided)]
+        return [guide(logits, self._streams, side=read, out=guided)]

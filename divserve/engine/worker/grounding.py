@@ -16,6 +16,7 @@ from torch import Tensor
 
 from divserve.engine.faults import log_fault
 from divserve.engine.order import GroupOrder, TextOrder
+from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Groups, grown
 from divserve_kernels import ABSENT, side_row
 
@@ -32,7 +33,6 @@ class Text:
     """A text that is being read."""
 
     primary: str
-    vector: int
     tokens: int
     average: bool
     started: bool = False
@@ -61,10 +61,9 @@ class Groundings:
     def add_text(self, request_id: str, order: TextOrder) -> None:
         """Adds a text, or restarts it after a preemption."""
         primary = order.primary
+        self._texts[request_id] = Text(primary, order.tokens, order.average)
         if primary not in self._vectors:
             self._vectors[primary] = self._free.pop() if self._free else len(self._vectors)
-        vector = self._vectors[primary]
-        self._texts[request_id] = Text(primary, vector, order.tokens, order.average)
 
     def restart(self, request_ids: set[str]) -> None:
         """Preempted texts are read again from their first token."""
@@ -98,49 +97,48 @@ class Groundings:
         starts: np.ndarray,
         hidden_states: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
-    ) -> bool:
+        ranks: Ranks,
+    ) -> None:
         """Reduces the part of each text that was read in this step.
 
         If a text fails, the vector of its request is dropped, and the request is no longer guided.
+        Its logits are still computed, because other ranks do the same.
 
         Args:
             req_ids: request id of each row.
             starts: ``[R + 1] int32``: where each row's tokens begin.
             hidden_states: ``[T, H]`` of all tokens of the step.
             compute_logits: the model's head, ``[n, H]`` to ``[n, V]``.
-
-        Returns:
-            Whether all texts could be read.
+            ranks: compute the logits together.
         """
         if not self._texts:
-            return True
-        well = True
+            return
         for row, request_id in enumerate(req_ids):
             if (text := self._texts.get(request_id)) is None:
                 continue
-            try:
-                states = hidden_states[int(starts[row]) : int(starts[row + 1])]
-                self._reduce(text, states, compute_logits)
-            except Exception as error:
-                log_fault(f"Reading {request_id}", error)
-                self.end(request_id)
-                self.end(text.primary)
-                well = False
-        return well
+            states = hidden_states[int(starts[row]) : int(starts[row + 1])]
+            for part in states.split(SLICE):
+                try:
+                    with ranks.together():
+                        logits = compute_logits(part)
+                    self._reduce(text, logits)
+                except Exception as error:
+                    log_fault(f"Reading {request_id}", error)
+                    self.end(text.primary)
 
-    def _reduce(
-        self, text: Text, hidden_states: Tensor, compute_logits: Callable[[Tensor], Tensor]
-    ) -> None:
-        vector = self._vector(text.vector)
+    def _reduce(self, text: Text, logits: Tensor) -> None:
+        if text.primary not in self._vectors:
+            # It has failed, or its request has ended.
+            return
+        vector = self._vector(self._vectors[text.primary])
         if not text.started:
             vector.fill_(0.0 if text.average else -math.inf)
             text.started = True
-        for states in hidden_states.split(SLICE):
-            log_probs = compute_logits(states).float().log_softmax(-1)
-            if text.average:
-                vector.add_(log_probs.sum(0), alpha=1 / text.tokens)
-            else:
-                torch.maximum(vector, log_probs.amax(0), out=vector)
+        log_probs = logits.float().log_softmax(-1)
+        if text.average:
+            vector.add_(log_probs.sum(0), alpha=1 / text.tokens)
+        else:
+            torch.maximum(vector, log_probs.amax(0), out=vector)
 
     def _vector(self, index: int) -> Tensor:
         if self.table is None:

@@ -9,7 +9,7 @@ the same layout as the step before costs two comparisons and the stages' work.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from divserve.engine.faults import log_fault
+from divserve.engine.faults import log_fault, logger
 from divserve.engine.models.hidden_store import Head
 from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
 from divserve.engine.worker.amateurs import AmateurContrast
@@ -26,6 +26,7 @@ from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guide_tokens import GuideTokens
 from divserve.engine.worker.look_back import LookBack, Temperatures
 from divserve.engine.worker.programs import GroupPrograms
+from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, Timer
 from divserve.engine.worker.slots import Groups, Located, Slots
 from divserve.engine.worker.staging import Staging
@@ -50,8 +51,11 @@ class Forward:
 class GuidanceStages:
     """All stages, and the layout that they have been given."""
 
-    def __init__(self, vocab: int, device: torch.device) -> None:
+    def __init__(self, vocab: int, device: torch.device, ranks: Ranks) -> None:
         self.device = device
+        self._ranks = ranks
+        self._known: set[str] = set()
+        """Requests with an order, whether or not they could be taken up: the same on all ranks."""
         self._slots = Slots()
         self._programs = GroupPrograms(device)
         self._groundings = Groundings(vocab, device)
@@ -74,14 +78,18 @@ class GuidanceStages:
         self._guided_steps = 0
 
     def __len__(self) -> int:
-        return len(self._slots)
+        """Requests with an order."""
+        return len(self._known)
 
     # What the scheduler says of a step.
 
     def observe(self, scheduler_output: SchedulerOutput) -> None:
         """Adds new groups and drops finished ones. Call once per step, before `place`."""
         for request_id in scheduler_output.finished_req_ids:
-            self._drop(request_id)
+            if request_id in self._known:
+                self._known.discard(request_id)
+                self._stale = True
+                self._drop(request_id)
         self._resume(scheduler_output)
         self._handed = {}
         taken = []
@@ -89,13 +97,17 @@ class GuidanceStages:
             order = row_order_of(new.sampling_params)
             if order is None:
                 continue
+            self._known.add(new.req_id)
+            self._stale = True
             try:
                 self._take_up(new, order)
             except Exception as error:
                 log_fault(f"Taking up request {new.req_id}", error)
-                self._drop(new.req_id)
+                # A text is still read: other ranks read it too.
+                self._drop(order.primary if isinstance(order, TextOrder) else new.req_id)
             else:
-                taken.append(new.req_id)
+                if isinstance(order, GroupOrder):
+                    taken.append(new.req_id)
         try:
             self._programs.send()
         except Exception as error:
@@ -104,7 +116,6 @@ class GuidanceStages:
                 self._drop(request_id)
 
     def _take_up(self, new: Any, order: GroupOrder | TextOrder | ProbeOrder) -> None:
-        self._stale = True
         if isinstance(order, TextOrder):
             self._groundings.add_text(new.req_id, order)
         elif isinstance(order, ProbeOrder):
@@ -136,7 +147,6 @@ class GuidanceStages:
         self._groundings.end(request_id)
         if (slot := self._slots.release(request_id)) is not None:
             self._look_back.release(slot)
-            self._stale = True
 
     def _resume(self, scheduler_output: SchedulerOutput) -> None:
         """Handles requests that resume: preempted ones, and those that waited for their probes."""
@@ -169,25 +179,38 @@ class GuidanceStages:
         sampling = samples.tobytes()
         if self._stale or req_ids != self._req_ids or sampling != self._sampling:
             self._stale, self._req_ids, self._sampling = False, list(req_ids), sampling
-            self._lay_out_what_can(self._slots.locate(req_ids, samples))
+            located = self._slots.locate(req_ids, samples)
+            groups = self._laid_out(located)
+            if self._ranks.several:
+                self._agree(groups, located, len(req_ids))
         return self._active
 
-    def _lay_out_what_can(self, located: Located) -> None:
+    def _laid_out(self, located: Located) -> Groups:
         """Lays out all groups; if that fails, those that can be laid out one by one."""
         groups = located.groups
         try:
-            self._lay_out(groups, located)
-            return
+            return self._lay_out(groups, located)
         except Exception as error:
             log_fault("Laying out a step", error)
         each = [groups.select(np.array([place])) for place in range(len(groups))]
         well = np.array([self._can_lay_out(group, located) for group in each], np.bool_)
         try:
-            self._lay_out(groups.select(well), located)
+            return self._lay_out(groups.select(well), located)
         except Exception as error:
             log_fault("Laying out the rest of a step", error)
             self._look_back.lose()
             self._active = False
+            return groups.select(np.zeros(len(groups), np.bool_))
+
+    def _agree(self, own: Groups, located: Located, rows: int) -> None:
+        """Lays out only the groups that all ranks have laid out."""
+        well = np.zeros(rows, np.bool_)
+        well[own.rows[:, 0]] = True
+        agreed = self._ranks.agreed(well)
+        if not np.array_equal(agreed, well):
+            logger.error("Another rank cannot lay out a step: the requests concerned end")
+            with self._ranks.together():
+                self._lay_out(own.select(agreed[own.rows[:, 0]]), located)
 
     def _can_lay_out(self, group: Groups, located: Located) -> bool:
         try:
@@ -197,10 +220,13 @@ class GuidanceStages:
             return False
         return True
 
-    def _lay_out(self, groups: Groups, located: Located) -> None:
+    def _lay_out(self, groups: Groups, located: Located) -> Groups:
+        """Gives the stages their rows; returns the groups without those that lack a text."""
         groups = self._groundings.legible(groups)
         staging, among = Staging(self.device), self._amateurs.among(groups)
         alone, compared = groups.select(~among), groups.select(among)
+        # Ranks compute the logits of amateurs together, but their slots may differ after a fault.
+        compared = compared.select(compared.rows[:, 0].argsort())
         # In the order of their statistics: groups with amateurs come after the others.
         groups = Groups.joined(alone, compared)
         self._temperature.lay_out(groups, staging)
@@ -213,6 +239,7 @@ class GuidanceStages:
         staging.send()
         self._names = tuple(groups.names.tolist())
         self._active = len(groups) > 0 or looks
+        return groups
 
     # The work of a step.
 
@@ -223,9 +250,8 @@ class GuidanceStages:
         hidden_states: Tensor,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> None:
-        """Calls `Groundings.read`; a request whose text fails is no longer guided."""
-        if not self._groundings.read(req_ids, starts, hidden_states, compute_logits):
-            self._stale = True
+        """Calls `Groundings.read`."""
+        self._groundings.read(req_ids, starts, hidden_states, compute_logits, self._ranks)
 
     @property
     def temperatures(self) -> Temperatures | None:
@@ -239,20 +265,28 @@ class GuidanceStages:
             The logits in float32, and the report, which is being copied to the host without waiting
             for the device. None on failure: the scheduler then stops all requests of the layout.
         """
+        found = None
         try:
-            return self._guided(logits, forward)
+            found = self._guided(logits, forward)
         except Exception as error:
             log_fault("Guiding the logits of a step", error)
             self._look_back.lose()
+        failures = self._ranks.failures(found is None, self.device)
+        if found is None:
             return None
+        guided, pending = found
+        return guided, replace(pending, failures=failures).copied()
 
     def _guided(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance]:
         timer = Timer.for_step(self.device, self._guided_steps)
         self._guided_steps += 1
+        # First, because all ranks must take part in it, and what follows may fail on one of them.
+        with self._ranks.together():
+            read = self._amateurs.read(forward.model, forward.hidden_states)
         guided = logits.to(torch.float32)
         measured = self._temperature.measure(logits, guided)
         found = self._contrast.apply(logits, guided)
-        found += self._amateurs.apply(logits, guided, forward.model, forward.hidden_states)
+        found += self._amateurs.apply(logits, guided, read)
         self._temperature.apply(guided, measured)
         found += measured
         comparisons = self._look_back.apply(logits, guided, forward.model, forward.head)
@@ -261,10 +295,9 @@ class GuidanceStages:
         self._third_streams.apply(guided, statistics)
         if timer is not None:
             timer.stop()
-        pending = PendingGuidance(
+        return guided, PendingGuidance(
             self._names, statistics, self._temperature.places, comparisons, timer
         )
-        return guided, pending.copied()
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Gives every guide row its primary's token, in place in ``sampled`` ``[R, 1]``."""

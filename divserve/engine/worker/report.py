@@ -81,6 +81,8 @@ class PendingGuidance:
     comparisons: Comparisons | None = None
     timer: Timer | None = None
     """Timer of the guidance operation; None in most steps (`Timer`)."""
+    failures: Tensor | None = None
+    """``[1] float32``: how many tensor-parallel ranks have failed to guide the step (`Ranks`)."""
     event: torch.cuda.Event | None = None
 
     def copied(self) -> PendingGuidance:
@@ -88,16 +90,21 @@ class PendingGuidance:
         if self.statistics.device.type != "cuda":
             return self
         statistics, comparisons = _start_copy(self.statistics), self.comparisons
+        failures = None if self.failures is None else _start_copy(self.failures)
         if comparisons is not None:
             comparisons = replace(comparisons, values=_start_copy(comparisons.values))
         event = torch.cuda.Event()
         event.record()
-        return replace(self, statistics=statistics, comparisons=comparisons, event=event)
+        return replace(
+            self, statistics=statistics, comparisons=comparisons, failures=failures, event=event
+        )
 
     def collect(self) -> Guidance:
-        """Waits for the copy and returns the guidance."""
+        """Waits for the copy and returns the guidance: none if another rank has failed."""
         if self.event is not None:
             self.event.synchronize()
+        if self.failures is not None and self.failures.any():
+            return Guidance({}, None)
         numbers = self.statistics.tolist()
         count = len(self.names)
         for place, more in zip(self.second, numbers[count:], strict=True):

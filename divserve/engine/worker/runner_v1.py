@@ -16,6 +16,7 @@ from vllm.v1.outputs import SamplerOutput
 from divserve.engine.models.hidden_store import store_of
 from divserve.engine.worker.guidance import Forward, GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 
 __all__ = ["follow_copies", "install"]
@@ -129,4 +130,4 @@ def install(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
     vocab = runner.model_config.get_vocab_size()
-    runner.divserve_stages = GuidanceStages(vocab, runner.device)
+    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())

@@ -15,6 +15,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from divserve.engine.worker.guidance import Forward, GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 from divserve.engine.worker.runner_v1 import follow_copies
 
@@ -94,4 +95,4 @@ def install(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunnerV2, cls), {})
     vocab = runner.model_config.get_vocab_size()
-    runner.divserve_stages = GuidanceStages(vocab, runner.device)
+    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())

@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from divserve.engine.models import loader  # noqa: F401
 from divserve.engine.models.hidden_store import LAYER, store_of
 from divserve.engine.worker import runner_v1, runner_v2
+from divserve.engine.worker.ranks import Ranks
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import check
 
@@ -21,7 +22,25 @@ __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
 logger = init_logger("vllm.divserve")
 
 
-class GuidedCPUWorker(CPUWorker):
+class _LoudRank:
+    """Mixin before one of vLLM's workers: an exception in a step is heard on every rank.
+
+    vLLM awaits the reply of one rank and only logs the exceptions of others, which would go on with
+    another state than the rest. The executor notices a process that ends.
+    """
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        with Ranks.of_engine().together():
+            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Samples the tokens of the step."""
+        with Ranks.of_engine().together():
+            return super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+
+
+class GuidedCPUWorker(_LoudRank, CPUWorker):
     """CPU worker."""
 
     def init_device(self) -> None:
@@ -37,7 +56,7 @@ class GuidedCPUWorker(CPUWorker):
         _check_store(self)
 
 
-class GuidedGPUWorker(Worker):
+class GuidedGPUWorker(_LoudRank, Worker):
     """CUDA worker."""
 
     def init_device(self) -> None:
