@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
+from divserve.api.conflicts import refuse_beside_small, refuse_conflicts
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
@@ -171,8 +171,6 @@ class Guided(BaseModel):
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
-        if spec.program.drops_tokens() and self.stack is not None:
-            refuse_masks(params, self.stack.name)
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params
