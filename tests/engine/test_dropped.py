@@ -41,9 +41,7 @@ def guided(program: Program, **params: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("program", DROPPING.values(), ids=DROPPING.keys())
-def test_kept_tokens_first_then_the_primarys_order(
-    program: Program, mask: dict[str, Any]
-) -> None:
+def test_kept_tokens_first_then_the_primarys_order(program: Program, mask: dict[str, Any]) -> None:
     free, masked = guided(program), guided(program, **mask)
     raw = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0))[3]
     dropped = free == -math.inf
