@@ -49,6 +49,8 @@ class BareScheduler:
         blocks: of the KV cache.
         policy: ``"fcfs"`` or ``"priority"``.
         ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
+        longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
+        adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class BareScheduler:
         blocks: int = 64,
         policy: str = "fcfs",
         ahead: int = 1,
+        longest: int = 0,
+        adaptive: bool = False,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -68,6 +72,8 @@ class BareScheduler:
 
         config = configured(model, max_rows, max_tokens, policy)
         config.cache_config.num_gpu_blocks = blocks
+        config.scheduler_config.long_prefill_token_threshold = longest
+        config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         self.scheduler = cls(
             vllm_config=config,
