@@ -8,7 +8,7 @@ order for the engine. Whatever would make vLLM drop or distort that order is rej
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
@@ -154,14 +154,10 @@ class Guided(BaseModel):
 
     def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
-        stack = self.stack
-        assert stack is not None
-        return stack.two_seconds(self._guides[prompt])
+        return cast(Stack, self.stack).two_seconds(self._guides[prompt])
 
     def _order(self, guides: Guides) -> Spec:
-        stack = self.stack
-        assert stack is not None
-        return stack.spec(self._temperature, guides, self._grounding)
+        return cast(Stack, self.stack).spec(self._temperature, guides, self._grounding)
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""

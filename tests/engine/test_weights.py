@@ -55,20 +55,19 @@ def test_reloaded_weights(tmp_path: Path) -> None:
     engine.close()
 
 
-def model_with_amateurs() -> tuple[nn.Module, list[nn.Module]]:
-    """A served model, with an amateur of its own weights and one of others."""
+def model_with_amateurs() -> tuple[Any, Any]:
+    """A served model, and its amateur with other weights; another amateur shares its weights."""
     served: Any = nn.BatchNorm1d(3)
-    shared = nn.Sequential(served)
-    other = nn.BatchNorm1d(4)
+    shared, other = nn.Sequential(served), nn.BatchNorm1d(4)
     setattr(served, ATTRIBUTE, Amateurs.__new__(Amateurs))
     getattr(served, ATTRIBUTE).models = [shared, other]
-    return served, [shared, other]
+    return served, other
 
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_asleep(level: int) -> None:
     """Level 2 discards all weights; those of the amateurs come back with the tag "weights"."""
-    served, (_, other) = model_with_amateurs()
+    served, other = model_with_amateurs()
     assert len(amateur_tensors(served)) == len([*other.parameters(), *other.buffers()])
     before = {name: x.clone() for name, x in other.state_dict().items()}
     asleep = AmateursAsleep()
@@ -92,7 +91,7 @@ def test_asleep(level: int) -> None:
 
 def test_the_worker_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Around vLLM's own sleep, which needs a GPU and is replaced here."""
-    served, (_, other) = model_with_amateurs()
+    served, other = model_with_amateurs()
     worker: Any = object.__new__(GuidedGPUWorker)
     worker._amateurs = AmateursAsleep()
     monkeypatch.setattr(Worker, "get_model", lambda self: served)
