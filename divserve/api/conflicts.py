@@ -7,7 +7,7 @@ from typing import Any
 from divserve.errors import InvalidRequest
 from divserve.http.openai import has_non_text_content
 
-__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_masks"]
+__all__ = ["refuse_beside_small", "refuse_conflicts"]
 
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
@@ -17,14 +17,6 @@ CONFLICTS = {
     "truncate_prompt_tokens": "prompt and guide would be cut at different places",
 }
 """Fields that exclude ``decoding`` when set, and why."""
-
-MASKS = {
-    "structured_outputs": "the grammar (response_format, structured_outputs, a forced tool)",
-    "allowed_token_ids": "allowed_token_ids",
-    "bad_words": "bad_words",
-    "min_tokens": "min_tokens",
-}
-"""Sampling parameters that forbid tokens, and what set them."""
 
 READS_THE_PROMPT = ("prompt_logprobs", "echo")
 """Fields that return log-probs of the prompt, or the prompt itself."""
@@ -62,20 +54,3 @@ def refuse_beside_small(body: Any) -> None:
             raise InvalidRequest(f"The small model takes no {field}.", param=field)
     if has_non_text_content(getattr(body, "messages", None) or []):
         raise InvalidRequest("The small model takes text messages only.", param="messages")
-
-
-def refuse_masks(params: Any, name: str) -> None:
-    """Raises `InvalidRequest` for parameters that mask tokens after a method has dropped others.
-
-    Args:
-        params: vLLM's sampling parameters.
-        name: of the method or stack.
-    """
-    masks = next((field for field in MASKS if getattr(params, field, None)), None)
-    if masks is not None:
-        raise InvalidRequest(
-            f"{name} drops tokens, which could leave none that {MASKS[masks]} allows: use one "
-            "without the other, or a method that only contrasts (cad, adacad, cfg …, contrastive "
-            "with alpha 0).",
-            param="decoding",
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -47,8 +47,8 @@ def chat_fields(
     """
     guide = method.guide
     if guide is None:
-        assert isinstance(method, Instructive)
-        return {"messages": noisy_messages(messages, method, param), "documents": documents}
+        noise = cast(Instructive, method)
+        return {"messages": noisy_messages(messages, noise, param), "documents": documents}
     if guide.messages is not None:
         return {"messages": _validated(guide.messages, param), "documents": None}
     if guide.documents:
@@ -96,8 +96,7 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
             param=path,
         )
     if guide is None:
-        assert isinstance(method, Instructive)
-        made = [noisy_prompt(text, method, param) for text in texts_only]
+        made = [noisy_prompt(text, cast(Instructive, method), param) for text in texts_only]
         return made[0] if isinstance(prompt, str) else made
     texts = guide.texts()
     _check_found(texts, texts_only, guide, "the prompt", param)

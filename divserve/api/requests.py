@@ -8,11 +8,11 @@ order for the engine. Whatever would make vLLM drop or distort that order is rej
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
+from divserve.api.conflicts import refuse_beside_small, refuse_conflicts
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
@@ -154,14 +154,10 @@ class Guided(BaseModel):
 
     def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
-        stack = self.stack
-        assert stack is not None
-        return stack.two_seconds(self._guides[prompt])
+        return cast(Stack, self.stack).two_seconds(self._guides[prompt])
 
     def _order(self, guides: Guides) -> Spec:
-        stack = self.stack
-        assert stack is not None
-        return stack.spec(self._temperature, guides, self._grounding)
+        return cast(Stack, self.stack).spec(self._temperature, guides, self._grounding)
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
@@ -171,8 +167,6 @@ class Guided(BaseModel):
             return params
         self._temperature = params.temperature
         spec = self._order(next(self._unpacked))
-        if spec.program.drops_tokens() and self.stack is not None:
-            refuse_masks(params, self.stack.name)
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params

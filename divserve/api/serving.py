@@ -193,8 +193,9 @@ class GuidedServing(OwnErrors):
         except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
             # Templates and vLLM's renderer raise these for messages that pass validation.
             raise InvalidRequest(f"The guide can not be rendered: {error}", param=param) from error
-        # One is returned only for flags of the request, with which its own prompt has passed.
-        assert not isinstance(rendered, ErrorResponse)
+        if isinstance(rendered, ErrorResponse):
+            # Only for flags of the request, with which its own prompt has passed.
+            raise InvalidRequest(rendered.error.message, param=param)
         return [
             checked(engine_input["prompt_token_ids"], limit, param) for engine_input in rendered
         ]

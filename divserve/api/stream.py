@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, StreamingResponse
@@ -126,8 +126,7 @@ class PrimedResponse(StreamingResponse):
         events = aiter(self.body_iterator)
         first = await anext(events, "")
         if isinstance(first, str) and is_error(first):
-            assert isinstance(events, AsyncGenerator)
-            await events.aclose()
+            await cast(AsyncGenerator[Any, None], events).aclose()
             await _send_error(first, send)
             return
         start = {"status": self.status_code, "headers": self.raw_headers}

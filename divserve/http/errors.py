@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException, RequestValidationError
@@ -147,15 +147,13 @@ def install(app: FastAPI) -> None:
     """Registers the handlers on `app`, in place of vLLM's for the same exceptions."""
 
     async def on_api_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return error_response(error)
+        return error_response(cast(ApiError, error))
 
     async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return error_response(invalid_body(error.errors()))
+        return error_response(invalid_body(cast(RequestValidationError, error).errors()))
 
-    async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, StarletteHTTPException)
+    async def on_http_exception(request: Request, raised: Exception) -> JSONResponse:
+        error = cast(StarletteHTTPException, raised)
         message = error.detail
         asked = f"{request.method} {request.url.path}"
         if error.status_code == 404 and message == "Not Found":

@@ -81,7 +81,6 @@ def check_config(config: Any) -> None:
         "--prefill-context-parallel-size above 1": parallel.prefill_context_parallel_size > 1,
         "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
         "--no-enable-chunked-prefill": not scheduler.enable_chunked_prefill,
-        "--long-prefill-token-threshold": scheduler.long_prefill_token_threshold > 0,
         "--max-num-seqs below 2": scheduler.max_num_seqs < 2,
         "--max-num-batched-tokens below --max-num-seqs": (
             scheduler.max_num_batched_tokens < scheduler.max_num_seqs

@@ -1,7 +1,11 @@
-"""Defaults for a small CPU machine; any flag or variable that the user sets takes precedence."""
+"""Defaults for a small CPU machine; any flag or variable that the user sets takes precedence.
+
+One is replaced even if the user has set it: float32 for models that do not run in it.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import MutableMapping
@@ -10,11 +14,14 @@ from typing import Any
 
 from divserve.startup import container
 
-__all__ = ["environment_defaults", "flag_defaults"]
+__all__ = ["environment_defaults", "flag_defaults", "float32_fails", "with_working_dtype"]
 
 LONGEST_CONTEXT = 4096
 GIB = 1 << 30
 KERNELS = "256"
+CPU_INFO = Path("/proc/cpuinfo")
+IN_FLOAT32 = ("compressed-tensors", "torchao")
+"""Quantisation methods that vLLM runs in float32, on CPUs without AMX; it refuses it for others."""
 
 
 def environment_defaults(environment: MutableMapping[str, str], model: str | None) -> None:
@@ -38,8 +45,9 @@ def flag_defaults(model: str | None) -> dict[str, Any]:
     """Defaults for vLLM's flags on CPU.
 
     float32, because CPUs without AVX-512 or AMX have no bfloat16 matrix product and lose two thirds
-    of their throughput with it; blocks of 32 tokens, so that short prompts hit the prefix cache; no
-    compilation, which costs a minute at every cold start and gains a fifth in speed.
+    of their throughput with it (some models need it: `with_working_dtype`); blocks of 32 tokens, so
+    that short prompts hit the prefix cache; no compilation, which costs a minute at every cold
+    start and gains a fifth in speed.
     """
     defaults: dict[str, Any] = {
         "dtype": "float32",
@@ -53,6 +61,64 @@ def flag_defaults(model: str | None) -> dict[str, Any]:
     if (context := _context_length(model)) is not None:
         defaults["max_model_len"] = min(context, LONGEST_CONTEXT)
     return defaults
+
+
+def with_working_dtype(engine_args: Any) -> Any:
+    """The same arguments, or a copy with bfloat16 for a model that does not run in float32 on CPU.
+
+    Args:
+        engine_args: vLLM's ``EngineArgs``.
+    """
+    from vllm.logger import init_logger
+    from vllm.platforms import current_platform
+    from vllm.transformers_utils.config import get_config
+
+    if not current_platform.is_cpu() or engine_args.dtype not in ("float32", "float"):
+        return engine_args
+    try:
+        config = get_config(
+            engine_args.hf_config_path or engine_args.model,
+            engine_args.trust_remote_code,
+            engine_args.revision,
+            engine_args.code_revision,
+            engine_args.config_format,
+        )
+    except (OSError, ValueError):
+        return engine_args  # vLLM will say what is wrong with the model.
+    why = float32_fails(config, engine_args.quantization, has_amx())
+    if why is None:
+        return engine_args
+    init_logger("vllm.divserve").warning(
+        "%s: bfloat16 instead of float32, because %s on this CPU", engine_args.model, why
+    )
+    args = copy.copy(engine_args)
+    args.dtype = "bfloat16"
+    return args
+
+
+def float32_fails(config: Any, quantization: str | None, amx: bool) -> str | None:
+    """Why vLLM cannot run a model in float32 on CPU; None if it can.
+
+    Args:
+        config: Hugging Face's.
+        quantization: vLLM's flag.
+        amx: whether the CPU has AMX, for which vLLM has kernels of its own.
+    """
+    text = config.get_text_config()
+    if hasattr(text, "linear_num_value_heads"):
+        return "vLLM's gated delta networks take only bfloat16"
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantization
+    if (quantized or quantization) and (amx or method not in IN_FLOAT32):
+        return "vLLM's kernels for quantised weights do not take it"
+    if amx and getattr(text, "kv_lora_rank", None):
+        return "vLLM's latent attention for AMX does not take it"
+    return None
+
+
+def has_amx() -> bool:
+    """Whether the CPU has AMX; vLLM then uses other kernels."""
+    return CPU_INFO.exists() and "amx_tile" in CPU_INFO.read_text()
 
 
 def _cache_bytes() -> int:

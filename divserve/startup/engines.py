@@ -8,7 +8,7 @@ from typing import Any
 
 from divserve.engine.client.watchdog import watching
 from divserve.errors import StartupError, one_line
-from divserve.startup import checks
+from divserve.startup import checks, cpu
 from divserve.startup.extras import Extras
 
 __all__ = ["configured", "guided_engine", "install"]
@@ -95,6 +95,7 @@ def configured(engine_args: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     usage = UsageContext.OPENAI_API_SERVER
+    engine_args = cpu.with_working_dtype(engine_args)
     try:
         config = engine_args.create_engine_config(usage_context=usage)
     except (OSError, ValueError) as error:

@@ -194,14 +194,6 @@ def test_what_two_models_cannot_do(
     assert error["param"] == param
 
 
-def test_contrastive_with_a_line_refuses_masks(http: TestClient, engine: FakeClient) -> None:
-    masked = {"structured_outputs": {"regex": "[a-z]+"}}
-    error = refusal(http, CHAT, body({"method": "contrastive"}, **masked))
-    assert "contrastive with alpha 0" in error["message"]
-    free = body({"method": "contrastive", "alpha": 0}, **masked)
-    assert http.post(CHAT, json=free).status_code == 200
-
-
 def test_contrastive_beside_a_temperature_with_a_guide(
     http: TestClient, engine: FakeClient
 ) -> None:

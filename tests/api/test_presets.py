@@ -170,15 +170,15 @@ def test_refusals_name_the_field(http: TestClient, decoding: Any, param: str) ->
         ("min_tokens", 2),
     ],
 )
-def test_what_drops_tokens_and_what_forbids_them(http: TestClient, field: str, value: Any) -> None:
-    """Together they could leave no token at all; a contrast keeps all tokens."""
+def test_what_drops_tokens_and_what_forbids_them(
+    http: TestClient, engine: FakeClient, field: str, value: Any
+) -> None:
+    """They compose: what the worker does then is in ``tests/engine/test_dropped.py``."""
     for method in ("uscd", "linear_alignment"):
         dropping = {"method": method, "guide": {"documents": True}}
-        refused = error(ask(http, decoding=dropping, **{field: value}))
-        assert refused["message"].startswith(f"{method} drops tokens")
-        assert refused["param"] == "decoding"
-    contrast = {"method": "linear_alignment", "nucleus": 1, "guide": {"documents": True}}
-    assert ask(http, decoding=contrast, **{field: value}).status_code == 200
+        answer = ask(http, decoding=dropping, **{field: value})
+        assert answer.status_code == 200, answer.text
+        assert engine.orders[-1] is not None
 
 
 def test_two_guides_are_two_streams(http: TestClient, engine: FakeClient) -> None:

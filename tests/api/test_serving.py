@@ -9,7 +9,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from divserve.http.openai import ChatCompletionRequest, CompletionRequest
+from divserve.http.openai import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ErrorInfo,
+    ErrorResponse,
+)
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, QUESTION
 from tests.support.fake_client import ANSWER, FakeClient, arguments
 
@@ -142,6 +147,22 @@ def test_a_guide_that_the_renderer_stumbles_over(
     response = ask(http, CHAT, {"messages": TWO_TURNS})
     assert error_of(response) == (400, "decoding.guide", "invalid_value")
     assert "one turn only" in response.json()["error"]["message"]
+
+
+def test_a_guide_for_which_the_renderer_returns_an_error(
+    app: FastAPI, http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = app.state.openai_serving_chat.online_renderer
+    render = renderer.render_chat
+
+    async def strict(request: Any) -> Any:
+        told = ErrorInfo(message="one turn only", type="BadRequestError", code=400)
+        return ErrorResponse(error=told) if len(request.messages) > 1 else await render(request)
+
+    monkeypatch.setattr(renderer, "render_chat", strict)
+    response = ask(http, CHAT, {"messages": TWO_TURNS})
+    assert error_of(response) == (400, "decoding.guide", "invalid_value")
+    assert response.json()["error"]["message"] == "one turn only"
 
 
 def test_an_engine_without_an_answer(

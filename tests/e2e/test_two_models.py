@@ -49,6 +49,16 @@ def test_methods_of_amateurs(client: openai.OpenAI, method: str) -> None:
     assert streamed.text == {0: choice.message.content}
 
 
+def test_a_schema_beside_what_drops_tokens(client: openai.OpenAI) -> None:
+    """The grammar's tokens are chosen even where ``contrastive`` has dropped all of them."""
+    extra = {"structured_outputs": {"regex": '\\{"name": "[a-z]{5,9}"\\}'}}
+    for alpha in (0.1, 1.0):
+        body = {"method": "contrastive", "alpha": alpha, "trace": True}
+        (choice,) = chat(client, body, max_tokens=40, extra_body=extra).choices
+        assert 5 <= len(json.loads(choice.message.content)["name"]) <= 9
+        assert all(entry["candidates"] >= 1 for entry in account(choice)["trace"])
+
+
 def test_switching_whole_and_streamed(client: openai.OpenAI, switch: dict[str, Any]) -> None:
     response = chat(client, switch, max_tokens=60)
     (choice,) = response.choices

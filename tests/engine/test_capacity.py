@@ -38,5 +38,5 @@ def test_windows_hold_more_tokens_than_blocks() -> None:
 
 
 def test_a_group_has_to_fit_into_the_rows() -> None:
-    with pytest.raises(InvalidRequest, match="needs 5 rows.*--max-num-seqs 4"):
+    with pytest.raises(InvalidRequest, match=r"needs 5 rows.*--max-num-seqs 4"):
         sized(None).check(8, [8] * 4)

@@ -39,7 +39,6 @@ def config(**changes: Any) -> Any:
         ),
         "scheduler_config": SimpleNamespace(
             enable_chunked_prefill=True,
-            long_prefill_token_threshold=0,
             max_num_seqs=8,
             max_num_batched_tokens=64,
             async_scheduling=False,
@@ -64,7 +63,6 @@ def config(**changes: Any) -> Any:
         ({"parallel_config__decode_context_parallel_size": 2}, "--decode-context-parallel-size"),
         ({"parallel_config__enable_batch_sharded_sampling": True}, "batch-sharded sampling"),
         ({"scheduler_config__enable_chunked_prefill": False}, "--no-enable-chunked-prefill"),
-        ({"scheduler_config__long_prefill_token_threshold": 64}, "--long-prefill-token-threshold"),
         ({"scheduler_config__max_num_seqs": 1}, "--max-num-seqs"),
         ({"model_config__runner_type": "pooling"}, "--runner pooling"),
         ({"model_config__is_hybrid": True}, "Mamba"),

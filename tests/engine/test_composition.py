@@ -235,6 +235,8 @@ def test_json_schema(engine: Engine, streams: Any) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
+    # The last two drop all but a few tokens, which the grammar rarely allows.
+    methods = ["cfg", "adacad", "cad", "kl_temperature", "uscd", "linear_alignment"]
     batch = [
         (
             streams[0],
@@ -246,11 +248,35 @@ def test_json_schema(engine: Engine, streams: Any) -> None:
                 extra_args=order(method, streams[1], 1.0),
             ),
         )
-        for i, method in enumerate(["cfg", "adacad", "cad", "kl_temperature"])
+        for i, method in enumerate(methods)
     ]
     batch += [(streams[1], SamplingParams(temperature=0, max_tokens=20))] * 2
-    for output in engine.generate(batch)[:4]:
+    for output in engine.generate(batch)[: len(methods)]:
         assert set(json.loads(output.outputs[0].text)) == {"city", "people"}
+
+
+def test_what_is_dropped_comes_after_what_is_kept(engine: Engine, streams: Any) -> None:
+    """A kept token, if it is allowed; else the best token of those allowed, as without a method."""
+    from vllm import SamplingParams
+
+    def first(fields: dict[str, Any] | None, allowed: list[int]) -> Any:
+        extra = None if fields is None else order("linear_alignment", streams[1], 1.0, **fields)
+        params = SamplingParams(
+            temperature=1.0, seed=3, max_tokens=1, allowed_token_ids=allowed, extra_args=extra,
+            logprobs=8,
+        )  # fmt: skip
+        return engine.generate([(streams[0], params)])[0].outputs[0]
+
+    some = [11, 60, 61, 200, 333]
+    only_the_first: dict[str, Any] = {"nucleus": 1e-6}
+    plain, dropped = first(None, some), first(only_the_first, some)
+    assert list(dropped.token_ids) == list(plain.token_ids)
+    likely = {token: entry.logprob for token, entry in plain.logprobs[0].items()}
+    for token in some:
+        assert dropped.logprobs[0][token].logprob == pytest.approx(likely[token], abs=2e-3)
+    kept = ask(engine, streams, "linear_alignment", fields=only_the_first, max_tokens=1)
+    (best,) = kept.outputs[0].token_ids
+    assert list(first(only_the_first, [*some, best]).token_ids) == [best]
 
 
 NEUTRAL = {

@@ -247,6 +247,25 @@ def test_what_waits_costs_a_step_nothing(tiny: Path, monkeypatch: pytest.MonkeyP
     assert [name for name in seen if name != "pair"] == []
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_prompts_above_the_threshold_are_read_in_chunks(
+    tiny: Path, kind: str, adaptive: bool
+) -> None:
+    """``--long-prefill-token-threshold``: such a group is held, a short one still fits a step."""
+    watched = made(kind, tiny, longest=16, adaptive=adaptive)
+    watched.add("long", 40, guided(12))
+    watched.add("short", 9, guided(16))
+    watched.step()
+    ready = set(watched.scheduler.groups.ready)
+    assert "long" not in ready
+    watched.run()
+    assert watched.answers == {"long": 4, "short": 4}
+    alone = made(kind, tiny, longest=16, adaptive=adaptive)
+    alone.add("short", 9, guided(16))
+    alone.step()
+    assert set(alone.scheduler.groups.ready) == {"short"}
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.integers(1, 90),
@@ -270,6 +289,7 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
     st.sampled_from([3, 4, 16]),
     st.sampled_from([0, 0, 24]),
     st.booleans(),
+    st.sampled_from([(0, False), (1, False), (20, False), (7, True)]),
 )
 @settings(max_examples=60)
 def test_any_mix_of_requests(
@@ -281,21 +301,17 @@ def test_any_mix_of_requests(
     rows: int,
     window: int,
     alike: bool,
+    chunks: tuple[int, bool],
 ) -> None:
     """All requests end, whenever they come or are aborted, and however little memory there is."""
-    shared = "the same" if alike else None
+    shared, (longest, adaptive) = "the same" if alike else None, chunks
     # vLLM only starts if the longest context fits, so a plain request always does.
     blocks += 8 * bool(window)
     for kind in SCHEDULERS:
         watched = made(
-            kind,
-            tiny,
-            max_rows=rows,
-            blocks=blocks,
-            policy=policy,
-            max_tokens=48,
-            window=window,
-        )
+            kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48, window=window,
+            longest=longest, adaptive=adaptive,
+        )  # fmt: skip
         free = free_blocks(watched)
         expected = {}
         for step in range(32):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm import SamplingParams
 
 from divserve.decoding import Form, Look, Program
 from divserve.engine.order import GroupOrder, ProbeOrder, RowOrder, TextOrder, row_order_params
@@ -44,13 +45,17 @@ class Worker:
 
     def __init__(self) -> None:
         self.stages = GuidanceStages(VOCAB, CPU, Ranks())
+        self.params: dict[str, dict[str, Any]] = {}
+        """Sampling parameters of requests, where they are not the defaults."""
 
     def observe(self, *finished: str, **new: RowOrder) -> None:
         """Passes on a scheduler's output: requests that have ended, and new ones."""
         rows = [
             SimpleNamespace(
                 req_id=name,
-                sampling_params=SimpleNamespace(extra_args=row_order_params(order)),
+                sampling_params=SamplingParams(
+                    extra_args=row_order_params(order), **self.params.get(name, {})
+                ),
                 prompt_token_ids=[1, 2, 3],
                 prefill_token_ids=None,
             )
@@ -117,6 +122,7 @@ def test_guides_take_their_primaries_tokens() -> None:
 
 FULL = {
     "capped": pair("a", vocab=5),
+    "drops and forbids": pair("a", program=Program(alpha=0.5, log_plausibility=-0.5)),
     "looks back": replace(PLAIN, look=Look(9.0, 2, 0, "prefix", True)),
     "grounded": pair("a", grounded=True),
     "amateurs": replace(PLAIN, amateurs=2),
@@ -137,6 +143,8 @@ def test_a_slot_that_is_used_again_forgets(
     monkeypatch.setattr(amateurs, "amateur_logits", lambda *args: side)
     after = replace(pair("b"), program=Program(alpha=1.0))
     fresh, used = Worker(), Worker()
+    used.params = {"a": {"allowed_token_ids": [1]}}
+    after = replace(after, program=after.program._replace(log_plausibility=-0.5))
     text = {"t": TextOrder("a", 4, average=False)} if before.grounded else {}
     probe = {"p": ProbeOrder("a", 0, 7, copied=0)} if before.look else {}
     used.observe(a=before, **text, **probe)

@@ -51,6 +51,8 @@ class BareScheduler:
         policy: ``"fcfs"`` or ``"priority"``.
         ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
+        longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
+        adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class BareScheduler:
         policy: str = "fcfs",
         ahead: int = 1,
         window: int = 0,
+        longest: int = 0,
+        adaptive: bool = False,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -82,6 +86,8 @@ class BareScheduler:
         specs = {"layer": FullAttentionSpec(**shape)}
         if window:
             specs["window"] = SlidingWindowSpec(**shape, sliding_window=window)
+        config.scheduler_config.long_prefill_token_threshold = longest
+        config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
         self.scheduler = cls(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
@@ -25,6 +26,7 @@ from vllm.model_executor.models.extract_hidden_states import (
 
 from divserve.errors import StartupError
 from divserve_kernels.history import Nearest, expected_row, nearest
+from divserve_kernels.streams import send
 
 __all__ = ["LAYER", "Head", "HiddenStore", "attach", "store_of"]
 
@@ -83,7 +85,7 @@ class HiddenStore:
 
     def copied(self, copies: list[tuple[int, int]], num_blocks: int) -> None:
         """Repeats vLLM's copies of blocks (source, destination), before their step's forward."""
-        source, target = torch.tensor(copies, device=self.lse.device).unbind(1)
+        source, target = send(copies, torch.int64, self.lse.device).unbind(1)
         rows = self.lse[:-1].view(num_blocks, -1)
         rows.index_copy_(0, target, rows.index_select(0, source))
 
@@ -93,22 +95,27 @@ class HiddenStore:
         self.lse.index_copy_(0, self._slots(rows, last), lse)
 
     def fill(self, spans: Sequence[tuple[int, int, int]], head: Head) -> None:
-        """Computes the log-sum-exps that are not known yet; those of shared blocks only once.
+        """Computes the log-sum-exps that are not known yet.
 
-        It waits for the device, so call it only in the first step of a request or of an alarm.
+        Which these are is only asked of a CPU; a GPU would have to be waited for, and computes the
+        logits of all positions instead. Call it only in the first step of a request or an alarm.
 
         Args:
             spans: row, first position, and one past the last.
             head: computes the logits.
         """
-        device = self.lse.device
-        positions = torch.cat([torch.arange(first, stop) for _, first, stop in spans])
-        rows = torch.cat([torch.full((stop - first,), row) for row, first, stop in spans])
-        slots = self._slots(rows.to(device), positions.to(device)).unique()
-        block = self.states.shape[1]
-        for part in slots[self.lse[slots].isnan()].split(SLICE):
+        device, block = self.lse.device, self.states.shape[1]
+        lengths = [stop - first for _, first, stop in spans]
+        rows = np.repeat([row for row, _, _ in spans], lengths)
+        positions = np.concatenate([np.arange(first, stop) for _, first, stop in spans])
+        slots = self._slots(*send(np.stack((rows, positions)), torch.int64, device))
+        if device.type == "cpu":
+            slots = _unknown(slots, self.lse)
+        for part in slots.split(SLICE):
             logits = head(self.states[part // block, part % block])
-            self.lse[part] = logits.float().logsumexp(-1)
+            known = self.lse.index_select(0, part)
+            found = logits.float().logsumexp(-1).where(known.isnan(), known)
+            self.lse.index_copy_(0, part, found)
 
     def nearest(
         self,
@@ -185,6 +192,12 @@ class HiddenStore:
         """Slots ``[N] int64`` of positions ``[N] int64`` of rows ``[N] int64``."""
         block = self.states.shape[1]
         return self._table[rows, positions // block].long() * block + positions % block
+
+
+def _unknown(slots: Tensor, lse: Tensor) -> Tensor:
+    """The slots without a log-sum-exp, each once; it waits for the device."""
+    slots = slots.unique()
+    return slots[lse[slots].isnan()]
 
 
 class _Builder(CacheOnlyAttentionMetadataBuilder):

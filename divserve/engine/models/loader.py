@@ -12,7 +12,7 @@ part. An amateur's logits are only computed for the rows that are compared with 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ from divserve.engine.models import hidden_store
 from divserve.engine.models.drop import dropped_layers, kept_layers, shared_model
 from divserve.errors import StartupError, one_line
 
-__all__ = ["AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "load_options"]
+__all__ = [
+    "AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "amateur_tensors",
+    "check_overrides", "load_options",
+]  # fmt: skip
 
 LOAD_FORMAT = "divserve_amateurs"
 AMATEUR_NAMES = ("amateur", "tuned")
@@ -52,6 +55,20 @@ def load_options(
         "extra": load_config.model_loader_extra_config,
     }
     return {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
+
+
+def check_overrides(load_config: Any, overrides: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for overrides of a running engine that would replace the extras' loader.
+
+    Args:
+        load_config: vLLM's ``LoadConfig``.
+        overrides: by the names of vLLM's configurations.
+    """
+    if "load_config" in overrides and load_config.load_format == LOAD_FORMAT:
+        raise ValueError(
+            "load_config cannot be changed on a server with --amateur, --tuned or --look-back: "
+            "start it with the load format wanted"
+        )
 
 
 def amateur_config(served: ModelConfig, model: str) -> ModelConfig:
@@ -105,6 +122,12 @@ def amateur_logits(model: nn.Module, hidden_states: Tensor, rows: Tensor) -> Ten
     return amateurs.logits(hidden_states.index_select(0, rows))
 
 
+def amateur_tensors(model: nn.Module) -> list[Tensor]:
+    """`Amateurs.own_tensors` of a served model; an empty list if it has no amateurs."""
+    amateurs: Amateurs | None = getattr(model, ATTRIBUTE, None)
+    return [] if amateurs is None else amateurs.own_tensors(model)
+
+
 class Amateurs:
     """The amateurs of a served model. Not a module, so that vLLM does not find them in it."""
 
@@ -113,6 +136,12 @@ class Amateurs:
         self.widths = [served, *(config.get_hidden_size() for config in configs)]
         """Hidden sizes: the served model's, then the amateurs'."""
         self.sizes = [config.get_vocab_size() for config in configs]
+
+    def own_tensors(self, served: nn.Module) -> list[Tensor]:
+        """Weights and buffers of all amateurs, without those that the served model has as well."""
+        theirs = {id(tensor) for tensor in (*served.parameters(), *served.buffers())}
+        tensors = (x for model in self.models for x in (*model.parameters(), *model.buffers()))
+        return [tensor for tensor in tensors if id(tensor) not in theirs]
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> list[Tensor]:
         """Hidden states ``[T, H]`` of each; ``input_ids`` and ``positions`` are ``[T]``."""
@@ -179,6 +208,23 @@ class AmateurLoader(BaseModelLoader):
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Loads the served model's weights into `model`."""
         self._base.load_weights(model, model_config)
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: nn.Module
+    ) -> Iterable[tuple[str, Tensor]]:
+        """The served model's weights on disk, for vLLM's ``reload_weights``.
+
+        Amateurs keep theirs, except that ``drop:N`` has the served model's tensors.
+
+        Raises:
+            NotImplementedError: its loader cannot reload.
+        """
+        if (weights := getattr(self._base, "get_all_weights", None)) is None:
+            raise NotImplementedError(
+                f"weights of the format {self._base_config.load_format} cannot be reloaded"
+            )
+        found: Iterable[tuple[str, Tensor]] = weights(model_config, model)
+        return found
 
     def load_model(
         self, vllm_config: Any, model_config: ModelConfig, prefix: str = ""

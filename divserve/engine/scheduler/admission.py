@@ -38,6 +38,8 @@ class Left:
     rows: int
     tokens: int
     blocks: int
+    longest: int
+    """A member with more tokens would not be read in one step."""
     loras: set[int] = field(default_factory=set)
     """Ids of the step's adapters."""
     max_loras: int = 0
@@ -189,6 +191,8 @@ class Admission:
             if any(next(waiting, None) is not other for other in members[1:]):
                 break
             if group is not None and group.guides and group.grounding is None:
+                if any(member.num_tokens > left.longest for member in members):
+                    break
                 found.append(group)
         return found
 

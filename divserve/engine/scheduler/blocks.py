@@ -8,6 +8,7 @@ from typing import Any
 from vllm.utils.math_utils import cdiv
 from vllm.v1.request import Request
 
+from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.group import remaining_tokens
 
 __all__ = ["Blocks"]
@@ -89,23 +90,26 @@ class Blocks:
         """
         return sum(2 * num_rows + cdiv(budget, size) for size, _ in self._caps)
 
-    def of_step(self, running: Iterable[Request], held: Iterable[str], budget: int) -> int:
+    def of_step(
+        self, running: Iterable[Request], held: Iterable[str], budget: int, chunk: Chunk
+    ) -> int:
         """New blocks that vLLM's loop will ask for in this step; may be too high, never too low.
 
         Args:
             running: requests in the order of the loop.
             held: ids of the requests that stop one token short.
             budget: tokens of the step.
+            chunk: how many of them a request gets at most.
         """
         manager, need = self._manager, 0
         for request in running:
             if _is_through(request):
                 continue
             left = remaining_tokens(request) - (request.request_id in held)
-            tokens = min(left, budget)
+            tokens = min(left, budget, chunk.at_most)
             if tokens <= 0:
                 continue
-            budget -= tokens
+            budget -= min(tokens, chunk.surely)
             total = request.num_computed_tokens + tokens
             need += manager.coordinator.get_num_blocks_to_allocate(
                 request_id=request.request_id,

@@ -17,6 +17,7 @@ from vllm.v1.request import Request
 from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.group import ADMISSIBLE, Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
@@ -215,7 +216,8 @@ class Entry:
         else:
             blocks = self._blocks.free() - self._blocks.most_of_step(running, budget)
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
-        left = Left(self._free_rows() - entering, budget - entering - running - prefills, blocks)
+        tokens = budget - entering - running - prefills
+        left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).surely)
         if host.lora_config:
             left.max_loras = host.lora_config.max_loras
             left.loras = {r.lora_request.lora_int_id for r in host.running if r.lora_request}

@@ -30,6 +30,7 @@ class Host(Protocol):
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
     lora_config: Any
+    scheduler_config: Any
     _pause_state: PauseState
     _inflight_prefills: set[Request]
     prev_step_scheduled_req_ids: set[str]

@@ -12,6 +12,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.group import Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host, Unit
@@ -67,7 +68,8 @@ class Preflight:
     def left(self) -> int:
         """Free blocks minus those that running requests will ask for."""
         host = self._host
-        need = self._blocks.of_step(host.running, self._groups.held, host.max_num_scheduled_tokens)
+        budget, chunk = host.max_num_scheduled_tokens, Chunk.of(host)
+        need = self._blocks.of_step(host.running, self._groups.held, budget, chunk)
         return self._blocks.free() - need
 
     def eviction_key(self, unit: Unit) -> tuple[int, float]:

@@ -25,6 +25,7 @@ RUNNER_OUTPUT = "vllm.v1.outputs:ModelRunnerOutput"
 ADMISSION = "divserve/engine/scheduler/admission.py"
 ALARMS = "divserve/engine/scheduler/alarms.py"
 BLOCKS = "divserve/engine/scheduler/blocks.py"
+CHUNKS = "divserve/engine/scheduler/chunks.py"
 ENDINGS = "divserve/engine/scheduler/endings.py"
 ENTRY = "divserve/engine/scheduler/entry.py"
 GROUP = "divserve/engine/scheduler/group.py"
@@ -123,6 +124,19 @@ _PREFLIGHT = (
         SCHEDULER, PREFLIGHT, "read",
         max_num_scheduled_tokens="need of all rows", policy="whom to preempt",
         running="whole units of it are preempted",
+    ),
+    *seams(SCHEDULER, CHUNKS, "copied", schedule="how much of a prompt it reads in a step"),
+    *seams(
+        SCHEDULER, CHUNKS, "read",
+        scheduler_config="see next", running="among whom a step is divided",
+        waiting="among whom a step is divided", kv_holding_waiting="among whom a step is divided",
+        max_num_scheduled_tokens="the whole step",
+    ),
+    *seams(
+        "vllm.config.scheduler:SchedulerConfig", CHUNKS, "read",
+        long_prefill_token_threshold="chunk of a prompt",
+        long_prefill_token_threshold_adaptive="whether it grows with the room of a step",
+        max_num_batched_tokens="the room of a step",
     ),
     *seams(
         REQUEST, PREFLIGHT, "read", priority="whom to preempt", arrival_time="whom to preempt",

@@ -20,6 +20,8 @@ RANKS = "divserve/engine/worker/ranks.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
 RUNNER_V2 = "divserve/engine/worker/runner_v2.py"
 WORKER = "divserve/engine/worker/worker.py"
+DROPPED = "divserve/engine/worker/dropped.py"
+LORA = "divserve/engine/worker/lora.py"
 DROP = "divserve/engine/models/drop.py"
 LOADING = "divserve/engine/models/loader.py"
 STORE = "divserve/engine/models/hidden_store.py"
@@ -43,6 +45,8 @@ _WORKER = (
         load_model="checks the store of hidden states",
         execute_model="ends the process if it fails on one of several ranks",
         sample_tokens="likewise",
+        sleep="level 2 keeps the amateurs' weights", wake_up="puts them back",
+        update_config="refuses to replace the loader of the extras",
     ),
     *seams(
         "vllm.v1.worker.cpu_worker:CPUWorker", WORKER, "overridden",
@@ -52,6 +56,12 @@ _WORKER = (
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "read",
         device="where the kernels run", model_config="the vocabulary",
         use_v2_model_runner="which runner it is", model_runner="re-classed",
+        vllm_config="the load format",
+    ),
+    *seams(
+        "vllm.lora.ops.torch_ops.lora_ops", LORA, "patched",
+        bgmv_shrink="rows without an adapter are skipped",
+        bgmv_expand="the same", bgmv_expand_slice="the same",
     ),
     *seams(
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "called",
@@ -172,6 +182,11 @@ _STEP = (
         prefill_token_ids="known tokens (V2)",
     ),
     *seams(
+        "vllm.sampling_params:SamplingParams", DROPPED, "read",
+        structured_outputs="forbids tokens", allowed_token_ids="forbids tokens",
+        bad_words="forbids tokens", min_tokens="forbids tokens",
+    ),
+    *seams(
         "vllm.v1.core.sched.output:CachedRequestData", GUIDANCE, "read",
         resumed_req_ids="who was preempted", num_output_tokens="known tokens", req_ids="the rows",
     ),
@@ -187,6 +202,10 @@ _MODELS = (
         __init__="makes the loader of the served model",
         download_model="passed on", load_weights="passed on",
         load_model="the served model, then its amateurs and its store",
+    ),
+    *seams(
+        "vllm.model_executor.model_loader.default_loader:DefaultModelLoader", LOADING, "called",
+        get_all_weights="``reload_weights`` asks every loader for it",
     ),
     *seams(
         "vllm.config.vllm:VllmConfig", LOADING, "written",

@@ -22,6 +22,7 @@ from divserve.engine.models.hidden_store import Head
 from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
 from divserve.engine.worker.amateurs import AmateurContrast
 from divserve.engine.worker.contrast import Contrast
+from divserve.engine.worker.dropped import DroppedTokens
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guide_tokens import GuideTokens
 from divserve.engine.worker.look_back import LookBack, Temperatures
@@ -63,6 +64,7 @@ class GuidanceStages:
         self._contrast = Contrast(self._programs, self._groundings)
         self._amateurs = AmateurContrast(self._programs)
         self._look_back = LookBack(device)
+        self._dropped = DroppedTokens()
         self._vocabulary = VocabularyCap(vocab)
         self._third_streams = ThirdStreamCheck()
         self._guide_tokens = GuideTokens()
@@ -138,6 +140,7 @@ class GuidanceStages:
             self._third_streams,
         ):
             stage.add(slot, order)
+        self._dropped.add(slot, order, new.sampling_params)
         prompt = len(new.prompt_token_ids)
         known = len(new.prefill_token_ids or new.prompt_token_ids)
         self._look_back.add(slot, order.look, prompt, known)
@@ -233,6 +236,7 @@ class GuidanceStages:
         self._contrast.lay_out(alone, staging)
         self._amateurs.lay_out(compared, staging)
         looks = self._look_back.lay_out(groups, located, staging)
+        self._dropped.lay_out(groups, staging)
         self._vocabulary.lay_out(groups, staging)
         self._third_streams.lay_out(groups, staging)
         self._guide_tokens.lay_out(groups, staging)
@@ -283,6 +287,7 @@ class GuidanceStages:
         # First, because all ranks must take part in it, and what follows may fail on one of them.
         with self._ranks.together():
             read = self._amateurs.read(forward.model, forward.hidden_states)
+        raw = self._dropped.raw(logits)
         guided = logits.to(torch.float32)
         measured = self._temperature.measure(logits, guided)
         found = self._contrast.apply(logits, guided)
@@ -290,6 +295,7 @@ class GuidanceStages:
         self._temperature.apply(guided, measured)
         found += measured
         comparisons = self._look_back.apply(logits, guided, forward.model, forward.head)
+        self._dropped.apply(guided, raw)
         self._vocabulary.apply(guided)
         statistics = found[0] if len(found) == 1 else torch.cat(found or [logits.new_zeros(0, 0)])
         self._third_streams.apply(guided, statistics)

@@ -10,9 +10,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 # Importing the loader registers it in this process.
-from divserve.engine.models import loader  # noqa: F401
+from divserve.engine.models import loader
+from divserve.engine.models.asleep import AmateursAsleep
 from divserve.engine.models.hidden_store import LAYER, store_of
 from divserve.engine.worker import runner_v1, runner_v2
+from divserve.engine.worker.lora import skip_base_rows
 from divserve.engine.worker.ranks import Ranks
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import check
@@ -47,6 +49,7 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
         """Checks the kernels, builds vLLM's runner, then hooks into it."""
         # Before vLLM binds this thread to one core, because the kernels' threads inherit its cores.
         _check_kernels(torch.device("cpu"), self.model_config.get_vocab_size())
+        skip_base_rows()
         super().init_device()
         _install(self)
 
@@ -54,6 +57,11 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
         """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
         _check_store(self)
+
+    def update_config(self, overrides: dict[str, Any]) -> None:
+        """As vLLM's; raises `ValueError` if the extras would be lost."""
+        loader.check_overrides(self.vllm_config.load_config, overrides)
+        super().update_config(overrides)
 
 
 class GuidedGPUWorker(_LoudRank, Worker):
@@ -69,6 +77,22 @@ class GuidedGPUWorker(_LoudRank, Worker):
         """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
         _check_store(self)
+        self._amateurs = AmateursAsleep()
+
+    def update_config(self, overrides: dict[str, Any]) -> None:
+        """As vLLM's; raises `ValueError` if the extras would be lost."""
+        loader.check_overrides(self.vllm_config.load_config, overrides)
+        super().update_config(overrides)
+
+    def sleep(self, level: int = 1) -> None:
+        """As vLLM's, except that level 2 keeps the amateurs' weights."""
+        self._amateurs.sleep(self.get_model(), level)
+        super().sleep(level)
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """As vLLM's; then puts back the amateurs' weights."""
+        super().wake_up(tags)
+        self._amateurs.wake_up(tags)
 
 
 def _install(worker: Any) -> None:
