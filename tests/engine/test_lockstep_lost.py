@@ -15,6 +15,7 @@ from divserve.engine.faults import NOT_NUMBERS
 from divserve.engine.scheduler.scheduler import LOST
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guidance import GuidanceStages
+from divserve.engine.worker.pipeline import Pipeline
 from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.vocabulary import VocabularyCap
 from tests.support.engine import Engine, report_of, stacked
@@ -80,7 +81,7 @@ def test_worker_loses_a_pair(engine: Engine, healthy: Any, monkeypatch: pytest.M
         nonlocal steps
         steps += (found := place(stages, *args))
         if steps == 4 and len(stages) == 2:
-            stages._drop(stages._names[0])
+            stages._drop(stages._pipeline.names[0])
             stages._stale = True
             return place(stages, *args)
         return found
@@ -100,7 +101,7 @@ def test_logits_are_not_numbers(
         nonlocal steps
         steps += 1
         if steps == 4:
-            copies = stages._guide_tokens._copies
+            copies = stages._pipeline.guide_tokens._copies
             assert copies is not None
             rows, guide_rows = copies
             logits[(rows if member == "primary" else guide_rows)[0]] = float("nan")
@@ -209,7 +210,7 @@ def test_guiding_raises(engine: Engine, healthy: Any, monkeypatch: pytest.Monkey
         raise RuntimeError("for this test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(GuidanceStages, "_guided", raising)
+        patch.setattr(Pipeline, "apply", raising)
         *guided, plain = run_with_neighbours(engine)
     assert [o.outputs[0].finish_reason for o in guided] == ["error"] * 2
     assert [list(o.outputs[0].token_ids) for o in guided] == [[]] * 2

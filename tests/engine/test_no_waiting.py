@@ -33,7 +33,7 @@ COPYING = ("torch.as_tensor", "torch.tensor", "torch.from_numpy")
 HOST = "an array of the host"
 ALLOWED = {
     "grounding.py: grounded.any()": HOST,
-    "guidance.py: groups.names.tolist()": HOST,
+    "pipeline.py: groups.names.tolist()": HOST,
     "guide_tokens.py: np.nonzero(groups.rows[:, 1:] != ABSENT)": HOST,
     "look_back.py: located.probes.tolist()": HOST,
     "look_back.py: np.nonzero(known)": HOST,

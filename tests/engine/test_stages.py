@@ -15,7 +15,8 @@ from vllm import SamplingParams
 from divserve.decoding import Form, Look, Program
 from divserve.engine.order import GroupOrder, ProbeOrder, RowOrder, TextOrder, row_order_params
 from divserve.engine.worker import amateurs, contrast, report, staging
-from divserve.engine.worker.guidance import Forward, GuidanceStages
+from divserve.engine.worker.guidance import GuidanceStages
+from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Slots
 from divserve.engine.worker.staging import Staging
@@ -156,7 +157,7 @@ def test_a_slot_that_is_used_again_forgets(
     assert names == {"b"}
     assert torch.equal(found, expected)
     assert used.stages.temperatures is None
-    assert used.stages._look_back._step is None
+    assert used.stages._pipeline.look_back._step is None
     assert used.stages._slots.find("b") == 0
 
 

@@ -15,6 +15,7 @@ HIDDEN = "vllm.model_executor.models.extract_hidden_states"
 MODEL = "vllm.model_executor.models.interfaces_base"
 
 GUIDANCE = "divserve/engine/worker/guidance.py"
+PIPELINE = "divserve/engine/worker/pipeline.py"
 REPORT = "divserve/engine/worker/report.py"
 RANKS = "divserve/engine/worker/ranks.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
@@ -178,7 +179,11 @@ _STEP = (
     ),
     *seams(
         "vllm.v1.core.sched.output:NewRequestData", GUIDANCE, "read",
-        sampling_params="the order of the scheduler", prompt_token_ids="length of a prompt",
+        sampling_params="the order of the scheduler", req_id="who begins",
+    ),
+    *seams(
+        "vllm.v1.core.sched.output:NewRequestData", PIPELINE, "read",
+        sampling_params="whether it forbids tokens", prompt_token_ids="length of a prompt",
         prefill_token_ids="known tokens (V2)",
     ),
     *seams(

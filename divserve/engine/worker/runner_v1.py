@@ -14,8 +14,9 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 
 from divserve.engine.models.hidden_store import store_of
-from divserve.engine.worker.guidance import Forward, GuidanceStages
+from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
-from divserve.engine.worker.guidance import Forward, GuidanceStages
+from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 from divserve.engine.worker.runner_v1 import follow_copies
