@@ -102,6 +102,18 @@ class Guided(BaseModel):
             self._unfold()
             record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
 
+    def decode_with(self, preset: Any) -> None:
+        """Sets the field ``decoding`` of a request that has none.
+
+        Args:
+            preset: a value that has been validated by itself.
+
+        Raises:
+            InvalidRequest: it cannot be combined with the rest of the request.
+        """
+        self.decoding = preset
+        self._refuse_conflicts()
+
     def answer_as(self, alias: str) -> None:
         """Makes the answer name this model."""
         self._alias = alias
