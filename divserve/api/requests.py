@@ -56,11 +56,13 @@ class Guided(BaseModel):
             raise InvalidRequest(
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
-        if self.decoding is None:
-            return self
+        if self.decoding is not None:
+            self._check_decoding()
+        return self
+
+    def _check_decoding(self) -> None:
         refuse_conflicts(self, moves=Stack(self.methods).switches)
         self._check_guided()
-        return self
 
     def _unfold(self) -> None:
         """Turns what can be read only once into lists."""
@@ -112,7 +114,7 @@ class Guided(BaseModel):
             InvalidRequest: it cannot be combined with the rest of the request.
         """
         self.decoding = preset
-        self._refuse_conflicts()
+        self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
         """Makes the answer name this model."""

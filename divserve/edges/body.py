@@ -18,8 +18,8 @@ from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestToo
 from divserve.http.asgi import EMPTY, is_json, read_body, replay
 from divserve.http.errors import error_response
 from divserve.http.fields import check_fields, check_rows, rows_of_fields
-from divserve.http.items import check_items
-from divserve.http.paths import BODILESS, GUIDED_ROUTES, path_of, takes_body
+from divserve.http.items import check_input, check_items
+from divserve.http.paths import BODILESS, GUIDED_ROUTES, RESPONSES, path_of, takes_body
 from divserve.http.scope import hold, weigh
 
 __all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
@@ -107,6 +107,8 @@ class GuardBody:
             check_fields(fields.get, self.settings)
         if path_of(scope).rstrip("/") in GUIDED_ROUTES:
             return 1
+        if path_of(scope).startswith(RESPONSES):
+            check_input(value.get("input"))
         rows = rows_of_fields(value)
         check_rows(rows, value.get, self.settings)
         return rows

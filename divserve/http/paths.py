@@ -7,13 +7,15 @@ from collections.abc import Container
 from starlette.routing import Match
 from starlette.types import Scope
 
-__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "is_free", "path_of", "takes_body"]
+__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body"]
 
 PROBES = ("/health", "/live", "/ready")
 """Answered without a key, under any load, and while the server drains."""
 
 GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """The routes that take ``decoding``."""
+
+RESPONSES = "/v1/responses"
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""

@@ -23,7 +23,7 @@ regular expression of its texts took thousands."""
 
 def plainly(texts: list[str], place: str) -> str:
     """What no occurrence of a text covers, character by character."""
-    covered = set()
+    covered: set[int] = set()
     for text in texts:
         for start in range(len(place)):
             if place.startswith(text, start):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from divserve.errors import InvalidRequest
 from divserve.http.fields import FieldLimits
-from divserve.http.items import check_items
+from divserve.http.items import check_input, check_items
+from divserve.http.openai import ResponsesRequest
 
 LIMITS = FieldLimits(max_messages=3, max_parts=4, max_tools=2, max_json_values=50)
 USER: Any = {"role": "user", "content": ""}
@@ -111,3 +113,25 @@ def test_the_defaults_are_beyond_what_clients_send() -> None:
     body = {"messages": turns, "tools": [tool] * 128, "logit_bias": {str(i): 1 for i in range(300)}}
     check_items(body, 4 * 1024 * 1024, limits)
     check_items({"prompt": [5] * 1_000_000}, 4 * 1024 * 1024, limits)
+
+
+def test_the_first_wrong_item_ends_the_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them has more than two hundred errors, which took two milliseconds."""
+    validate = Mock(wraps=ResponsesRequest.model_validate)
+    monkeypatch.setattr(ResponsesRequest, "model_validate", validate)
+    with pytest.raises(InvalidRequest) as refused:
+        check_input([USER, {}, *[{}] * 1000])
+    assert refused.value.param == "input.1"
+    assert validate.call_count == 2
+
+
+@pytest.mark.parametrize("value", [None, "text", [], [USER] * 3])
+def test_input_that_is_right(value: Any) -> None:
+    check_input(value)
+
+
+def test_a_validator_that_fails_is_for_the_route_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Mock(side_effect=AttributeError)
+    monkeypatch.setattr(ResponsesRequest, "model_validate", broken)
+    check_input([{}] * 3)
+    assert broken.call_count == 1
