@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
+from divserve.api.cut import beside_loop
 from divserve.api.documents import check_documents_rendered
 from divserve.api.guide import chat_fields
+from divserve.api.messages import texts_of
 from divserve.api.requests import ChatRequest
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted
 from divserve.api.stream import Stream, StreamReport, reported
@@ -43,12 +46,12 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
             return [primary["prompt_token_ids"][-1:] for primary in primaries]
         # Each twin is rendered once, so that none sees what rendering has changed in another.
         source = source.model_copy(deep=True)
+        texts = [text for one in source.messages for text in texts_of(one.get("content"))]
+        texts += [text for one in source.documents or () for text in one.values()]
+        work = partial(chat_fields, source.messages, source.documents, method, param)
+        fields = await beside_loop(texts, work)
         twin = source.model_copy(
-            update={
-                **chat_fields(source.messages, source.documents, method, param),
-                "max_tokens": None,
-                "max_completion_tokens": None,
-            }
+            update={**fields, "max_tokens": None, "max_completion_tokens": None}
         )
         guides = await self._render_guides(f"{param}.guide", lambda: self._render_twin(twin))
         if method.guide is not None and method.guide.documents:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
+from divserve.api.cut import beside_loop
 from divserve.api.guide import checked, completion_prompt, not_rendered
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted, record_of
 from divserve.api.stream import Stream, StreamReport, reported
@@ -92,9 +94,13 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         whole = None if guide is None else guide.prompt
         if isinstance(whole, list):
             return [self._checked_ids(whole, f"{param}.guide")] * len(primaries)
+        prompts = [source.prompt] if isinstance(source.prompt, str) else source.prompt
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        work = partial(completion_prompt, source.prompt, method, param)
+        prompt = await beside_loop(texts, work)
         twin = source.model_copy(
             update={
-                "prompt": completion_prompt(source.prompt, method, param),
+                "prompt": prompt,
                 "suffix": None if whole is not None else source.suffix,
                 "echo": False,
                 "max_tokens": None,

@@ -7,14 +7,14 @@ vLLM renders the guide, so template, tools and flags are those of the primary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from divserve.api.cut import removed
 from divserve.api.documents import without_documents
-from divserve.api.messages import Message, edited, text_of, texts_of
+from divserve.api.messages import Message, edited_all, text_of, texts_of
 from divserve.api.noise import noisy_messages, noisy_prompt
 from divserve.decoding import Guide, Instructive, Method
 from divserve.errors import InvalidRequest
@@ -57,18 +57,13 @@ def chat_fields(
             "documents": None,
         }
     places = [text for message in messages for text in texts_of(message.get("content"))]
+    own = len(places)
     places += [text for document in documents or () for text in document.values()]
-    texts = guide.texts()
-    _check_found(texts, places, guide, "the messages", param)
-    pattern = _pattern(texts)
-
-    def removed(text: str) -> str:
-        return pattern.sub("", text)
-
+    left = _without(guide, places, "the messages", param)
+    of_documents = iter(left[own:])
     return {
-        "messages": [edited(removed, message) for message in messages],
-        "documents": documents
-        and [{k: removed(text) for k, text in one.items()} for one in documents],
+        "messages": edited_all(messages, left[:own]),
+        "documents": documents and [{k: next(of_documents) for k in one} for one in documents],
     }
 
 
@@ -98,16 +93,13 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
     if guide is None:
         made = [noisy_prompt(text, cast(Instructive, method), param) for text in texts_only]
         return made[0] if isinstance(prompt, str) else made
-    texts = guide.texts()
-    _check_found(texts, texts_only, guide, "the prompt", param)
-    pattern = _pattern(texts)
+    shortened = _without(guide, texts_only, "the prompt", param)
     for number, text in enumerate(texts_only):
-        if not pattern.search(text):
+        if len(text) == len(shortened[number]):
             raise InvalidRequest(
                 f"None of the texts occurs in prompt {number}: every prompt needs its own guide.",
                 param=path,
             )
-    shortened = [pattern.sub("", text) for text in texts_only]
     return shortened[0] if isinstance(prompt, str) else shortened
 
 
@@ -143,22 +135,22 @@ def too_long(size: str, limit: int, param: str) -> InvalidRequest:
     )
 
 
-def _pattern(texts: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of `texts`, the longest first, so that none breaks up a longer one."""
-    return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
+def _without(guide: Guide, places: Sequence[str], where: str, param: str) -> list[str]:
+    """The places without any character of an occurrence of the guide's texts.
 
-
-def _check_found(
-    texts: Sequence[str], places: Sequence[str], guide: Guide, where: str, param: str
-) -> None:
-    for index, text in enumerate(texts):
-        if not any(text in place for place in places):
-            raise InvalidRequest(
-                f"The text to leave out does not occur in {where}: give it exactly as it stands "
-                f"there, with the same spaces and line breaks ({_excerpt(text)}).",
-                param=f"{param}.guide.without"
-                + (f".{index}" if isinstance(guide.without, list) else ""),
-            )
+    Raises:
+        InvalidRequest: a text does not occur, or they occur too often.
+    """
+    path = f"{param}.guide.without"
+    left, missing = removed(guide.texts(), places, path)
+    if missing:
+        index = missing[0]
+        raise InvalidRequest(
+            f"The text to leave out does not occur in {where}: give it exactly as it stands "
+            f"there, with the same spaces and line breaks ({_excerpt(guide.texts()[index])}).",
+            param=f"{path}.{index}" if isinstance(guide.without, list) else path,
+        )
+    return left
 
 
 def _excerpt(text: str) -> str:

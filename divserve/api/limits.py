@@ -6,30 +6,34 @@ from typing import Any
 
 from divserve.api.requests import Guided
 from divserve.errors import InvalidRequest
-from divserve.http.fields import TEXTS, FieldLimits, check_fields, prompts_in
+from divserve.http.fields import TEXTS, FieldLimits, check_rows, prompts_in
 
 __all__ = ["check_request", "rows_of"]
 
 
 def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
-    """Raises `InvalidRequest` for a body of a guided route beyond its limits.
+    """Raises `InvalidRequest` for a body of a guided route that asks for too many rows or entries.
+
+    Its fields were checked before it was validated (`divserve.edges.body`).
 
     Args:
         request: the body.
         limits: the maximum of each.
         context: tokens of the model's context: the limit of an answer without ``max_tokens``.
     """
-    check_fields(lambda field: getattr(request, field, None), limits)
+    check_rows(rows_of(request), lambda field: getattr(request, field, None), limits)
     traced = next((method for method in request.methods if method.trace), None)
     if traced is None:
         return
     fields = ("max_completion_tokens", "max_tokens")
     longest = next((n for f in fields if (n := getattr(request, f, None)) is not None), context)
-    if longest > limits.max_trace_tokens:
+    choices = _choices(request)
+    if longest * choices > limits.max_trace_tokens:
+        shared = f", over {choices} choices," if choices > 1 else ""
         raise InvalidRequest(
-            f"A trace of up to {longest} tokens is too long: set max_tokens to at most "
-            f"{limits.max_trace_tokens}, leave the trace out, or start the server with a larger "
-            "--max-trace-tokens.",
+            f"A trace of up to {longest * choices} tokens{shared} is too long: set max_tokens to "
+            f"at most {limits.max_trace_tokens // choices}, leave the trace out, or start the "
+            "server with a larger --max-trace-tokens.",
             param=f"{request.param_of(traced)}.trace",
         )
 
@@ -40,5 +44,10 @@ def rows_of(request: Guided) -> int:
     for method in request.methods:
         if method.guided and method.guide not in guides:
             guides.append(method.guide)
+    return _choices(request) * (1 + len(guides))
+
+
+def _choices(request: Guided) -> int:
+    """Answers of all prompts together."""
     prompts = max(sum(prompts_in(getattr(request, field, None)) for field in TEXTS), 1)
-    return (getattr(request, "n", None) or 1) * prompts * (1 + len(guides))
+    return (getattr(request, "n", None) or 1) * prompts

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Message", "edited", "text_of", "texts_of"]
+__all__ = ["Message", "edited_all", "text_of", "texts_of"]
 
 Message = dict[str, Any]
 
@@ -23,18 +23,27 @@ def text_of(part: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def edited(edit: Callable[[str], str], message: Message) -> Message:
-    """The message with `edit` applied to every text of its content."""
+def edited_all(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
+    """The messages with other texts.
+
+    Args:
+        messages: chat messages.
+        texts: one for each that `texts_of` finds in all of them, in its order.
+    """
+    others = iter(texts)
+    return [_edited(message, others) for message in messages]
+
+
+def _edited(message: Message, texts: Iterator[str]) -> Message:
     content = message.get("content")
     if content is None:
         return message
     if isinstance(content, str):
-        return {**message, "content": edit(content)}
-    return {**message, "content": [_edited_part(edit, part) for part in content]}
+        return {**message, "content": next(texts)}
+    return {**message, "content": [_edited_part(part, texts) for part in content]}
 
 
-def _edited_part(edit: Callable[[str], str], part: Any) -> Any:
-    text = text_of(part)
-    if text is None:
+def _edited_part(part: Any, texts: Iterator[str]) -> Any:
+    if text_of(part) is None:
         return part
-    return edit(text) if isinstance(part, str) else {**part, "text": edit(text)}
+    return next(texts) if isinstance(part, str) else {**part, "text": next(texts)}

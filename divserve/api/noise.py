@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from divserve.api.messages import Message, edited, texts_of
+from divserve.api.cut import found, replaced
+from divserve.api.messages import Message, edited_all, texts_of
 from divserve.decoding import Instructive
 from divserve.errors import InvalidRequest
 
@@ -26,8 +27,7 @@ def noisy_messages(messages: Sequence[Message], method: Instructive, param: str)
     if (instruction := method.instruction) is not None:
         texts = [text for message in messages for text in texts_of(message.get("content"))]
         _check_found(instruction, texts, "the messages", param)
-        noisy = method.distorted(instruction)
-        return [edited(lambda text: text.replace(instruction, noisy), m) for m in messages]
+        return edited_all(messages, _distorted_in(texts, method, instruction, param))
     if any(message.get("role") in INSTRUCTING for message in messages):
         return [
             _distorted(message, method) if message.get("role") in INSTRUCTING else message
@@ -56,7 +56,7 @@ def noisy_prompt(prompt: str, method: Instructive, param: str) -> str:
             code="missing_required_parameter",
         )
     _check_found(method.instruction, [prompt], "the prompt", param)
-    return prompt.replace(method.instruction, method.distorted(method.instruction))
+    return _distorted_in([prompt], method, method.instruction, param)[0]
 
 
 def _distorted(message: Message, method: Instructive) -> Message:
@@ -64,8 +64,14 @@ def _distorted(message: Message, method: Instructive) -> Message:
     return {**message, "content": method.distorted("\n".join(texts_of(message.get("content"))))}
 
 
+def _distorted_in(
+    texts: Sequence[str], method: Instructive, instruction: str, param: str
+) -> list[str]:
+    return replaced(instruction, method.distorted(instruction), texts, f"{param}.instruction")
+
+
 def _check_found(instruction: str, texts: Sequence[str], where: str, param: str) -> None:
-    if not any(instruction in text for text in texts):
+    if not found(instruction, texts):
         raise InvalidRequest(
             f"The instruction does not occur in {where}: give it exactly as it stands there.",
             param=f"{param}.instruction",

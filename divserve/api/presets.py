@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 
 from divserve.api.requests import Guided
+from divserve.decoding.presets import ADAPTER
 from divserve.errors import InvalidRequest
 from divserve.http.openai import BaseModelPath
 
@@ -42,9 +43,9 @@ async def with_preset(request: T, raw_request: Request) -> T:
     if preset is None or alias is None:
         return request
     if "decoding" not in request.model_fields_set:
-        body = await raw_request.json()
         try:
-            request = type(request).model_validate({**body, "decoding": preset})
+            # The rest of the body has been validated.
+            request.decode_with(ADAPTER.validate_python(preset))
         except InvalidRequest as error:
             raise InvalidRequest(
                 f"The preset of {alias}: {error.message}", param=error.param, code=error.code

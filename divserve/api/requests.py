@@ -56,11 +56,13 @@ class Guided(BaseModel):
             raise InvalidRequest(
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
-        if self.decoding is None:
-            return self
+        if self.decoding is not None:
+            self._check_decoding()
+        return self
+
+    def _check_decoding(self) -> None:
         refuse_conflicts(self, moves=Stack(self.methods).switches)
         self._check_guided()
-        return self
 
     def _unfold(self) -> None:
         """Turns what can be read only once into lists."""
@@ -101,6 +103,18 @@ class Guided(BaseModel):
         if with_prompt:
             self._unfold()
             record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
+
+    def decode_with(self, preset: Any) -> None:
+        """Sets the field ``decoding`` of a request that has none.
+
+        Args:
+            preset: a value that has been validated by itself.
+
+        Raises:
+            InvalidRequest: it cannot be combined with the rest of the request.
+        """
+        self.decoding = preset
+        self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
         """Makes the answer name this model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,6 +20,9 @@ Role = Literal["contrast", "filter", "temperature", "switch", "search"]
 
 CHOICES = ("without", "messages", "prompt", "documents")
 _CHOICES = "'without', 'messages', 'prompt' and 'documents'"
+MOST_TEXTS = 64
+"""Texts of ``without``: each is one search through the whole prompt."""
+_AT_MOST: dict[str, Any] = {"maxItems": MOST_TEXTS}
 
 
 class Guide(BaseModel):
@@ -27,7 +30,7 @@ class Guide(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    without: str | list[str] | None = Field(
+    without: str | Annotated[list[str], Field(json_schema_extra=_AT_MOST)] | None = Field(
         default=None,
         description="Text that occurs verbatim in the messages or the prompt; the guide is the "
         "same request with it removed wherever it occurs.",
@@ -56,6 +59,13 @@ class Guide(BaseModel):
             )
         if getattr(self, given[0]) in ("", []) or "" in self.texts():
             raise PydanticCustomError("guide_empty", "'{name}' is empty", {"name": given[0]})
+        # Not a constraint of the list: the union would report that it is no string.
+        if len(self.texts()) > MOST_TEXTS:
+            raise PydanticCustomError(
+                "guide_long",
+                "has {given} texts; the most is {most}",
+                {"given": len(self.texts()), "most": MOST_TEXTS},
+            )
         return self
 
     def texts(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Admission: rejects requests while the server drains and when it is at its limits.
 
 All of this happens before any of the body is read, so a rejection costs almost nothing. A request
-whose body then turns out to need many rows while the queue is full is rejected by `Traffic.weigh`.
+whose body then turns out to need many rows while the queue or its client's share is full is
+rejected by `Traffic.weigh`, and one whose body does not fit beside the others by `Traffic.hold`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from divserve.edges.auth import client_of
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.rates import Allowance, Rates
-from divserve.edges.traffic import RETRY_AFTER_S, Traffic, queue_full
+from divserve.edges.traffic import Traffic, client_full, queue_full
 from divserve.errors import ApiError, TooManyRequests, Unavailable
 from divserve.http.errors import error_response
-from divserve.http.paths import PROBES, is_free
-from divserve.http.scope import WEIGH
+from divserve.http.paths import PROBES, is_free, takes_body
+from divserve.http.scope import HOLD, WEIGH
 
 __all__ = ["Admission"]
 
@@ -28,7 +29,7 @@ RESTART_AFTER_S = 5.0
 
 
 class Admission:
-    """Pure ASGI middleware. Only POST requests are limited; the drain waits for all.
+    """Pure ASGI middleware. Requests whose body is read are limited; the drain waits for all.
 
     Args:
         app: the application.
@@ -39,7 +40,6 @@ class Admission:
     def __init__(self, app: ASGIApp, traffic: Traffic, settings: EdgeSettings) -> None:
         self.app = app
         self.traffic = traffic
-        self.most_of_client = settings.max_concurrent_per_key
         self.rates = Rates(settings.rate_limit) if settings.rate_limit else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +49,7 @@ class Admission:
         if scope["type"] != "http" or is_free(scope, FREE):
             await self.app(scope, receive, send)
             return
-        client, works = client_of(scope), scope["method"] == "POST"
+        client, works = client_of(scope), takes_body(scope)
         refusal = self._refusal(client, works)
         if refusal is None and works and self.rates is not None:
             allowance = self.rates.ask(client)
@@ -64,7 +64,9 @@ class Admission:
             await error_response(refusal)(scope, receive, send)
             return
         ticket = self.traffic.enter(client if works else None, rows=int(works))
-        scope.setdefault("state", {})[WEIGH] = partial(self.traffic.weigh, ticket)
+        state = scope.setdefault("state", {})
+        state[WEIGH] = partial(self.traffic.weigh, ticket)
+        state[HOLD] = partial(self.traffic.hold, ticket)
         try:
             await self.app(scope, receive, send)
         finally:
@@ -81,12 +83,8 @@ class Admission:
             return None
         if self.traffic.rows >= self.traffic.most_rows:
             return queue_full()
-        if self.most_of_client and self.traffic.of_client[client] >= self.most_of_client:
-            return TooManyRequests(
-                f"{self.most_of_client} of your requests are under way: wait until one has ended.",
-                code="concurrency_limit_exceeded",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if self.traffic.of_client[client] >= self.traffic.most_of_client:
+            return client_full(self.traffic.most_of_client)
         return None
 
 

@@ -1,23 +1,31 @@
-"""Bodies are bounded before they are parsed: in time, bytes, depth and requested work."""
+"""Bodies are bounded before they are validated: in time, bytes, depth, items and requested work.
+
+A large body is examined in a thread, so that the event loop goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
-from divserve.http.asgi import is_json, read_body, replay
+from divserve.http.asgi import EMPTY, is_json, read_body, replay
 from divserve.http.errors import error_response
-from divserve.http.fields import check_fields, rows_of_fields
-from divserve.http.paths import BODILESS, GUIDED_ROUTES, path_of
-from divserve.http.scope import weigh
+from divserve.http.fields import check_fields, check_rows, rows_of_fields
+from divserve.http.items import check_input, check_items
+from divserve.http.paths import BODILESS, GUIDED_ROUTES, RESPONSES, path_of, takes_body
+from divserve.http.scope import hold, weigh
 
 __all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
+
+LARGE = 65_536
+"""Bytes from which a body is examined in a thread: the work of about a millisecond."""
 
 ONE_KIND = bytes.maketrans(b"{}", b"[]")
 NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
@@ -26,9 +34,9 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 class GuardBody:
-    """Pure ASGI middleware; the routes get the body unchanged.
+    """Pure ASGI middleware; the routes get the body unchanged, and no body where none takes it.
 
-    The fields of the guided routes are checked in the routes, which parse them anyway.
+    The rows of the guided routes are counted in the routes, which know the guides.
     """
 
     def __init__(self, app: ASGIApp, settings: EdgeSettings) -> None:
@@ -39,10 +47,18 @@ class GuardBody:
         if scope["type"] != "http" or scope["method"] in BODILESS:
             await self.app(scope, receive, send)
             return
+        if not takes_body(scope):
+            await self.app(scope, replay([EMPTY], receive), send)
+            return
         try:
             messages = await self._read(scope, receive)
             if is_json(scope):
-                self._check(scope, b"".join(message.get("body", b"") for message in messages))
+                body = b"".join(message.get("body", b"") for message in messages)
+                if len(body) > LARGE:
+                    rows = await asyncio.to_thread(self._rows, scope, body)
+                else:
+                    rows = self._rows(scope, body)
+                weigh(scope, rows)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         else:
@@ -56,7 +72,7 @@ class GuardBody:
             try:
                 # For the whole body: one byte now and then would hold a row of the queue forever.
                 async with asyncio.timeout(timeout_s):
-                    messages = await read_body(receive, limit)
+                    messages = await read_body(receive, limit, partial(hold, scope))
             except TimeoutError:
                 raise RequestTimeout(
                     f"The body took longer than {timeout_s:g} s: send it faster, or start the "
@@ -69,23 +85,33 @@ class GuardBody:
             )
         return messages
 
-    def _check(self, scope: Scope, body: bytes) -> None:
+    def _rows(self, scope: Scope, body: bytes) -> int:
+        """Rows that the request takes, as far as they are known here.
+
+        Raises:
+            InvalidRequest: the body is beyond one of the limits.
+        """
         text = in_utf8(body)
         check_depth(text, self.settings.max_json_depth)
         check_text(text)
-        if path_of(scope).rstrip("/") in GUIDED_ROUTES:
-            return
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
             # The route reports it with its own message.
-            return
-        if isinstance(value, dict):
-            nested = value.get("sampling_params")
-            for fields in (value, nested) if isinstance(nested, dict) else (value,):
-                check_fields(fields.get, self.settings)
-            if scope["method"] == "POST":
-                weigh(scope, rows_of_fields(value))
+            return 1
+        check_items(value, len(text), self.settings)
+        if not isinstance(value, dict):
+            return 1
+        nested = value.get("sampling_params")
+        for fields in (value, nested) if isinstance(nested, dict) else (value,):
+            check_fields(fields.get, self.settings)
+        if path_of(scope).rstrip("/") in GUIDED_ROUTES:
+            return 1
+        if path_of(scope).startswith(RESPONSES):
+            check_input(value.get("input"))
+        rows = rows_of_fields(value)
+        check_rows(rows, value.get, self.settings)
+        return rows
 
 
 def check_depth(body: bytes, limit: int) -> None:

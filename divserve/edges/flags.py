@@ -28,7 +28,9 @@ class EdgeSettings(FieldLimits):
     max_queue: int = 1024
     drain_timeout: float = DRAIN_TIMEOUT_S
     body_timeout: float = 60.0
-    max_body_bytes: int = 16 * 1024 * 1024
+    send_timeout: float = 60.0
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_bytes_in_flight: int = 512 * 1024 * 1024
     max_json_depth: int = 64
 
     @classmethod
@@ -78,8 +80,8 @@ def add_flags(parser: ArgumentParser) -> None:
         "--max-concurrent-per-key",
         type=int,
         metavar="N",
-        help="Most concurrent requests per key, or per address where there are no keys (default: "
-        "no limit).",
+        help="Most rows of concurrent requests per key, or per address where there are no keys: "
+        "one for each prompt, choice and guide (default: no limit).",
     )
     group.add_argument(
         "--rate-limit",
@@ -102,16 +104,31 @@ def add_flags(parser: ArgumentParser) -> None:
         help="Longest time for the whole body of a request to arrive "
         f"(default: {default.body_timeout:.0f}).",
     )
+    group.add_argument(
+        "--send-timeout",
+        type=float,
+        default=default.send_timeout,
+        metavar="SECONDS",
+        help="Longest time for which a client may read less than 64 KiB of an answer that waits "
+        f"for it; then its connection is closed (default: {default.send_timeout:.0f}).",
+    )
     for flag, what in {
         "--max-queue": "Most rows that wait while --max-num-seqs rows run; beyond that, requests "
         "are rejected with 429",
         "--max-body-bytes": "Largest body of a request, in bytes",
+        "--max-bytes-in-flight": "Most bytes of the bodies of all requests in progress; beyond "
+        "that, requests are rejected with 429",
         "--max-json-depth": "Deepest nesting of a JSON body",
         "--max-n": "Largest n (and best_of) of a request",
         "--max-stop-strings": "Most stop strings of a request",
         "--max-stop-length": "Longest stop string, in characters",
         "--max-batch-prompts": "Most prompts of a request",
-        "--max-trace-tokens": "Largest max_tokens of a request with a trace",
+        "--max-rows-per-request": "Most rows of a request: one for each prompt, choice and guide",
+        "--max-trace-tokens": "Largest max_tokens of a request with a trace, times its choices",
+        "--max-messages": "Most messages of a request, with those of its guides",
+        "--max-parts": "Most content parts and tool calls in all messages of a request",
+        "--max-tools": "Most tools of a request",
+        "--max-json-values": "Most values in a JSON body, without token ids",
     }.items():
         value = getattr(default, flag[2:].replace("-", "_"))
         group.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from fastapi import FastAPI
@@ -35,7 +36,13 @@ def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int
     Raises:
         StartupError: the key file holds no key.
     """
-    ring, traffic = KeyRing(keys, settings.api_key_file), Traffic(rows + settings.max_queue)
+    ring = KeyRing(keys, settings.api_key_file)
+    traffic = Traffic(
+        most_rows=rows + settings.max_queue,
+        most_of_client=settings.max_concurrent_per_key or math.inf,
+        # A body of the largest size fits when there is no other.
+        most_bytes=max(settings.max_bytes_in_flight, settings.max_body_bytes),
+    )
     app.state.edges, app.state.keys, app.state.traffic = settings, ring, traffic
     app.include_router(probes.router)
     outer = [Middleware(RequestIds), Middleware(ShapeErrors)]

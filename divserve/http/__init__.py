@@ -5,6 +5,7 @@ Neither half imports the other; `divserve.server` puts them together.
 asgi     reads a body before its route does
 errors   errors as OpenAI's JSON
 fields   the limits on the fields of a body, and how many rows they take
+items    the limits on how many things a body holds
 foreign  the errors of vLLM, FastAPI and Starlette
 openai   vLLM's OpenAI classes; nothing else here imports vLLM
 paths    the routes that are treated specially

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-__all__ = ["is_json", "read_body", "replay"]
+__all__ = ["EMPTY", "is_json", "read_body", "replay"]
+
+
+EMPTY: Message = {"type": "http.request", "body": b"", "more_body": False}
+"""The message of a request without a body."""
 
 
 def is_json(scope: Scope) -> bool:
@@ -14,21 +20,27 @@ def is_json(scope: Scope) -> bool:
     return not media_type or media_type.endswith("json")
 
 
-async def read_body(receive: Receive, limit: int | None = None) -> list[Message] | None:
+async def read_body(
+    receive: Receive, limit: int | None = None, count: Callable[[int], None] = lambda size: None
+) -> list[Message] | None:
     """All messages of the body, or those up to and including a disconnect.
 
     Args:
         receive: of the request.
         limit: bytes after which reading stops and None is returned.
+        count: told of the bytes of each message; what it raises ends the reading.
     """
-    messages = [await receive()]
-    size = len(messages[0].get("body", b""))
-    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
+    messages: list[Message] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        messages.append(message)
+        count(len(message.get("body", b"")))
+        size += len(message.get("body", b""))
         if limit is not None and size > limit:
             return None
-        messages.append(await receive())
-        size += len(messages[-1].get("body", b""))
-    return None if limit is not None and size > limit else messages
+    return messages
 
 
 def replay(messages: list[Message], receive: Receive) -> Receive:

@@ -41,6 +41,7 @@ CODES = {
 """OpenAI's code of a pydantic error type; all others are ``invalid_value``."""
 
 SUFFIXES = {
+    "guide_long": "without",
     "guide_missing": "guide",
     "guide_unused": "guide",
     "gate_choice": "s0",

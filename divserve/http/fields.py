@@ -13,7 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from divserve.errors import InvalidRequest
 
-__all__ = ["TEXTS", "FieldLimits", "check_fields", "prompts_in", "rows_of_fields"]
+__all__ = [
+    "TEXTS", "FieldLimits", "check_fields", "check_rows", "prompts_in", "rows_of_fields",
+    "too_much",
+]  # fmt: skip
 
 CHOICES = ("n", "best_of")
 STOPS = ("stop", "stop_sequences")
@@ -33,7 +36,17 @@ class FieldLimits:
     """In characters."""
     max_batch_prompts: int = 512
     max_trace_tokens: int = 16_384
-    """Tokens of an answer with a trace."""
+    """Tokens of all choices of an answer with a trace."""
+    max_rows_per_request: int = 1024
+    """As many as the largest batch of prompts takes with a guide each."""
+    max_messages: int = 1024
+    """A context of 131,072 tokens leaves 128 for each."""
+    max_parts: int = 4096
+    """Elements of all lists inside messages: content parts, tool calls."""
+    max_tools: int = 256
+    """Twice as many as OpenAI accepts."""
+    max_json_values: int = 131_072
+    """Values of a body, token ids left out."""
 
 
 def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
@@ -48,7 +61,7 @@ def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
         if number is None:
             continue
         if number > limits.max_n:
-            raise _too_much(field, f"is {_short(number)}", limits.max_n, "--max-n")
+            raise too_much(field, f"is {_short(number)}", limits.max_n, "--max-n")
         if number < 1:
             raise InvalidRequest(
                 f"{field} is {_short(number)}; it must be at least 1.", param=field
@@ -60,15 +73,15 @@ def check_fields(get: Callable[[str], Any], limits: FieldLimits) -> None:
             continue
         if len(stops) > limits.max_stop_strings:
             told = f"has {len(stops)} strings"
-            raise _too_much(field, told, limits.max_stop_strings, "--max-stop-strings")
+            raise too_much(field, told, limits.max_stop_strings, "--max-stop-strings")
         longest = max((len(stop) for stop in stops if isinstance(stop, str)), default=0)
         if longest > limits.max_stop_length:
             told = f"has a string of {longest} characters"
-            raise _too_much(field, told, limits.max_stop_length, "--max-stop-length")
+            raise too_much(field, told, limits.max_stop_length, "--max-stop-length")
     for field in PROMPTS:
         if (prompts := prompts_in(get(field))) > limits.max_batch_prompts:
             told = f"has {prompts} prompts"
-            raise _too_much(field, told, limits.max_batch_prompts, "--max-batch-prompts")
+            raise too_much(field, told, limits.max_batch_prompts, "--max-batch-prompts")
 
 
 def rows_of_fields(body: Mapping[str, Any]) -> int:
@@ -81,6 +94,25 @@ def rows_of_fields(body: Mapping[str, Any]) -> int:
     choices = [body.get("n"), nested.get("n") if isinstance(nested, dict) else None]
     numbers = [number for n in choices if (number := _integer(n)) is not None]
     return max(numbers, default=1) * max(1, sum(prompts_in(body.get(field)) for field in PROMPTS))
+
+
+def check_rows(rows: int, get: Callable[[str], Any], limits: FieldLimits) -> None:
+    """Raises `InvalidRequest` for a request that takes too many rows of the engine's batch.
+
+    Args:
+        rows: how many it takes.
+        get: returns the value of a field of its body, as in `check_fields`.
+        limits: the maximum.
+    """
+    if rows <= (most := limits.max_rows_per_request):
+        return
+    many = (field for field in PROMPTS if prompts_in(get(field)) > 1)
+    param = "n" if (_integer(get("n")) or 1) > 1 else next(many, None)
+    raise InvalidRequest(
+        f"The request takes {rows} rows, one for each prompt, choice and guide; the most is "
+        f"{most}. Send several requests, or start the server with a larger --max-rows-per-request.",
+        param=param,
+    )
 
 
 def prompts_in(value: Any) -> int:
@@ -99,7 +131,8 @@ def _integer(value: Any) -> int | None:
         return None
 
 
-def _too_much(field: str, told: str, most: int, flag: str) -> InvalidRequest:
+def too_much(field: str, told: str, most: int, flag: str) -> InvalidRequest:
+    """The error for a field beyond its limit, which names the flag that raises it."""
     return InvalidRequest(
         f"{field} {told}; the most is {most}. Send less, or start the server with a larger {flag}.",
         param=field,

@@ -12,6 +12,7 @@
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
 | `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
 | `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses`` and ``responses_stream_generator`` of the one on ``app.state.openai_serving_responses`` are looked up at each call; a stream that fails raises |
+| `ResponsesRequest` | entrypoints/openai/responses/protocol.py | validates each item of ``input`` by itself |
 | `OnlineRenderer` | renderers/online_renderer.py | ``render_responses`` of the one on ``app.state.online_renderer`` is looked up at each call |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
@@ -42,6 +43,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
@@ -64,6 +66,7 @@ __all__ = [
     "ErrorResponse",
     "OpenAIServingChat",
     "OpenAIServingCompletion",
+    "ResponsesRequest",
     "VLLMValidationError",
     "answer_chat",
     "answer_completion",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from starlette.routing import Match
 from starlette.types import Scope
 
-__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "is_free", "path_of"]
+__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body"]
 
 PROBES = ("/health", "/live", "/ready")
 """Answered without a key, under any load, and while the server drains."""
@@ -14,8 +15,13 @@ PROBES = ("/health", "/live", "/ready")
 GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """The routes that take ``decoding``."""
 
+RESPONSES = "/v1/responses"
+
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""
+
+TAKES_BODY = "divserve.takes_body"
+"""Key of the scope's state: what `takes_body` has found."""
 
 
 def path_of(scope: Scope) -> str:
@@ -32,3 +38,23 @@ def is_free(scope: Scope, paths: Container[str]) -> bool:
     A method with a body is not: the body would be read before the route rejects it.
     """
     return path_of(scope) in paths and scope["method"] in BODILESS
+
+
+def takes_body(scope: Scope) -> bool:
+    """Whether a route takes the request, with a method that may have a body.
+
+    The body of any other request is not read: the answer, a 404 or a 405, does not depend on it.
+    """
+    if scope["method"] in BODILESS:
+        return False
+    state = scope.setdefault("state", {})
+    if TAKES_BODY not in state:
+        state[TAKES_BODY] = _is_routed(scope)
+    found: bool = state[TAKES_BODY]
+    return found
+
+
+def _is_routed(scope: Scope) -> bool:
+    if "app" not in scope or (scope["method"] == "POST" and path_of(scope) in GUIDED_ROUTES):
+        return True
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].router.routes)

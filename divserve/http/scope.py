@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-__all__ = ["KEY_NAME", "WEIGH", "weigh"]
+__all__ = ["HOLD", "KEY_NAME", "WEIGH", "hold", "weigh"]
 
 KEY_NAME = "divserve.client"
 """Key of the scope's state, set by authentication: the name (never the secret) of the API key."""
@@ -14,13 +14,28 @@ KEY_NAME = "divserve.client"
 WEIGH = "divserve.weigh"
 """Key of the scope's state, set by admission: the function that `weigh` calls."""
 
+HOLD = "divserve.hold"
+"""Likewise, for `hold`."""
+
 
 def weigh(scope: Scope, rows: int) -> None:
     """Tells admission how many rows of the engine's batch this request takes, if it is counted.
 
     Raises:
-        TooManyRequests: it takes too many while the queue is full.
+        TooManyRequests: it takes too many while the queue is full, or while others of its client
+            are under way.
     """
     count: Callable[[int], None] | None = scope.get("state", {}).get(WEIGH)
     if count is not None:
         count(rows)
+
+
+def hold(scope: Scope, size: int) -> None:
+    """Tells admission that this request holds `size` more bytes of a body, if it is counted.
+
+    Raises:
+        TooManyRequests: all requests together hold too many.
+    """
+    count: Callable[[int], None] | None = scope.get("state", {}).get(HOLD)
+    if count is not None:
+        count(size)

@@ -16,6 +16,7 @@ from typing import Any
 from divserve import __version__
 from divserve.decoding import SMALL_SUFFIX, presets
 from divserve.edges import flags as edge_flags
+from divserve.edges import slow_readers
 from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
@@ -204,6 +205,7 @@ async def listen(
         port=args.port,
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log and args.log_format is None,
+        http=slow_readers.protocol(args.edges.send_timeout),
         timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         ssl_keyfile=args.ssl_keyfile,

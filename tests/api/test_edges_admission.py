@@ -51,19 +51,80 @@ def test_the_queue_is_bounded() -> None:
     run(test())
 
 
-def test_what_does_no_work_is_let_in() -> None:
-    """A request with a method that no route accepts, whatever its body asks for."""
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("PUT", "/echo", 405), ("PATCH", "/echo", 405), ("DELETE", "/echo", 405),
+        ("POST", "/read", 405), ("POST", "/nowhere", 404), ("DELETE", "/nowhere", 404),
+    ],
+)  # fmt: skip
+def test_no_body_is_read_that_no_route_takes(method: str, path: str, status: int) -> None:
+    """The answer comes while the body is still on its way, whatever else is in progress."""
 
     async def test() -> None:
         app = small_app(rows=1, max_queue=0)
         waiting = Call(app, "/wait/1")
         assert await waiting.started() == 200
-        headers = {"content-type": "application/json"}
-        put = Call(app, "/echo", b'{"n": 2}', method="PUT", headers=headers)
-        assert await put.ended() == 405
+        refused = Call(app, path, b"x" * 100, method=method, stalls=True)
+        assert await refused.ended() == status
+        assert refused.read == 0
         app.state.gate.set()
         await waiting.task
         assert app.state.traffic.rows == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_whatever_has_a_body_is_counted(method: str) -> None:
+    async def test() -> None:
+        app = small_app(rows=1, max_queue=0, max_body_bytes=100, max_concurrent_per_key=1)
+        assert await Call(app, "/put", b"x" * 101, method=method).ended() == 413
+        slow = Call(app, "/put", b"x", method=method, stalls=True)
+        while not app.state.traffic.rows:
+            await asyncio.sleep(0)
+        assert dict(app.state.traffic.of_client) == {"address 10.0.0.1": 1}
+        refused = Call(app, "/put", b"x", method=method)
+        assert await refused.ended() == 429
+        refusal(refused, "queue_full", "1")
+        slow.task.cancel()
+        await asyncio.wait({slow.task})
+        assert await Call(app, "/put", b"x", method=method).ended() == 200
+
+    run(test())
+
+
+def test_the_bytes_of_all_bodies_are_bounded() -> None:
+    """While they arrive and until their requests end; a client that leaves makes room."""
+
+    async def test() -> None:
+        app = small_app(rows=9, max_body_bytes=100, max_bytes_in_flight=150)
+        traffic = app.state.traffic
+        slow = [Call(app, "/echo", b"x" * 60, stalls=True), Call(app, "/wait/1", b"x" * 60)]
+        assert await slow[1].started() == 200
+        assert traffic.size == 120
+        refused = Call(app, "/echo", b"x" * 30, b"x")
+        assert await refused.ended() == 429
+        assert b'"code":"queue_full"' in refused.body
+        assert refused.headers["retry-after"] == "1"
+        assert traffic.size == 120
+        assert await Call(app, "/echo", b"x" * 30).ended() == 200
+        app.state.gate.set()
+        await slow[1].task
+        assert traffic.size == 60
+        slow[0].task.cancel()
+        await asyncio.wait({slow[0].task})
+        assert traffic.size == 0
+
+    run(test())
+
+
+def test_a_body_of_the_largest_size_fits_alone() -> None:
+    async def test() -> None:
+        app = small_app(max_body_bytes=100, max_bytes_in_flight=1)
+        assert await Call(app, "/echo", b"x" * 100).ended() == 200
+
+    run(test())
 
     run(test())
 
@@ -132,6 +193,28 @@ def test_a_key_has_so_many_requests_at_a_time() -> None:
         assert await Call(app, "/echo", headers=one).ended() == 200
         app.state.gate.set()
         await second.task
+
+    run(test())
+
+
+def test_a_key_has_so_many_rows_at_a_time() -> None:
+    """A request that alone takes more is admitted, while its client has no other."""
+
+    async def test() -> None:
+        app = small_app(rows=100, max_concurrent_per_key=4)
+        first = Call(app, "/wait/3")
+        assert await first.started() == 200
+        second = Call(app, "/wait/2")
+        assert await second.ended() == 429
+        assert b'"code":"concurrency_limit_exceeded"' in second.body
+        assert b"more than 4 rows" in second.body
+        assert await Call(app, "/wait/2", client=("10.0.0.2", 5)).started() == 200
+        third = Call(app, "/wait/1")
+        assert await third.started() == 200
+        assert await Call(app, "/echo").ended() == 429
+        app.state.gate.set()
+        await asyncio.wait({first.task, third.task})
+        assert await Call(app, "/wait/9").ended() == 200
 
     run(test())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from divserve.api.limits import rows_of
 from divserve.api.requests import ChatRequest, CompletionsRequest
-from divserve.edges.body import check_depth, check_text, in_utf8
+from divserve.edges.body import LARGE, check_depth, check_text, in_utf8
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
 from divserve.http.fields import check_fields
@@ -206,6 +207,27 @@ def test_half_a_pair_is_refused_on_every_route() -> None:
     headers = {"content-type": "application/json"}
     response = http.post("/echo", content=b'{"model": "\\ud83d"}', headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(("size", "beside"), [(LARGE, False), (LARGE + 1, True)])
+def test_large_bodies_are_examined_beside_the_loop(
+    size: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def examined(body: bytes, limit: int) -> None:
+        assert len(body) == size
+        threads.append(threading.get_ident())
+
+    monkeypatch.setattr("divserve.edges.body.check_depth", examined)
+
+    async def test() -> None:
+        body = b'"' + b"a" * (size - 2) + b'"'
+        json_body = {"content-type": "application/json"}
+        assert await Call(small_app(), "/echo", body, headers=json_body).ended() == 200
+        assert (threads != [threading.get_ident()]) == beside
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(

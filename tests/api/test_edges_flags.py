@@ -30,7 +30,7 @@ def test_every_setting_has_a_flag_with_its_default_in_the_help() -> None:
     text = parser.format_help()
     for field in fields(EdgeSettings):
         assert f"--{field.name.replace('_', '-')}" in text
-    assert "(default: 16777216)" in " ".join(text.split())
+    assert "(default: 4194304)" in " ".join(text.split())
 
 
 def test_the_documentation_has_every_flag_and_default() -> None:
@@ -64,6 +64,13 @@ def test_vllms_timeout_is_the_default_of_ours() -> None:
         ("--max-concurrent-per-key", "0"),
         ("--max-batch-prompts", "-5"),
         ("--max-trace-tokens", "0"),
+        ("--send-timeout", "0.0"),
+        ("--max-bytes-in-flight", "0"),
+        ("--max-rows-per-request", "0"),
+        ("--max-messages", "0"),
+        ("--max-parts", "0"),
+        ("--max-tools", "0"),
+        ("--max-json-values", "0"),
     ],
 )
 def test_values_that_make_no_sense(flag: str, value: str) -> None:

@@ -26,6 +26,8 @@ RESPONSES = ("/v1/responses", {"input": "Hi", "max_output_tokens": 2})
 BATCH = ("/v1/chat/completions/batch", {"messages": [MESSAGES], "max_tokens": 2})
 GENERATE = ("/inference/v1/generate", {"token_ids": [5, 6], "sampling_params": {}})
 SCORE = ("/generative_scoring", {"query": "a", "items": ["b"]})
+PART = {"type": "text", "text": ""}
+TWO_GUIDES = [guided("adacad"), guided("kl_temperature") | {"guide": {"without": "What"}}]
 ANTHROPIC = ("/v1/messages", {"messages": MESSAGES, "max_tokens": 2, "model": "smol"})
 
 
@@ -38,7 +40,7 @@ def http(fake_engine: FakeClient) -> TestClient:
     return TestClient(app)
 
 
-REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
+REFUSED: list[tuple[Any, dict[str, Any], str | None, str]] = [
     (CHAT, {"n": 3}, "n", "--max-n"),
     (TEXT, {"n": 3}, "n", "--max-n"),
     (TEXT, {"n": 10**30}, "n", "--max-n"),
@@ -62,6 +64,15 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     ),
     (CHAT, {"decoding": guided(trace=True), "max_tokens": None}, "decoding.trace", "256 tokens"),
     (CHAT, {"decoding": [guided(trace=True)], "max_tokens": 101}, "decoding.0.trace", "101"),
+    (CHAT, {"n": 2, "decoding": TWO_GUIDES}, "n", "--max-rows-per-request"),
+    (SCORE, {"items": ["a", "b"], "prompt": "c", "n": 2}, "n", "--max-rows-per-request"),
+    (CHAT, {"messages": MESSAGES * 9}, "messages", "--max-messages"),
+    (RESPONSES, {"input": MESSAGES * 9}, "input", "--max-messages"),
+    (ANTHROPIC, {"messages": MESSAGES * 9}, "messages", "--max-messages"),
+    (CHAT, {"messages": [{"role": "user", "content": [PART] * 9}]}, "messages", "--max-parts"),
+    (CHAT, {"tools": [{}] * 4}, "tools", "--max-tools"),
+    (RESPONSES, {"tools": [{}] * 4}, "tools", "--max-tools"),
+    (TEXT, {"logit_bias": {str(i): 1 for i in range(400)}}, None, "--max-json-values"),
     (BATCH, {"messages": [MESSAGES] * 3}, "messages", "--max-batch-prompts"),
     (BATCH, {"n": 3}, "n", "--max-n"),
     (ANTHROPIC, {"stop_sequences": ["a", "b", "c"]}, "stop_sequences", "--max-stop-strings"),
@@ -72,7 +83,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("route", "fields", "param", "flag"), REFUSED)
 def test_refused(
-    http: TestClient, route: Any, fields: dict[str, Any], param: str, flag: str, stream: bool
+    http: TestClient, route: Any, fields: dict[str, Any], param: str | None, flag: str, stream: bool
 ) -> None:
     path, body = route
     response = http.post(path, json={**body, "stream": stream, **fields})

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
-import uvicorn
 
 from tests.support.edges import Call, small_app
+from tests.support.socket_server import listening
 
 MEGABYTE = 1024 * 1024
 REFUSED_WITHIN_S = 0.05
@@ -27,18 +26,8 @@ CUT_OFF_WITHIN_S = 20
 def served(**flags: Any) -> Iterator[tuple[str, Any]]:
     """Address and state of a small app in a thread."""
     app = small_app(**flags)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join(10)
+    with listening(app) as (host, port):
+        yield f"http://{host}:{port}", app.state
 
 
 def pieces(count: int) -> Iterator[bytes]:

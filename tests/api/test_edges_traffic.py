@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from divserve.edges.traffic import Ticket, Traffic
 from divserve.errors import TooManyRequests
-from divserve.http.scope import WEIGH, weigh
+from divserve.http.scope import HOLD, WEIGH, hold, weigh
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["enter", "leave", "weigh"]), st.integers(0, 9), st.integers(0, 5))
+    st.tuples(
+        st.sampled_from(["enter", "leave", "weigh", "hold"]), st.integers(0, 9), st.integers(0, 5)
+    )
 )
 
 
@@ -28,7 +30,9 @@ def test_counts(events: list[tuple[str, int, int]]) -> None:
             under_way.append(traffic.enter(f"client {number % 3}", rows))
         elif under_way:
             ticket = under_way[number % len(under_way)]
-            if what == "weigh":
+            if what == "hold":
+                hold({"state": {HOLD: partial(traffic.hold, ticket)}}, rows)
+            elif what == "weigh":
                 weigh({"state": {WEIGH: partial(traffic.weigh, ticket)}}, rows)
                 assert ticket.rows == rows
             else:
@@ -36,13 +40,19 @@ def test_counts(events: list[tuple[str, int, int]]) -> None:
                 traffic.leave(ticket)
         assert len(traffic) == len(under_way)
         assert traffic.rows == sum(ticket.rows for ticket in under_way)
-        assert traffic.of_client == Counter(ticket.client for ticket in under_way)
+        of_client: Counter[str | None] = Counter()
+        for ticket in under_way:
+            of_client[ticket.client] += ticket.rows
+        assert traffic.of_client == +of_client
+        assert traffic.size == sum(ticket.size for ticket in under_way)
         assert 0 not in traffic.of_client.values()
 
 
 def test_a_request_that_nobody_counts() -> None:
     weigh({}, 5)
     weigh({"state": {}}, 5)
+    hold({}, 5)
+    hold({"state": {}}, 5)
 
 
 @pytest.mark.parametrize(("others", "rows", "fits"), [(2, 9, True), (3, 1, True), (3, 2, False)])

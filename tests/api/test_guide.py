@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from divserve.api.guide import chat_fields, checked, completion_prompt, not_rendered
 from divserve.decoding import Guide
 from divserve.decoding.cad import Cad
 from divserve.errors import InvalidRequest
+from divserve.http.errors import invalid_body
 from divserve.http.openai import VLLMValidationError
 
 DOCUMENT = "The tower is blue.\nIt was painted in 1999. (a+b)*"
@@ -72,6 +74,21 @@ def test_parts_without_text_are_kept() -> None:
 @pytest.mark.parametrize("order", [["ab", "abc"], ["abc", "ab"]])
 def test_a_longer_text_wins_over_one_that_it_contains(order: list[str]) -> None:
     assert chat_messages([user("1 abc 2 ab 3")], Guide(without=order)) == [user("1  2  3")]
+
+
+def test_texts_that_overlap_leave_no_remainder() -> None:
+    guide = Guide(without=["foo bar", "bar baz"])
+    assert chat_messages([user("one foo bar baz two")], guide) == [user("one  two")]
+    assert prompt_of("one foo bar baz two", guide) == "one  two"
+
+
+def test_the_number_of_texts_is_bounded() -> None:
+    assert len(Guide(without=["a"] * 64).texts()) == 64
+    with pytest.raises(ValidationError, match="has 65 texts; the most is 64") as refusal:
+        Cad.model_validate({"method": "cad", "guide": {"without": ["a"] * 65}})
+    assert invalid_body(refusal.value.errors()).param == "guide.without"
+    shown = Guide.model_json_schema()["properties"]["without"]["anyOf"]
+    assert shown[1] == {"items": {"type": "string"}, "maxItems": 64, "type": "array"}
 
 
 def test_removal_makes_no_new_occurrence() -> None:

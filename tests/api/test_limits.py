@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -117,7 +118,42 @@ def test_what_is_no_long_trace(request_: Guided, context: int) -> None:
     check_request(request_, SETTINGS, context)
 
 
-def test_fields_of_a_body_are_checked_too() -> None:
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+def test_a_trace_is_counted_over_all_choices() -> None:
+    prompts = [PROMPT, PROMPT]
+    fits: Any = {"prompt": prompts, "n": 2, "decoding": TRACED}
+    check_request(CompletionsRequest(**fits, max_tokens=25), SETTINGS, 50)
     with pytest.raises(InvalidRequest) as refused:
-        check_request(chat(n=4), SETTINGS, 50)
-    assert refused.value.param == "n"
+        check_request(CompletionsRequest(**fits, max_tokens=26), SETTINGS, 50)
+    assert refused.value.param == "decoding.trace"
+    assert refused.value.message.startswith(
+        "A trace of up to 104 tokens, over 4 choices, is too long: set max_tokens to at most 25, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("fits", "beyond", "param"),
+    [
+        ({"n": 6}, {"n": 7}, "n"),
+        ({"n": 3, "decoding": guided()}, {"n": 4, "decoding": guided()}, "n"),
+        (
+            {"prompt": [PROMPT] * 3, "n": 1, "decoding": guided()},
+            {"prompt": [PROMPT] * 4, "decoding": guided()},
+            "prompt",
+        ),
+    ],
+)
+def test_rows_of_a_request(fits: dict[str, Any], beyond: dict[str, Any], param: str) -> None:
+    limits = EdgeSettings(max_rows_per_request=6)
+    check_request(CompletionsRequest(**{"prompt": PROMPT, **fits}), limits, 50)
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(CompletionsRequest(**{"prompt": PROMPT, **beyond}), limits, 50)
+    assert refused.value.param == param
+    assert re.match(r"The request takes [78] rows, .*; the most is 6\. ", refused.value.message)
+    assert "--max-rows-per-request" in refused.value.message
+
+
+def test_rows_of_one_choice_have_no_field() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(chat(), EdgeSettings(max_rows_per_request=1), 50)
+    assert refused.value.param is None

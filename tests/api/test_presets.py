@@ -6,10 +6,12 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
 
+from divserve.api.requests import ChatRequest
 from divserve.decoding import presets
 from tests.support.fake_client import ROW, FakeClient, arguments
 
@@ -77,6 +79,15 @@ def test_a_preset_decodes(http: TestClient, engine: FakeClient) -> None:
     assert QUESTION in text
     assert DOCUMENT not in text
     assert account["guide_prompt_tokens"] == len(guide)
+
+
+def test_a_preset_does_not_have_the_request_validated_again(
+    http: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation of a large body stops the event loop; once is enough."""
+    monkeypatch.setattr(ChatRequest, "model_validate", Mock(side_effect=AssertionError))
+    answer = ask(http, model="smol@faithful").json()
+    assert answer["choices"][0]["decoding"]["method"] == "adacad+kl_temperature"
 
 
 def test_a_preset_streams_under_its_alias(http: TestClient) -> None:

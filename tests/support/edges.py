@@ -22,6 +22,11 @@ LIMITS: dict[str, Any] = {
     "max_stop_length": 5,
     "max_batch_prompts": 2,
     "max_trace_tokens": 100,
+    "max_rows_per_request": 4,
+    "max_messages": 8,
+    "max_parts": 8,
+    "max_tools": 3,
+    "max_json_values": 300,
     "max_json_depth": 12,
     "max_body_bytes": 5000,
 }
@@ -60,6 +65,10 @@ def small_app(keys: Sequence[str] = (), rows: int = 2, **flags: Any) -> FastAPI:
     @app.post("/echo")
     async def echo(request: Request) -> dict[str, int]:
         app.state.asked += 1
+        return {"bytes": len(await request.body())}
+
+    @app.api_route("/put", methods=["PUT", "PATCH", "DELETE"])
+    async def put(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
     @app.get("/read")
