@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 def serve(ctx: typer.Context) -> int:
     """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
+    from divserve.startup import leaving
+
+    leaving.on_signals()
+
     from divserve.startup import launch
 
     return launch.serve(ctx.args, _build_app)
