@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,8 @@ import pytest
 from divserve.edges.flags import EdgeSettings
 from divserve.edges.keys import KeyRing
 from divserve.edges.traffic import Traffic
-from divserve.startup import leaving, shutdown
+from divserve.startup import launch, leaving, shutdown
+from tests.support.fake_client import arguments
 
 
 class Client:
@@ -178,3 +181,41 @@ def test_sighup_reads_the_keys_again(tmp_path: Path) -> None:
         assert not app.state.traffic.draining
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("failed", "dead", "draining", "code"),
+    [
+        (False, False, True, 0),
+        (True, False, True, launch.DEAD),
+        (False, True, False, launch.DEAD),
+        (False, True, True, 0),
+    ],
+)
+def test_the_exit_code(
+    failed: bool, dead: bool, draining: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the code, a last resort is set before the engines are left."""
+    app = running(0)
+    app.state.traffic.draining = draining
+    last_resort = LastResort()
+
+    @asynccontextmanager
+    async def engine(*_: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(errored=dead)
+        assert last_resort.times == [shutdown.OVERHEAD_S]
+
+    async def build_app(*_: Any) -> Any:
+        return app
+
+    async def listen(*given: Any) -> Any:
+        given[-1].failed = failed
+        return asyncio.sleep(0)
+
+    monkeypatch.setattr(launch, "guided_engine", engine)
+    monkeypatch.setattr(launch, "listen", listen)
+    monkeypatch.setattr(shutdown, "LastResort", lambda: last_resort)
+    args = arguments()
+    args.engine_timeout = 0.0
+    with socket.socket() as sock:
+        assert asyncio.run(launch._serve(build_app, "address", sock, args)) == code

@@ -38,12 +38,12 @@ class Engine:
             raise self.broken
 
 
-def client_of(engine: Engine, small: GuidedClient | None = None) -> GuidedClient:
+def client_of(engine: Engine, small: Any = None) -> Any:
     """A client of an engine, without what is only needed to decode."""
-    client = object.__new__(GuidedClient)
-    client.inner = engine  # type: ignore[assignment]
+    client: Any = object.__new__(GuidedClient)
+    client.inner = engine
     client.small = small
-    client._hand_off = None if small is None else SimpleNamespace(close=lambda: None)  # type: ignore[assignment]
+    client._hand_off = None if small is None else SimpleNamespace(close=lambda: None)
     client._loop = asyncio.get_running_loop()
     return client
 
