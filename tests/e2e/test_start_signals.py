@@ -18,6 +18,8 @@ from tests.support.server import START_TIMEOUT_S, clean_environment, free_port
 
 LEAVES_WITHIN_S = 10.0
 """On a machine that may be busy; a second is usual."""
+DRAINED_WITHIN_S = 40.0
+"""An idle server stops its engine before it leaves."""
 
 
 class Start:
@@ -89,13 +91,16 @@ def _command(process: psutil.Process) -> list[str]:
 def assert_it_leaves(start: Start, number: signal.Signals) -> None:
     start.process.send_signal(number)
     assert start.process.wait(LEAVES_WITHIN_S) == 128 + number
+    assert_nothing_is_left(start)
+    assert f"divserve: {number.name} during start-up: leaving at once" in start.log.read_text()
+
+
+def assert_nothing_is_left(start: Start) -> None:
     deadline = time.monotonic() + LEAVES_WITHIN_S
     while left := start.processes():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    log = start.log.read_text()
-    assert f"divserve: {number.name} during start-up: leaving at once" in log
-    assert "Traceback" not in log
+    assert "Traceback" not in start.log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,6 @@ MOMENTS = {
     "the engine is waited for": waits_for_the_engine,
     "the model is loaded": says("Starting to load model"),
     "warm-up": says("Loading weights took"),
-    "before signals are the server's": says("its methods are listed at"),
 }
 
 
@@ -140,6 +144,22 @@ def test_at_any_moment(
     try:
         start.await_(MOMENTS[moment])
         assert_it_leaves(start, number)
+    finally:
+        start.kill()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_when_the_server_takes_the_signals(
+    tiny_with_tokenizer: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The signal meets the start or a server that drains: both end, each with its code."""
+    start = Start(tiny_with_tokenizer, tmp_path / "log.txt")
+    try:
+        start.await_(says("its methods are listed at"))
+        start.process.send_signal(number)
+        assert start.process.wait(DRAINED_WITHIN_S) in (0, 128 + number)
+        assert_nothing_is_left(start)
     finally:
         start.kill()
 
