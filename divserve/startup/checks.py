@@ -34,7 +34,8 @@ def vllm_distribution() -> tuple[str, str]:
             )
         return name, version
     raise StartupError(
-        f"vLLM {VLLM_VERSION} is not installed: pip install 'divserve[cpu]' or 'divserve[cuda]'"
+        f"vLLM {VLLM_VERSION} is not installed: "
+        "pip install '.[cpu]' or '.[cuda]' in divserve's folder"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 from argparse import SUPPRESS, Namespace
 from collections.abc import Awaitable, Callable, Sequence
@@ -48,7 +47,7 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
             module-level function, because it may be sent to other processes.
 
     Returns:
-        The exit code: 0 after a signal, `DEAD` when the engine has died.
+        The exit code: 0 after a signal, `DEAD` when the engine has died or the shut-down failed.
 
     Raises:
         StartupError: versions, flags or modes that are not supported.
@@ -144,8 +143,7 @@ async def _serve(
     from vllm.tool_parsers import ToolParserManager
 
     logger = init_logger("vllm.divserve")
-    # Before uvicorn handles signals, a SIGTERM must not leave a half-started engine behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping = shutdown.Stopping()
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
@@ -166,13 +164,14 @@ async def _serve(
             __version__,
             address,
         )
-        stopped = await listen(app, args, sock, log_config, peer_loads)
+        stopped = await listen(app, args, sock, log_config, peer_loads, stopping)
+        stopping.last_resort.within(shutdown.OVERHEAD_S)
         died = client.errored and not traffic.draining
     try:
         await stopped
     finally:
         sock.close()
-    return DEAD if died else 0
+    return DEAD if died or stopping.failed else 0
 
 
 async def listen(
@@ -181,6 +180,7 @@ async def listen(
     sock: socket.socket,
     log_config: dict[str, Any] | None = None,
     peer_loads: tuple[Any, int] | None = None,
+    stopping: shutdown.Stopping | None = None,
 ) -> Awaitable[None]:
     """Serves `app` until a signal stops it; awaiting the result ends the last connections.
 
@@ -190,12 +190,14 @@ async def listen(
         sock: a socket that is already bound.
         log_config: uvicorn's.
         peer_loads: the request counts of all API processes, and the index of this one.
+        stopping: handles the signals.
     """
     import vllm.envs as envs
     from vllm.entrypoints.launchers.launcher import serve_http
 
     # serve_http sets its own signal handlers and then waits; ours must be set after them.
-    asyncio.get_running_loop().call_soon(shutdown.take_signals, app, args.edges.drain_timeout)
+    stopping = stopping or shutdown.Stopping()
+    asyncio.get_running_loop().call_soon(stopping.take_signals, app, args.edges.drain_timeout)
     stopped: Awaitable[None] = await serve_http(
         app,
         sock=sock,
@@ -218,10 +220,6 @@ async def listen(
         **({} if log_config is None else {"log_config": log_config}),
     )
     return stopped
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt("terminated")
 
 
 def _is_cpu() -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+from divserve.startup import leaving
 from divserve.startup.engines import configured
 
 __all__ = ["Worker", "serve_many"]
@@ -29,6 +30,8 @@ Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, int
 
 CLOSE_S = 10.0
 """Longest wait, after the time to finish requests, for processes to end their streams and close."""
+OVERHEAD_S = 15.0
+"""Longest time for the processes to be gone after that; vLLM kills them when theirs is up."""
 
 
 def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None:
@@ -72,22 +75,28 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
             target_server_fn=partial(_run, worker),
             tensor_queue=launched.tensor_queue,
         )
-        stopping.watch(servers.processes)
         # If an API process fails to start, the engine's start is aborted too.
         launched.watched_frontend_processes = servers.processes
     engine = launched.engine_manager
+    last_resort = leaving.LastResort()
     try:
+        stopping.take_signals(servers.processes)
         wait_for_completion_or_failure(api_server_manager=servers, engine_manager=engine)
     finally:
         # After a signal they may finish their requests; without one, a process has died.
         deadline = stopping.deadline(args.edges.drain_timeout)
-        servers.shutdown(timeout=_left(deadline))
-        if engine:
-            engine.shutdown(timeout=_left(deadline))
+        last_resort.within((_left(deadline) or 0.0) + OVERHEAD_S)
+        try:
+            servers.shutdown(timeout=_left(deadline))
+        finally:
+            if engine:
+                engine.shutdown(timeout=_left(deadline))
 
 
 class _Stop:
     """Handles the parent's signals: the first one ends the wait, a second one shortens the drain.
+
+    Until the engine runs, a signal ends all processes at once (`divserve.startup.leaving`).
 
     Args:
         passes_on_reload: whether SIGHUP is passed on to the API processes, which reload their keys.
@@ -96,14 +105,14 @@ class _Stop:
     def __init__(self, passes_on_reload: bool) -> None:
         self._asked = False
         self._processes: Sequence[Any] = ()
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
         if passes_on_reload:
             signal.signal(signal.SIGHUP, self._pass_on)
 
-    def watch(self, processes: Sequence[Any]) -> None:
-        """Sets the API processes, once they have been started."""
+    def take_signals(self, processes: Sequence[Any]) -> None:
+        """From now on a signal stops these API processes, then the engine."""
         self._processes = processes
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, *_: object) -> None:
         if self._asked:
@@ -130,6 +139,8 @@ def _run(
     worker: Worker, address: str, sock: Any, args: Namespace, client_config: dict[str, Any]
 ) -> None:
     """The main function of an API process."""
+    leaving.on_signals()
+
     import uvloop
     from vllm.logger import configure_logging
     from vllm.utils.system_utils import decorate_logs, set_process_title

@@ -42,7 +42,7 @@ def test_the_specification_is_checked_at_all(schema: Any) -> None:
 
 
 def test_overrides_name_services_that_there_are(services: Any) -> None:
-    assert len(FILES) == 3
+    assert len(FILES) == 4
     assert all(set(load(file)["services"]) <= set(services) for file in FILES)
 
 
@@ -86,10 +86,21 @@ def test_the_override_for_keys(tmp_path: Path, services: Any) -> None:
     assert told.stdout.split() == [*words, "--metrics-without-key"]
 
 
+def test_a_token_is_a_file(services: Any) -> None:
+    """Not a variable, which `docker inspect` shows."""
+    file = load(DEPLOY / "compose.hub.yaml")
+    (secret,) = file["secrets"]
+    assert file["services"]["divserve"] == {
+        "environment": {"HF_TOKEN_PATH": f"/run/secrets/{secret}"},
+        "secrets": [secret],
+    }
+    assert "environment" not in services["divserve"]
+
+
 def test_variables_without_a_default_must_be_set(tmp_path: Path) -> None:
-    for file in ("compose.cuda.yaml", "compose.keys.yaml"):
+    for file in ("compose.cuda.yaml", "compose.keys.yaml", "compose.hub.yaml"):
         with pytest.raises(subprocess.CalledProcessError):
-            merged(tmp_path, "compose.yaml", file, MODEL="", API_KEY_FILE="")
+            merged(tmp_path, "compose.yaml", file, MODEL="", API_KEY_FILE="", HF_TOKEN_FILE="")
 
 
 def test_only_this_machine_is_listened_to(services: Any) -> None:

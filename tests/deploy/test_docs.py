@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.deploy import CHART, DEPLOY, load
 from tests.support.models import ROOT
+from tests.test_layout import tracked_files
+
+TEXTS = {".md", ".py", ".toml", ".yaml", ".yml", ".tpl", ".txt", ".service", ".lock", ".json"}
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -22,8 +25,8 @@ COMMANDS = [
     if (words := shlex.split(part))
 ]
 PROGRAMS = {
-    "API_KEY_FILE=$PWD/api-keys", "MODEL=Qwen/Qwen2.5-7B-Instruct", "cd", "docker", "helm",
-    "kubectl", "pip", "promtool", "serve", "sudo",
+    "API_KEY_FILE=$PWD/api-keys", "HF_TOKEN_FILE=$PWD/hf-token", "MODEL=Qwen/Qwen2.5-7B-Instruct",
+    "cd", "docker", "helm", "kubectl", "pip", "promtool", "serve", "sudo",
 }  # fmt: skip
 
 
@@ -62,6 +65,27 @@ def test_values_are_the_chart_s() -> None:
 def test_all_alerts_are_told() -> None:
     rules = load(DEPLOY / "prometheus/rules/divserve.yml")["groups"][0]["rules"]
     assert set(re.findall(r"`(Divserve\w+)`", PAGE)) == {rule["alert"] for rule in rules}
+
+
+BY_NAME = re.compile(r"pip3? install( +-\S+)* +['\"]?divserve\b(?!/)|['\"]divserve\[")
+
+
+@pytest.mark.parametrize(
+    "command", ["pip install divserve", "bin/pip install -U 'divserve[cuda]'", "or 'divserve[cpu]'"]
+)
+def test_an_installation_by_name_is_found(command: str) -> None:
+    assert BY_NAME.search(command)
+
+
+def test_nobody_is_told_to_install_divserve_by_its_name() -> None:
+    """It is not on the index, so anyone could take its name there."""
+    told = [
+        str(file.relative_to(ROOT))
+        for file in tracked_files()
+        if file.suffix in TEXTS or file.name.startswith("Dockerfile")
+        if file.name != "test_docs.py" and BY_NAME.search(file.read_text(encoding="utf-8"))
+    ]
+    assert told == []
 
 
 def test_every_part_of_deploy_is_told() -> None:

@@ -40,6 +40,7 @@ BAD: dict[str, Any] = {
     "KEDA without a server whose queue it could ask": {"autoscaling": {"keda": {"minReplicas": 0}}},
     "a port beyond the last": {"service": {"port": 65536}},
     "an interval without a unit": {"serviceMonitor": {"interval": "15"}},
+    "a mode that no volume has": {"cache": {"accessMode": "ReadWriteSome"}},
     "a size in words": {"sharedMemory": "a lot"},
     "a Secret's name that Kubernetes refuses": {"apiKeys": {"existingSecret": "My Secret"}},
 }
@@ -165,6 +166,46 @@ def test_the_strategy_names_no_more_than_its_type_takes() -> None:
     rolling = of_kind(rendered("defaults"), "Deployment")["spec"]["strategy"]
     assert rolling == DEFAULTS["strategy"]
     assert of_kind(rendered("recreate"), "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_a_new_chart_restarts_no_pod() -> None:
+    deployment = of_kind(rendered("defaults"), "Deployment")
+    template = deployment["spec"]["template"]["metadata"]["labels"]
+    assert template == deployment["spec"]["selector"]["matchLabels"]
+    assert deployment["metadata"]["labels"].keys() - template == {
+        "helm.sh/chart", "app.kubernetes.io/version", "app.kubernetes.io/managed-by"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cache", "surge"),
+    [
+        ({}, 1),
+        ({"existingClaim": "c"}, 0),
+        ({"existingClaim": "c", "accessMode": "ReadWriteOncePod"}, 0),
+        ({"existingClaim": "c", "accessMode": "ReadWriteMany"}, 1),
+    ],
+)
+def test_a_cache_for_one_node_is_given_up_first(cache: dict[str, str], surge: int) -> None:
+    objects = render({"model": "m", "cache": cache})
+    assert of_kind(objects, "Deployment")["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge},
+    }
+
+
+def test_ids_that_the_cluster_assigns() -> None:
+    for name, pods in (("defaults", 2), ("openshift", 2)):
+        found = [
+            document["spec"].get("template", document)["spec"]["securityContext"]
+            for document in rendered(name)
+            if document["kind"] in ("Deployment", "Pod")
+        ]
+        assert len(found) == pods
+        for context in found:
+            assert context["runAsNonRoot"] is True
+            fixed = {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+            assert len(fixed) == (0 if name == "openshift" else 3)
 
 
 def test_a_monitor_without_a_key_is_refused() -> None:

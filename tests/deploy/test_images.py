@@ -7,9 +7,11 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from divserve.startup.checks import VLLM_VERSION
 from tests.support.deploy import DEPLOY, SETUP, program
@@ -84,15 +86,73 @@ def test_the_command_is_divserve_s(file: Path) -> None:
         assert command[command.index("--host") + 1] == "0.0.0.0"
 
 
-def test_the_pinned_vllm_is_divserve_s() -> None:
-    assert f"vllm=={VLLM_VERSION}" in (DEPLOY / "Dockerfile").read_text()
+def locked(name: str) -> dict[str, str]:
+    """Versions by package of a lock file with hashes, every line of which is one of its forms."""
+    found: dict[str, str] = {}
+    hashes = 1
+    for line in (ROOT / "requirements" / f"{name}.lock").read_text().splitlines():
+        if package := re.fullmatch(r"([a-z0-9][a-z0-9.-]*)==(\S+) \\", line):
+            assert hashes
+            found[package[1]], hashes = package[2], 0
+        else:
+            hashes += bool(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line))
+            assert line.startswith(("    --hash=sha256:", "#")), line
+    assert hashes
+    return found
+
+
+def test_the_locked_packages_are_what_divserve_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    asked = [
+        *project["project"]["dependencies"], *extras["cuda"], *project["build-system"]["requires"]
+    ]  # fmt: skip
+    cuda, ray = locked("cuda"), locked("ray")
+    assert cuda["vllm"] == VLLM_VERSION
+    for versions, wanted in ((cuda, asked), (ray, extras["ray"])):
+        for requirement in map(Requirement, wanted):
+            assert requirement.specifier.contains(versions[requirement.name]), requirement
+    # One image is built on the other.
+    assert len(cuda.keys() & ray.keys()) > 20
+    assert {name for name in cuda.keys() & ray.keys() if cuda[name] != ray[name]} == set()
+
+
+@by_name
+def test_all_that_pip_installs_is_locked(file: Path) -> None:
+    commands = [
+        command
+        for name, args in instructions(file)
+        if name == "RUN"
+        for command in re.split(r"&&|;", args)
+        if "pip install" in command
+    ]
+    assert commands
+    for command in commands:
+        assert "--no-deps" in command, command
+        if file.name == "Dockerfile.cpu":
+            # Its torch comes from another index on every machine, so it has no hash.
+            assert re.search(r"cpu\.lock| \.\s*$", command), command
+        else:
+            assert re.search(r"--require-hashes -r \S+\.lock| \.\s*$", command), command
+
+
+@by_server
+def test_any_user_of_the_group_0_may_write(file: Path) -> None:
+    """OpenShift runs images so, and gives the user no name."""
+    stage = last_stage(file)
+    (made,) = [args for name, args in stage if name == "RUN"]
+    assert "chown 10001:0 /var/lib/divserve" in made
+    assert "chmod 2775 /var/lib/divserve" in made
+    environment = dict(stage)["ENV"]
+    assert "HOME=/var/lib/divserve" in environment
+    assert "USER=divserve" in environment
 
 
 def test_ray_s_version_is_one_everywhere() -> None:
     (pinned,) = re.findall(
         r"^ray==(.+)$", (ROOT / "requirements/deploy.lock").read_text(), re.MULTILINE
     )
-    assert f"ray[serve]=={pinned}" in (DEPLOY / "ray/Dockerfile").read_text()
+    assert locked("ray")["ray"] == pinned
     assert f"rayVersion: {pinned}" in (DEPLOY / "ray/rayservice.yaml").read_text()
 
 

@@ -156,6 +156,16 @@ def test_api_keys_are_a_file_of_a_secret(origin: str) -> None:
     assert not any("api-key=" in argument for argument in only["args"])
 
 
+@pytest.mark.parametrize("origin", ["plain", "full"])
+def test_a_token_of_the_hub_is_a_secret(origin: str) -> None:
+    _, only = container(origin)
+    (token,) = [entry for entry in only["env"] if entry["name"] == "HF_TOKEN"]
+    secret = token["valueFrom"]["secretKeyRef"]
+    assert secret["key"] == "token"
+    # Whoever needs none has no such Secret; the chart asks for one only where a value names it.
+    assert secret.get("optional", False) == (origin == "plain")
+
+
 @by_origin
 def test_the_network_is_closed_both_ways(origin: str) -> None:
     policy = of_kind(objects(origin), "NetworkPolicy")["spec"]

@@ -15,7 +15,7 @@ from typing import IO, Any
 import openai
 import pytest
 
-from tests.support.deploy import CHART, DEPLOY, SETUP, load, load_all, of_kind
+from tests.support.deploy import CHART, DEPLOY, SETUP, load, load_all, manifests, of_kind
 from tests.support.models import ROOT
 from tests.support.server import clean_environment, free_port
 
@@ -81,6 +81,35 @@ def test_the_metrics_of_every_worker_are_scraped() -> None:
     (group,) = service()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     labels = group["template"]["metadata"]["labels"].items()
     assert monitor["selector"]["matchLabels"].items() <= labels
+
+
+def test_only_the_cluster_and_its_operator_reach_what_has_no_password() -> None:
+    policy = of_kind(load_all((RAY / "rayservice.yaml").read_text()), "NetworkPolicy")["spec"]
+    cluster = service()["spec"]["rayClusterConfig"]
+    head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head["rayStartParams"]["dashboard-host"] == "0.0.0.0"
+    selected = policy["podSelector"]["matchLabels"]
+    for spec in (head, group):
+        assert selected.items() <= spec["template"]["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    own, *others = policy["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": selected}}]}
+    (container,) = head["template"]["spec"]["containers"]
+    bare = {port["containerPort"] for port in container["ports"]}
+    assert bare == {6379, 8265, 10001}
+    for rule in others:
+        open_ = bare & {port["port"] for port in rule["ports"]}
+        operator = {"app.kubernetes.io/name": "kuberay-operator"}
+        peers = [peer.get("podSelector", {}).get("matchLabels") for peer in rule["from"]]
+        assert open_ == ({8265} if peers == [operator] else set())
+
+
+def test_replicas_have_the_token_of_the_hub() -> None:
+    (group,) = service()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    (token,) = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
+    plain = of_kind(manifests(), "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert token in plain
 
 
 @needs_ray

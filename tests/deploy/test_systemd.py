@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from divserve.startup import leaving
 from tests.support.deploy import DEPLOY, program
 
 UNIT = DEPLOY / "systemd" / "divserve.service"
@@ -43,6 +45,15 @@ def test_keys_are_a_credential() -> None:
     name, path = unit["LoadCredential"][0].split(":")
     assert f"--api-key-file ${{CREDENTIALS_DIRECTORY}}/{name}" in unit["ExecStart"][0]
     assert path.startswith("/etc/divserve/")
+
+
+def test_a_token_of_the_hub_may_be_missing() -> None:
+    assert settings(UNIT)["EnvironmentFile"][1:] == ["-/etc/divserve/hub.env"]
+
+
+def test_a_start_that_is_stopped_has_not_failed() -> None:
+    """The exit code of `divserve.startup.leaving` after a SIGTERM."""
+    assert settings(UNIT)["SuccessExitStatus"] == [str(leaving.SIGNALLED + signal.SIGTERM)]
 
 
 def test_the_environment_sets_what_the_command_uses() -> None:

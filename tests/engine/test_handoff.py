@@ -6,9 +6,13 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve.decoding import Program, Spec, Switch
+from divserve.engine.client import hand_off
+from divserve.engine.client.gone import EngineStopped
 from divserve.engine.client.hand_off import HandOff
 from divserve.engine.order import Order, Report
 
@@ -17,17 +21,32 @@ ON_LARGE = Switch(1.0, 1, 1, "large")
 
 
 class Core:
-    """Records its calls."""
+    """Records its calls, and raises `broken` if there is one."""
 
     def __init__(self) -> None:
         self.added: list[str] = []
         self.aborted: list[str] = []
+        self.broken: Exception | None = None
 
     async def add_request_async(self, request: Any) -> None:
+        if self.broken is not None:
+            raise self.broken
         self.added.append(request.request_id)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         self.aborted += request_ids
+        if self.broken is not None and request_ids:
+            raise self.broken
+
+
+class Queue:
+    """What the client of an answer waits for."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def put(self, error: Exception) -> None:
+        self.errors.append(error)
 
 
 class Processor:
@@ -65,11 +84,12 @@ class Scene:
             for _ in range(2)
         )
         self.hand_off = HandOff(self.large, self.small)
+        self.queue = Queue()
 
     async def begin(self) -> None:
         order = Order(Spec(Program(), switch=ON_SMALL))
         params = SimpleNamespace(extra_args=order.pack(), seed=None)
-        self.large.output_processor.request_states["r"] = "state"
+        self.large.output_processor.request_states["r"] = SimpleNamespace(queue=self.queue)
         request = SimpleNamespace(request_id="r", sampling_params=params)
         await self.large.engine_core.add_request_async(request)
 
@@ -204,5 +224,79 @@ def test_an_answer_is_queued_once() -> None:
         first, second = one.large.output_processor.seen
         assert first.events == events
         assert [e.type for e in second.events] == [EngineCoreEventType.PREEMPTED]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("error", [TypeError("not to be packed"), EngineDeadError()])
+def test_who_waits_for_an_answer_hears_that_it_cannot_go_on(error: Exception) -> None:
+    async def scene() -> None:
+        one = Scene()
+        await one.begin()
+        one.large.engine_core.broken = error
+        one.token(one.small, "r~0", ON_LARGE)
+        await settle()
+        (heard,) = one.queue.errors
+        assert heard is error or isinstance(heard, EngineStopped)
+        assert isinstance(heard, EngineDeadError) == isinstance(error, EngineDeadError)
+        # vLLM aborts what has failed; nothing of it stays here.
+        one.large.engine_core.broken = None
+        await one.large.engine_core.abort_requests_async(["r"])
+        assert one.large.engine_core.aborted == ["r~1"]
+        assert len(one.hand_off) == len(one.hand_off._segments) == 0
+
+    asyncio.run(scene())
+
+
+def test_an_answer_that_cannot_go_on_although_nobody_waits() -> None:
+    async def scene() -> None:
+        one = Scene()
+        await one.begin()
+        one.large.engine_core.broken = TypeError("not to be packed")
+        one.token(one.small, "r~0", ON_LARGE)
+        one.large.output_processor.request_states.clear()
+        await settle()
+        assert one.queue.errors == []
+        assert len(one.hand_off) == len(one.hand_off._segments) == 0
+
+    asyncio.run(scene())
+
+
+def test_an_answer_that_cannot_begin() -> None:
+    async def scene() -> None:
+        one = Scene()
+        one.small.engine_core.broken = TypeError("not to be packed")
+        with pytest.raises(TypeError):
+            await one.begin()
+        assert len(one.hand_off) == len(one.hand_off._segments) == 0
+
+    asyncio.run(scene())
+
+
+def test_a_segment_that_cannot_be_stopped_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer has ended with a stop string: only the log hears of it."""
+    logged: list[str] = []
+    monkeypatch.setattr(hand_off.logger, "error", lambda text, **_: logged.append(text))
+
+    async def scene() -> None:
+        one = Scene()
+        await one.begin()
+        one.large.output_processor.stops = {"r"}
+        one.small.engine_core.broken = OSError("closed")
+        one.token(one.small, "r~0")
+        await settle()
+
+    asyncio.run(scene())
+    assert logged == ["Segments behind a stop string could not be stopped"]
+
+
+def test_an_engine_that_cannot_abort_does_not_keep_the_other_from_it() -> None:
+    async def scene() -> None:
+        one = Scene()
+        await one.begin()
+        one.small.engine_core.broken = OSError("closed")
+        with pytest.raises(OSError, match="closed"):
+            await one.large.engine_core.abort_requests_async(["r", "another"])
+        assert one.large.engine_core.aborted == ["another"]
 
     asyncio.run(scene())

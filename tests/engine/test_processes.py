@@ -29,7 +29,7 @@ process = get_context("fork").Process(target=child)
 process.start()
 assert heard() == 0
 stopping = _Stop(passes_on_reload=True)
-stopping.watch([process])
+stopping.take_signals([process])
 found = {"before": stopping.deadline(2)}
 os.kill(os.getpid(), signal.SIGHUP)
 found["reload"] = heard()

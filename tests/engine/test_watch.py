@@ -14,6 +14,7 @@ import psutil
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from divserve.engine.client import watchdog
 from divserve.engine.client.watchdog import LONGEST_TICK_S, Watch, checked, watching
 from divserve.errors import StartupError
 from tests.support.losses import gone
@@ -124,6 +125,26 @@ def test_clients_that_give_up_first_hide_nothing() -> None:
     """Each waits for 20 s and returns after another 20 s: all of their waiting time is counted."""
     took = watched(Engine(), busy=lambda now: now % 40 < 20)
     assert 1.8 * TIMEOUT_S < took < 2.2 * TIMEOUT_S
+
+
+def test_a_watch_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    monkeypatch.setattr(watchdog.logger, "error", lambda text, **why: logged.append((text, why)))
+    error = RuntimeError("for this test")
+
+    def fail() -> bool:
+        raise error
+
+    async def test() -> None:
+        client = SimpleNamespace(inner=Engine(), large_works=fail, small=None)
+        with watching(client, 0.01):
+            while not logged:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+    ((text, why),) = logged
+    assert "a hang would not be noticed" in text
+    assert why == {"exc_info": error}
 
 
 def test_a_dead_engine_is_watched_no_more() -> None:

@@ -53,6 +53,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "full": FULL,
     "hpa": HPA,
     "recreate": RECREATE,
+    "openshift": {"model": "m", "podSecurity": {"assignedIds": True}},
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from vllm.outputs import RequestOutput
@@ -182,26 +182,41 @@ class GuidedClient:
             raise stopped from None
 
     async def end_requests(self) -> None:
-        """Ends every request under way with `ShuttingDown`; the engines drop what they ran."""
+        """Ends every request under way with `ShuttingDown`; the engines drop what they ran.
+
+        Raises:
+            Exception: an engine could not be told; the requests have been ended all the same.
+        """
         if self._hand_off is not None:
             self._hand_off.close()
-        for engine in (self, *([] if self.small is None else [self.small])):
-            running = dict(engine.inner.output_processor.request_states)
-            for state in running.values():
+        engines = [self.inner, *([] if self.small is None else [self.small.inner])]
+        running = [dict(engine.output_processor.request_states) for engine in engines]
+        for states in running:
+            for state in states.values():
                 # One object each: an exception collects the tracebacks of all who raise it.
                 state.queue.put(ShuttingDown())
-            with suppress(EngineDeadError):
-                await engine.inner.engine_core.abort_requests_async(list(running))
+        aborts = (
+            engine.engine_core.abort_requests_async(list(states))
+            for engine, states in zip(engines, running, strict=True)
+        )
+        for error in await asyncio.gather(*aborts, return_exceptions=True):
+            if error is not None and not isinstance(error, EngineDeadError):
+                raise error
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Stops the engine (``timeout`` seconds to finish), then ends the streams still open.
 
-        vLLM alone would leave them, and so the server, waiting for an engine that is gone.
+        vLLM alone would leave them, and so the server, waiting for an engine that is gone. An error
+        of one step is raised after the others.
         """
-        if self.small is not None and self._hand_off is not None:
-            self._hand_off.close()
-            self.small.shutdown(timeout=timeout)
-        self.inner.shutdown(timeout=timeout)
+        with ExitStack() as last_first:
+            last_first.callback(self._end_streams)
+            last_first.callback(self.inner.shutdown, timeout=timeout)
+            if self.small is not None and self._hand_off is not None:
+                self._hand_off.close()
+                last_first.callback(self.small.shutdown, timeout=timeout)
+
+    def _end_streams(self) -> None:
         if not self._loop.is_closed():
             gone = ShuttingDown()
             self._loop.call_soon_threadsafe(self.inner.output_processor.propagate_error, gone)

@@ -12,8 +12,8 @@ When the small engine dies, its answers continue on the large one, and new answe
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from vllm.logger import init_logger
@@ -21,7 +21,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats
 
 from divserve import metrics
+from divserve.engine.client.gone import EngineStopped
 from divserve.engine.client.segments import Run
+from divserve.engine.client.tasks import Tasks
 from divserve.engine.order import Order
 
 __all__ = ["HandOff"]
@@ -43,7 +45,7 @@ class HandOff:
         self._closed = False
         self._runs: dict[str, Run] = {}
         self._segments: dict[str, Run] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._large, self._small = large, small
         self._add_large = large.engine_core.add_request_async
         self._abort_large = large.engine_core.abort_requests_async
@@ -71,10 +73,18 @@ class HandOff:
             await self._add_large(request)
             return
         run = self._runs[request.request_id] = Run(request, order)
-        await self._send(run)
+        try:
+            await self._send(run)
+        except Exception:
+            self._forget(run)
+            raise
 
     async def _send(self, run: Run) -> None:
-        """Starts the next segment on the engine that is due, if that one is alive."""
+        """Starts the next segment on the engine that is due, if that one is alive.
+
+        Raises:
+            Exception: the engine's client could not send it.
+        """
         if self._closed or self._runs.get(run.request_id) is not run:
             return
         if self.lost:
@@ -96,8 +106,10 @@ class HandOff:
     async def _abort(self, request_ids: list[str]) -> None:
         """Aborts answers, on whichever engine their segments run, and vLLM's own requests."""
         own = [i for i in request_ids if i not in self._runs]
-        await self._stop([self._forget(self._runs[i]) for i in request_ids if i in self._runs])
-        await self._abort_large(own)
+        try:
+            await self._stop([self._forget(self._runs[i]) for i in request_ids if i in self._runs])
+        finally:
+            await self._abort_large(own)
 
     async def _stop(self, runs: Iterable[Run]) -> None:
         runs = [run for run in runs if run.segment]
@@ -156,9 +168,9 @@ class HandOff:
                     run.stay()
                 else:
                     metrics.SWITCHES.labels(run.wanted).inc()
-                self._spawn(self._send(run))
+                self._go_on(run)
         if running := [run for run in stopped if not run.handing_over]:
-            self._spawn(self._stop(running))
+            self._tasks.spawn(self._stop(running), _could_not_stop)
 
     def close(self) -> None:
         """The engines are about to stop: no answer moves any more."""
@@ -184,9 +196,24 @@ class HandOff:
         for run in runs:
             self._segments.pop(run.segment, None)
             run.segment, run.on_small = "", False
-            self._spawn(self._send(run))
+            self._go_on(run)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _go_on(self, run: Run) -> None:
+        self._tasks.spawn(self._send(run), partial(self._failed, run))
+
+    def _failed(self, run: Run, error: Exception) -> None:
+        """The next segment could not be started: the answer ends with the error.
+
+        Its generator then aborts the request, which stops what the engine may have got of it.
+        """
+        logger.error("An answer could not go on with its next segment", exc_info=error)
+        state = self._large.output_processor.request_states.get(run.request_id)
+        if state is None:
+            self._forget(run)
+        else:
+            state.queue.put(EngineStopped() if isinstance(error, EngineDeadError) else error)
+
+
+def _could_not_stop(error: Exception) -> None:
+    # Their answers have ended, so nobody waits for these segments; they end at their last token.
+    logger.error("Segments behind a stop string could not be stopped", exc_info=error)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from divserve.engine.client.tasks import Tasks
 from divserve.errors import StartupError
 
 __all__ = ["Watch", "add_flags", "checked", "watching"]
@@ -62,12 +63,17 @@ def watching(client: Any, timeout_s: float) -> Iterator[None]:
     if timeout_s and client.small is not None:
         engines.append((client.small.inner, client.small_works))
     watches = [Watch(engine, busy, timeout_s) for engine, busy in engines]
-    tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
+    spawned = Tasks()
+    tasks = [spawned.spawn(watch.run(), _blind) for watch in watches]
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _blind(error: Exception) -> None:
+    logger.error("An engine is watched no more: a hang would not be noticed", exc_info=error)
 
 
 class Watch:

@@ -68,6 +68,14 @@ _CLIENT = (
     ),
     *seams(PROCESSOR, HAND_OFF, "read", request_states="answers that have not ended"),
     *seams(
+        "vllm.v1.engine.output_processor:RequestState", HAND_OFF, "read",
+        queue="of an answer that cannot go on",
+    ),
+    *seams(
+        "vllm.v1.engine.output_processor:RequestOutputCollector", HAND_OFF, "called",
+        put="an exception ends the answer",
+    ),
+    *seams(
         "vllm.v1.engine.output_processor:OutputProcessorOutput", HAND_OFF, "written",
         reqs_to_abort="segments instead of answers",
     ),

@@ -6,6 +6,8 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Also the labels of the pods: those of "divserve.labels" change with every version of the chart, and
+     each change would restart the replicas. */}}
 {{- define "divserve.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -45,12 +47,25 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* A volume that only one node can mount is given up by the old pod before a new one, perhaps on another
+     node, can start. */}}
+{{- define "divserve.rollingUpdate" -}}
+{{- if and .Values.cache.existingClaim (ne .Values.cache.accessMode "ReadWriteMany") -}}
+maxSurge: 0
+maxUnavailable: 1
+{{- else -}}
+{{- toYaml .Values.strategy.rollingUpdate -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "divserve.podSecurity" -}}
 runAsNonRoot: true
+{{- if not .Values.podSecurity.assignedIds }}
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
