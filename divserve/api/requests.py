@@ -170,6 +170,8 @@ class Guided(BaseModel):
                 with_spec(params, OnSmall(None))
             return params
         self._temperature = params.temperature
+        # vLLM scores the prompt of a chat with `echo` unasked; the numbers would be the plain ones.
+        params.prompt_logprobs = None
         spec = self._order(next(self._unpacked))
         if spec.program.drops_tokens() and self.stack is not None:
             refuse_masks(params, self.stack.name)
