@@ -3,6 +3,7 @@
 Neither half imports the other; `divserve.server` puts them together.
 
 asgi     reads a body before its route does
+bodies   bodies on which a validator fails
 errors   errors as OpenAI's JSON
 fields   the limits on the fields of a body, and how many rows they take
 foreign  the errors of vLLM, FastAPI and Starlette

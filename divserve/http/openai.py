@@ -16,6 +16,7 @@
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
 | `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; it distinguishes vLLM's client errors from its failures |
+| `VLLMError` | exceptions.py | the root of exceptions for which vLLM's app has a handler |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
@@ -51,7 +52,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
     validate_json_request,
     with_cancellation,
 )
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "ErrorResponse",
     "OpenAIServingChat",
     "OpenAIServingCompletion",
+    "VLLMError",
     "VLLMValidationError",
     "answer_chat",
     "answer_completion",
