@@ -15,6 +15,7 @@ from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
+from divserve.errors import NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
     answer_chat,
@@ -78,7 +79,19 @@ async def list_methods(raw_request: Request) -> dict[str, Any]:
     }
 
 
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, raw_request: Request) -> JSONResponse:
+    """One entry of /v1/models: the served model, an adapter, or an alias of a preset."""
+    listed = await raw_request.app.state.openai_serving_models.show_available_models()
+    for card in listed.data:
+        if card.id == model:
+            return JSONResponse(card.model_dump())
+    raise NotFound(f"The model {model!r} does not exist; /v1/models lists all.", param="model")
+
+
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def health(raw_request: Request) -> JSONResponse:
     """200 while the served model's engine lives; the body tells of the small one's too."""
     engines: dict[str, bool] = raw_request.app.state.engine_client.health()

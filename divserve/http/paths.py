@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 __all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "is_free", "path_of"]
 
-PROBES = ("/health", "/live", "/ready")
+PROBES = ("/health", "/live", "/ready", "/ping")
 """Answered without a key, under any load, and while the server drains."""
 
 GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
