@@ -7,7 +7,7 @@ from typing import Any
 from divserve.errors import InvalidRequest
 from divserve.http.openai import has_non_text_content
 
-__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_masks"]
+__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_masks", "refuse_no_prompt"]
 
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
@@ -28,6 +28,16 @@ MASKS = {
 
 READS_THE_PROMPT = ("prompt_logprobs", "echo")
 """Fields that return log-probs of the prompt, or the prompt itself."""
+
+
+def refuse_no_prompt(body: Any) -> None:
+    """Raises `InvalidRequest` if nothing of the prompt would be left."""
+    if getattr(body, "truncate_prompt_tokens", None) == 0:
+        raise InvalidRequest(
+            "truncate_prompt_tokens is 0: no token of the prompt would be left. -1 keeps as many "
+            "as the model takes.",
+            param="truncate_prompt_tokens",
+        )
 
 
 def refuse_conflicts(body: Any, moves: bool) -> None:

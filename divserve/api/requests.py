@@ -12,7 +12,12 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_masks
+from divserve.api.conflicts import (
+    refuse_beside_small,
+    refuse_conflicts,
+    refuse_masks,
+    refuse_no_prompt,
+)
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
@@ -56,6 +61,7 @@ class Guided(BaseModel):
             raise InvalidRequest(
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
+        refuse_no_prompt(self)
         if self.decoding is None:
             return self
         refuse_conflicts(self, moves=Stack(self.methods).switches)

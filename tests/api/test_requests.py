@@ -110,6 +110,15 @@ def test_an_echo_alone_scores_nothing() -> None:
         assert packed(request).prompt_logprobs is None
 
 
+@pytest.mark.parametrize("decoding", [None, CAD])
+def test_a_prompt_is_not_truncated_to_nothing(decoding: Any) -> None:
+    """vLLM reports an empty "decoder prompt" and names no field."""
+    for make in (chat, completion):
+        with pytest.raises(InvalidRequest, match="truncate_prompt_tokens is 0") as refusal:
+            make(decoding=decoding, truncate_prompt_tokens=0)
+        assert refusal.value.param == "truncate_prompt_tokens"
+
+
 def test_prompt_embeddings_exclude_decoding() -> None:
     with pytest.raises(InvalidRequest, match="prompt_embeds"):
         completion(prompt_embeds=b"abc")
