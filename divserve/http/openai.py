@@ -20,6 +20,7 @@
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
+| `LogprobsProcessor` | v1/engine/logprobs.py | ``_verify_tokens`` gives the text of tokens that end within a character |
 | `has_non_text_content` | renderers/chat_utils.py | finds images, audio etc. in messages |
 | `ChatCompletionMessageParam` | renderers/chat_utils.py | the type of one message |
 | `load_aware_call`, `validate_json_request`, `with_cancellation` | entrypoints/serve/utils/api_utils.py | what vLLM puts around its routes |
@@ -54,6 +55,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
 )
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
+from vllm.v1.engine.logprobs import LogprobsProcessor
 
 __all__ = [
     "AnthropicServingMessages",
@@ -63,6 +65,7 @@ __all__ = [
     "CompletionRequest",
     "ErrorInfo",
     "ErrorResponse",
+    "LogprobsProcessor",
     "OpenAIServingChat",
     "OpenAIServingCompletion",
     "VLLMError",
