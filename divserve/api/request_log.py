@@ -15,6 +15,7 @@ import structlog
 
 from divserve.api.instrumentation import Sink
 from divserve.api.record import Record
+from divserve.http.log_text import escaped
 
 __all__ = ["LogFormat", "request_log"]
 
@@ -45,6 +46,7 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([_escaped] if form == "console" else []),
             renderer,
         ],
         wrapper_class=structlog.BoundLogger,
@@ -86,6 +88,11 @@ def fields(record: Record, route: str) -> dict[str, Any]:
         "error_code": error.get("code"),
     }
     return found if record.prompt is None else {**found, "prompt": record.prompt}
+
+
+def _escaped(logger: Any, name: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Escapes the texts; what is no text is shown as Python writes it, which escapes too."""
+    return {k: escaped(v) if isinstance(v, str) else v for k, v in event.items()}
 
 
 def _ms(seconds: float) -> float:

@@ -7,6 +7,7 @@ bodies   bodies on which a validator fails
 errors   errors as OpenAI's JSON
 fields   the limits on the fields of a body, and how many rows they take
 foreign  the errors of vLLM, FastAPI and Starlette
+log_text what clients wrote, in logs
 openai   vLLM's OpenAI classes; nothing else here imports vLLM
 paths    the routes that are treated specially
 scope    what one layer leaves in the ASGI scope for the layers inside it
