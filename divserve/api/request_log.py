@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -90,7 +91,7 @@ def fields(record: Record, route: str) -> dict[str, Any]:
     return found if record.prompt is None else {**found, "prompt": record.prompt}
 
 
-def _escaped(logger: Any, name: str, event: dict[str, Any]) -> dict[str, Any]:
+def _escaped(logger: Any, name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Escapes the texts; what is no text is shown as Python writes it, which escapes too."""
     return {k: escaped(v) if isinstance(v, str) else v for k, v in event.items()}
 

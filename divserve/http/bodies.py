@@ -100,8 +100,9 @@ def install(app: FastAPI) -> None:
         if not isinstance(route, APIRoute):
             continue
         for field in get_flat_dependant(route.dependant).body_params:
-            if not isinstance(field._type_adapter, ReadBody):
-                field._type_adapter = ReadBody(field._type_adapter)  # type: ignore[assignment]
+            holder: Any = field
+            if not isinstance(holder._type_adapter, ReadBody):
+                holder._type_adapter = ReadBody(holder._type_adapter)
         if route.path == INVOCATIONS:
             validators = _kept(route.endpoint, INVOCATION_VALIDATORS)
             validators[:] = [(ReadBody(adapter), handler) for adapter, handler in validators]

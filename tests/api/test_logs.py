@@ -24,6 +24,7 @@ from divserve.api import instrumentation
 from divserve.api.record import Record
 from divserve.api.report import ChoiceReport
 from divserve.api.request_log import fields, request_log
+from divserve.api.texts import undecoded
 from divserve.decoding import METHODS, Stack
 from divserve.errors import DecodingFailed
 from divserve.http import log_text
@@ -175,7 +176,7 @@ def test_prompts_are_logged_when_asked_for(server: Server) -> None:
 
 def test_means_that_json_cannot_say() -> None:
     stack = Stack(METHODS["look_back"](method="look_back"))
-    report = ChoiceReport(stack, False, 1.0, 0, lambda ids: [""] * len(ids))
+    report = ChoiceReport(stack, False, 1.0, 0, undecoded)
     report.steps, report.sums = 2, {"kl_min": math.inf, "entropy": 3.0}
     record = Record(scope={"method": "POST"}, reports=[report])
     assert fields(record, TEXT)["mean"] == {"kl_min": None, "entropy": 1.5}

@@ -24,6 +24,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from schemathesis import GenerationMode
 
 from tests.support.chat import CAD, MESSAGES, PROMPT
@@ -64,7 +65,7 @@ log.setLevel(logging.INFO)
 def no_constants_of_ours() -> Iterator[None]:
     """Hypothesis also draws constants of every module of ours that was imported before."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(providers, "_get_local_constants", providers.Constants)
+        patch.setattr(providers, "_get_local_constants", Constants)
         providers.CONSTANTS_CACHE.cache.clear()
         yield
     providers.CONSTANTS_CACHE.cache.clear()

@@ -52,10 +52,12 @@ def test_they_add_up_to_the_text(tokenizer: Any) -> None:
 
 
 def test_ids_in_place_of_texts(tokenizer: Any) -> None:
-    serving = GuidedServing()
+    serving: Any = SimpleNamespace()
     serving.return_tokens_as_token_ids = True
     serving.renderer = SimpleNamespace(tokenizer=tokenizer)
-    assert serving._decode(None)([504], [[]]) == [Token("token_id:504", list(b"The"))]
-    assert serving._decode(False)([504], [[]]) == [Token("The", list(b"The"))]
+    assert GuidedServing._decode(serving, None)([504], [[]]) == [
+        Token("token_id:504", list(b"The"))
+    ]
+    assert GuidedServing._decode(serving, False)([504], [[]]) == [Token("The", list(b"The"))]
     serving.renderer = SimpleNamespace(tokenizer=None)
-    assert serving._decode(False)([504], [[]]) == [Token("token_id:504", None)]
+    assert GuidedServing._decode(serving, False)([504], [[]]) == [Token("token_id:504", None)]
