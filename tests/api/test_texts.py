@@ -55,9 +55,8 @@ def test_ids_in_place_of_texts(tokenizer: Any) -> None:
     serving: Any = SimpleNamespace()
     serving.return_tokens_as_token_ids = True
     serving.renderer = SimpleNamespace(tokenizer=tokenizer)
-    assert GuidedServing._decode(serving, None)([504], [[]]) == [
-        Token("token_id:504", list(b"The"))
-    ]
+    shown = GuidedServing._decode(serving, None)([504], [[]])
+    assert shown == [Token("token_id:504", list(b"The"))]
     assert GuidedServing._decode(serving, False)([504], [[]]) == [Token("The", list(b"The"))]
     serving.renderer = SimpleNamespace(tokenizer=None)
     assert GuidedServing._decode(serving, False)([504], [[]]) == [Token("token_id:504", None)]
