@@ -104,5 +104,10 @@ def test_a_reason_is_short(http: TestClient) -> None:
     assert len(error.json()["error"]["message"]) < 300
 
 
+def test_the_schema_is_made_from_the_same_adapters(http: TestClient) -> None:
+    schema = http.get("/openapi.json").json()
+    assert "options" in schema["components"]["schemas"]["Body"]["properties"]
+
+
 def test_what_fails_after_validation_is_a_500(http: TestClient) -> None:
     assert http.post("/later", json={"prompt": "a"}).status_code == 500
