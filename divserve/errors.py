@@ -5,6 +5,7 @@ DivserveError
 └── ApiError              becomes OpenAI error JSON in ``divserve.http.errors``
     ├── InvalidRequest    400: the client can fix it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
+    │   ├── NotFound              404: no such model
     │   ├── RequestTimeout        408: the body took too long to arrive
     │   ├── RequestTooLarge       413: the body has too many bytes
     │   └── UnsupportedMediaType  415: the body has a type that the route does not read
@@ -21,7 +22,7 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 __all__ = [
-    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "RequestTimeout",
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NotFound", "RequestTimeout",
     "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized", "Unavailable",
     "UnsupportedMediaType", "one_line",
 ]  # fmt: skip
@@ -72,6 +73,13 @@ class Unauthorized(InvalidRequest):
 
     status = HTTPStatus.UNAUTHORIZED
     default_code = "invalid_api_key"
+
+
+class NotFound(InvalidRequest):
+    """The path names a model that the server does not have."""
+
+    status = HTTPStatus.NOT_FOUND
+    default_code = "model_not_found"
 
 
 class RequestTimeout(InvalidRequest):

@@ -14,7 +14,7 @@ from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
 from divserve.edges import stack as edges
-from divserve.http import errors, openai
+from divserve.http import bodies, errors, openai
 
 if TYPE_CHECKING:
     from divserve.engine.client.guided import GuidedClient
@@ -33,6 +33,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     app: FastAPI = openai.build_app(args, tasks, client.model_config)
     routes.install(app)
     errors.install(app)
+    bodies.install(app)
     keys = openai.take_api_keys(app, args)
     edges.install(app, args.edges, keys, client.capacity.max_rows)
     # The last one is the innermost: it is behind the limits, so it only reads bounded bodies.

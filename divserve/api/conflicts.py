@@ -7,7 +7,7 @@ from typing import Any
 from divserve.errors import InvalidRequest
 from divserve.http.openai import has_non_text_content
 
-__all__ = ["refuse_beside_small", "refuse_conflicts"]
+__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_no_prompt"]
 
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
@@ -20,6 +20,16 @@ CONFLICTS = {
 
 READS_THE_PROMPT = ("prompt_logprobs", "echo")
 """Fields that return log-probs of the prompt, or the prompt itself."""
+
+
+def refuse_no_prompt(body: Any) -> None:
+    """Raises `InvalidRequest` if nothing of the prompt would be left."""
+    if getattr(body, "truncate_prompt_tokens", None) == 0:
+        raise InvalidRequest(
+            "truncate_prompt_tokens is 0: no token of the prompt would be left. -1 keeps as many "
+            "as the model takes.",
+            param="truncate_prompt_tokens",
+        )
 
 
 def refuse_conflicts(body: Any, moves: bool) -> None:
@@ -35,13 +45,34 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
                 f"decoding cannot be combined with {field}: {why}.", param="decoding"
             )
     for field in READS_THE_PROMPT if moves else ():
-        value = getattr(body, field, None)
-        # 0 is a value: prompt_logprobs 0 asks for the log-probs of the prompt's own tokens.
-        if value is not None and value is not False:
+        if _asked(body, field):
             raise InvalidRequest(
                 f"entropy_switch cannot be combined with {field}: two models read the prompt.",
                 param=field,
             )
+    _refuse_scores(body)
+
+
+def _refuse_scores(body: Any) -> None:
+    """Raises `InvalidRequest` if log-probs of the prompt are asked for."""
+    if _asked(body, "prompt_logprobs"):
+        told, field = "prompt_logprobs", "prompt_logprobs"
+    elif _asked(body, "echo") and _asked(body, "logprobs"):
+        told, field = "echo and logprobs", "echo"
+    else:
+        return
+    raise InvalidRequest(
+        f"decoding cannot be combined with {told}: the log-probs of the prompt would be those of "
+        "the plain model, without the method, and guided scoring of a prompt is not supported. "
+        "Leave one of them out.",
+        param=field,
+    )
+
+
+def _asked(body: Any, field: str) -> bool:
+    """Whether a field is set. 0 is a value: it asks for the log-probs of the tokens alone."""
+    value = getattr(body, field, None)
+    return value is not None and value is not False
 
 
 def refuse_beside_small(body: Any) -> None:

@@ -1,7 +1,7 @@
 """The account of what was decoded: the object ``decoding`` of each choice.
 
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
-     "mean": {figure: float | null, …}, "trace": [{"token", "token_id", figure: …}, …]}
+     "mean": {figure: float | null, …}, "trace": [{"token", "token_id", "bytes", figure: …}, …]}
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
@@ -15,19 +15,17 @@ not finite become null, because JSON has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
 from divserve import metrics
 from divserve.api.tally import Tally
+from divserve.api.texts import CONTEXT, Decode
 from divserve.decoding import Stack
 from divserve.errors import DecodingFailed
 
 __all__ = ["ChoiceReport", "GuidedOutput"]
-
-Decode = Callable[[Sequence[int]], list[str]]
-"""Converts token ids to the text of each token."""
 
 
 class GuidedOutput(Protocol):
@@ -64,6 +62,8 @@ class ChoiceReport:
         """Tokens decoded with the method so far."""
         self.sums = dict.fromkeys(stack.reports(two_seconds), 0.0)
         self._pending: list[dict[str, Any]] = []
+        self._last: list[int] = []
+        """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
         self._models: list[str] = []
 
@@ -138,22 +138,28 @@ class ChoiceReport:
         details: Sequence[dict[str, Any]],
         models: Sequence[str],
     ) -> None:
-        texts = self._decode(token_ids)
+        known = [*self._last, *token_ids]
+        first = len(self._last)
+        before = [known[max(0, i - CONTEXT) : i] for i in range(first, len(known))]
+        self._last = known[-CONTEXT:]
+        tokens = self._decode(token_ids, before)
         entries: list[dict[str, Any]] = [
             {
-                "token": text,
+                "token": token.text,
                 "token_id": token_id,
+                "bytes": token.utf8,
                 **{k: _number(v) for k, v in one.items()},
                 **more,
             }
-            for text, token_id, one, more in zip(texts, token_ids, figures, details, strict=True)
+            for token, token_id, one, more in zip(tokens, token_ids, figures, details, strict=True)
         ]
-        for more in details:
+        for more, context in zip(details, before, strict=True):
             # Not from the entries: some methods have a figure of this name.
             candidates: list[dict[str, Any]] = more.get("candidates", [])
-            names = self._decode([candidate["token_id"] for candidate in candidates])
+            ids = [candidate["token_id"] for candidate in candidates]
+            names = self._decode(ids, [context] * len(ids))
             for candidate, name in zip(candidates, names, strict=True):
-                candidate.update(token=name, kl=_number(candidate["kl"]))
+                candidate.update(token=name.text, kl=_number(candidate["kl"]))
         for entry, model in zip(entries, models, strict=False):
             entry["model"] = model
         self._pending += entries

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
 
 from divserve.api.instrumentation import Sink
 from divserve.api.record import Record
+from divserve.http.log_text import escaped
 
 __all__ = ["LogFormat", "request_log"]
 
@@ -45,6 +47,7 @@ def request_log(form: LogFormat, stream: TextIO | None = None) -> Sink:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([_escaped] if form == "console" else []),
             renderer,
         ],
         wrapper_class=structlog.BoundLogger,
@@ -86,6 +89,11 @@ def fields(record: Record, route: str) -> dict[str, Any]:
         "error_code": error.get("code"),
     }
     return found if record.prompt is None else {**found, "prompt": record.prompt}
+
+
+def _escaped(logger: Any, name: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Escapes the texts; what is no text is shown as Python writes it, which escapes too."""
+    return {k: escaped(v) if isinstance(v, str) else v for k, v in event.items()}
 
 
 def _ms(seconds: float) -> float:

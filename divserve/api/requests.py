@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from divserve.api.conflicts import refuse_beside_small, refuse_conflicts
+from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
 from divserve.decoding import Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
@@ -56,6 +56,7 @@ class Guided(BaseModel):
             raise InvalidRequest(
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
+        refuse_no_prompt(self)
         if self.decoding is not None:
             self._check_decoding()
         return self
@@ -180,6 +181,8 @@ class Guided(BaseModel):
                 with_spec(params, OnSmall(None))
             return params
         self._temperature = params.temperature
+        # vLLM scores the prompt of a chat with `echo` unasked; the numbers would be the plain ones.
+        params.prompt_logprobs = None
         spec = self._order(next(self._unpacked))
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -15,6 +17,7 @@ from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
+from divserve.errors import InvalidRequest, NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
     answer_chat,
@@ -50,8 +53,9 @@ router = APIRouter()
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    request = await _admitted(request, raw_request)
-    return _primed(await answer_chat(request, raw_request))
+    with _preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_chat(request, raw_request))
 
 
 @router.post(
@@ -64,8 +68,9 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    request = await _admitted(request, raw_request)
-    return _primed(await answer_completion(request, raw_request))
+    with _preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_completion(request, raw_request))
 
 
 @router.get("/v1/decoding/methods")
@@ -78,7 +83,19 @@ async def list_methods(raw_request: Request) -> dict[str, Any]:
     }
 
 
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, raw_request: Request) -> JSONResponse:
+    """One entry of /v1/models: the served model, an adapter, or an alias of a preset."""
+    listed = await raw_request.app.state.openai_serving_models.show_available_models()
+    for card in listed.data:
+        if card.id == model:
+            return JSONResponse(card.model_dump())
+    raise NotFound(f"The model {model!r} does not exist; /v1/models lists all.", param="model")
+
+
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def health(raw_request: Request) -> JSONResponse:
     """200 while the served model's engine lives; the body tells of the small one's too."""
     engines: dict[str, bool] = raw_request.app.state.engine_client.health()
@@ -124,6 +141,21 @@ async def _admitted(request: T, raw_request: Request) -> T:
     extras.place(request, raw_request)
     weigh(raw_request.scope, rows_of(request))
     return request
+
+
+@contextmanager
+def _preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
+    """Makes an error in the ``decoding`` of a preset say that the client did not send it."""
+    model = getattr(request, "model", None)
+    given = "decoding" in request.model_fields_set
+    try:
+        yield
+    except InvalidRequest as error:
+        of_preset = not given and model in raw_request.app.state.preset_of_alias
+        if of_preset and (error.param or "").startswith("decoding"):
+            told = f"The preset of {model}: "
+            error.message = told + error.message.removeprefix(told)
+        raise
 
 
 def _primed(response: Response) -> Response:

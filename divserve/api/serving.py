@@ -14,6 +14,7 @@ from divserve.api.record import Noted, Record
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
+from divserve.api.texts import Decode, as_ids, decoder, undecoded
 from divserve.decoding import Method
 from divserve.errors import ApiError, InvalidRequest
 from divserve.http.errors import error_body
@@ -21,8 +22,6 @@ from divserve.http.foreign import foreign_body
 from divserve.http.openai import (
     ErrorResponse,
     VLLMValidationError,
-    decode_token_ids,
-    format_token_id_placeholder,
 )
 
 __all__ = ["GuidedServing", "OwnErrors", "answered_as", "is_guided", "noted", "record_of"]
@@ -79,7 +78,7 @@ class GuidedServing(OwnErrors):
             request.has_two_seconds(prompt),
             request.sampled_at,
             request.side_tokens(prompt),
-            partial(self._texts, request.return_tokens_as_token_ids),
+            self._decode(request.return_tokens_as_token_ids),
             self.engine_client.compute_ratio,
         )
         request.record.reports.append(report)
@@ -90,13 +89,14 @@ class GuidedServing(OwnErrors):
         new = partial(self._choice_report, request)
         return StreamReport(new, request.n or 1, request.stack.trace)
 
-    def _texts(self, as_token_ids: bool | None, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token, as logprobs show it."""
+    def _decode(self, as_token_ids: bool | None) -> Decode:
+        """Finds the text of each token, as logprobs show it."""
         if as_token_ids is None:
             as_token_ids = self.return_tokens_as_token_ids
-        if as_token_ids or self.renderer.tokenizer is None:
-            return [format_token_id_placeholder(token_id) for token_id in token_ids]
-        return [text for text, _ in decode_token_ids(list(token_ids), self.renderer.tokenizer)]
+        if self.renderer.tokenizer is None:
+            return undecoded
+        decode = decoder(self.renderer.tokenizer)
+        return as_ids(decode) if as_token_ids else decode
 
     def _check_primary(self, engine_inputs: Sequence[Any], param: str) -> None:
         """Rejects prompts that fit the model but leave no room for their guide.

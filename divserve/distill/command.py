@@ -41,25 +41,25 @@ def distill(
         Path | None, typer.Option(help="Prompts, text or .jsonl; else the teacher writes some.")
     ] = None,
     self_prompts: Annotated[
-        int, typer.Option(min=2, help="Prompts that the teacher writes.")
+        int, typer.Option(min=2, max=1_000_000, help="Prompts that the teacher writes.")
     ] = 256,
     on_policy: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the text that the student samples.")
     ] = 0.5,
     temperature: Annotated[float, typer.Option(min=0.01, max=100, help="Of all sampling.")] = 1.0,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop after training on so many.")
+        int | None, typer.Option(min=1, max=10**15, help="Stop after training on so many.")
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.01, max=_YEAR, help="Stop after so many; 15 without --tokens."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=65_536, help="Sequences a step.")] = 8,
     length: Annotated[
         int, typer.Option(min=1, help="Tokens sampled after a prompt, at most.")
     ] = 96,
     passes: Annotated[
-        int, typer.Option(min=1, help="Times that a sampled text is trained on.")
+        int, typer.Option(min=1, max=1000, help="Times that a sampled text is trained on.")
     ] = 2,
     positions: Annotated[
         float,

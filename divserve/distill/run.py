@@ -55,6 +55,11 @@ def distill(settings: Settings, display: Display, stop: Callable[[], bool] = lam
             )
         display.phase("loading the teacher")
         big = teacher.load(settings.teacher, device)
+        if settings.length >= big.context:
+            raise StartupError(
+                f"--length {settings.length}: the teacher's context has {big.context} tokens, and "
+                "prompts need some of them"
+            )
         kept = student.choose_layers(len(big.model.model.layers), settings.layers, settings.keep)
         small = student.make(big, kept)
         try:

@@ -56,7 +56,8 @@ class Admission:
             send = _telling(allowance, send)
             if not allowance.granted:
                 refusal = TooManyRequests(
-                    f"More than {allowance.limit} requests in the time that --rate-limit names.",
+                    f"Too many requests: the limit is {allowance.rate}. Wait "
+                    f"{max(allowance.reset_s, 0.1):.1f} s.",
                     retry_after_s=max(allowance.reset_s, 0.001),
                 )
         if refusal is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address, ip_address
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,7 +20,20 @@ def client_of(scope: Scope) -> str:
     """The client that a request is counted for: the name of its key, or its address."""
     if (name := scope.get("state", {}).get(KEY_NAME)) is not None:
         return f"key {name}"
-    return f"address {(scope.get('client') or ('unknown',))[0]}"
+    return f"address {network_of((scope.get('client') or ('unknown',))[0])}"
+
+
+def network_of(host: str) -> str:
+    """What an address is counted as: IPv6 by its /64, the least that one subscriber is given."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 class RequireKey:
@@ -42,8 +57,8 @@ class RequireKey:
         if scope["type"] == "http" and is_free(scope, self.open):
             await self.app(scope, receive, send)
             return
-        token = _bearer(scope)
-        name = self.keys.name_of(token) if token else None
+        given = _given(scope)
+        name = self.keys.name_of(given[0]) if len(given) == 1 else None
         if name is not None:
             scope.setdefault("state", {})[KEY_NAME] = name
             await self.app(scope, receive, send)
@@ -51,19 +66,21 @@ class RequireKey:
             # Before the connection is accepted, the server turns this into a 403.
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await error_response(_refusal(token))(scope, receive, send)
+            await error_response(_refusal(given))(scope, receive, send)
 
 
-def _bearer(scope: Scope) -> bytes | None:
-    """The key of the request, as bytes; None if there is none, or more than one."""
-    given = Headers(scope=scope).getlist("authorization")
-    if len(given) != 1:
-        return None
-    scheme, _, token = given[0].partition(" ")
-    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else None
+def _given(scope: Scope) -> list[bytes]:
+    """The keys of a request: of ``Authorization``, or without it of ``x-api-key`` (Anthropic's)."""
+    headers = Headers(scope=scope)
+    words = [value.partition(" ") for value in headers.getlist("authorization")]
+    keys = [key if scheme.lower() == "bearer" else "" for scheme, _, key in words]
+    keys = keys or headers.getlist("x-api-key")
+    return [key.strip().encode("latin-1") for key in keys]
 
 
-def _refusal(token: bytes | None) -> Unauthorized:
-    if not token:
+def _refusal(given: list[bytes]) -> Unauthorized:
+    if len(given) > 1:
+        return Unauthorized(f"{len(given)} headers with an API key: send one.")
+    if not given or not given[0]:
         return Unauthorized("No API key: send the header 'Authorization: Bearer KEY'.")
     return Unauthorized("The API key is wrong, or has been revoked.")

@@ -14,7 +14,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from divserve.edges.flags import EdgeSettings
-from divserve.errors import ApiError, InvalidRequest, RequestTimeout, RequestTooLarge
+from divserve.errors import (
+    ApiError,
+    InvalidRequest,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from divserve.http.asgi import EMPTY, is_json, read_body, replay
 from divserve.http.errors import error_response
 from divserve.http.fields import check_fields, check_rows, rows_of_fields
@@ -22,7 +28,7 @@ from divserve.http.items import check_input, check_items
 from divserve.http.paths import BODILESS, GUIDED_ROUTES, RESPONSES, path_of, takes_body
 from divserve.http.scope import hold, weigh
 
-__all__ = ["GuardBody", "check_depth", "check_text", "in_utf8"]
+__all__ = ["GuardBody", "check_coding", "check_depth", "check_text", "in_utf8"]
 
 LARGE = 65_536
 """Bytes from which a body is examined in a thread: the work of about a millisecond."""
@@ -51,6 +57,7 @@ class GuardBody:
             await self.app(scope, replay([EMPTY], receive), send)
             return
         try:
+            check_coding(scope)
             messages = await self._read(scope, receive)
             if is_json(scope):
                 body = b"".join(message.get("body", b"") for message in messages)
@@ -114,6 +121,15 @@ class GuardBody:
         return rows
 
 
+def check_coding(scope: Scope) -> None:
+    """Raises `UnsupportedMediaType` if the body is compressed."""
+    coding = Headers(scope=scope).get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedMediaType(
+            f"The body has the content-encoding {coding[:20]!r}: send it uncompressed."
+        )
+
+
 def check_depth(body: bytes, limit: int) -> None:
     """Raises `InvalidRequest` if a JSON text is nested more deeply than `limit`.
 
@@ -154,15 +170,21 @@ def check_text(body: bytes) -> None:
 
 
 def in_utf8(body: bytes) -> bytes:
-    """The searchable UTF-8 bytes of a JSON text in any encoding that ``json.loads`` reads."""
+    """The searchable UTF-8 bytes of a JSON text in any encoding that ``json.loads`` reads.
+
+    Raises:
+        InvalidRequest: it is in none of them.
+    """
     encoding = json.detect_encoding(body)
-    if encoding.startswith("utf-8"):
-        return body
     try:
-        return body.decode(encoding, "surrogatepass").encode(errors="surrogatepass")
-    except UnicodeDecodeError:
-        # No parser will accept it.
-        return b""
+        text = body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON: byte {error.start} is not {encoding.upper()} "
+            "(a body is sent in UTF-8).",
+            code="invalid_json",
+        ) from None
+    return body if encoding.startswith("utf-8") else text.encode(errors="surrogatepass")
 
 
 def _brackets(body: bytes) -> bytes:

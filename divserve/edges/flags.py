@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from divserve.edges.keys import KeyRing
+from divserve.edges.keys import KeyRing, check_given
 from divserve.edges.rates import parse
 from divserve.errors import StartupError
 from divserve.http.fields import FieldLimits
@@ -57,6 +57,7 @@ class EdgeSettings(FieldLimits):
             parse(settings.rate_limit)
         # Both are made again with the app; here a mistake is reported before a model is loaded.
         KeyRing(file=settings.api_key_file)
+        check_given(getattr(args, "api_key", None))
         return settings
 
 

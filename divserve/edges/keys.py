@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from divserve.errors import StartupError
 
-__all__ = ["KeyRing", "read_keys"]
+__all__ = ["KeyRing", "check_given", "read_keys"]
 
 logger = logging.getLogger("vllm.divserve.edges")
 
@@ -26,14 +27,15 @@ Keys = dict[bytes, str]
 def read_keys(path: Path) -> Keys:
     """The keys of a file: ``KEY`` or ``NAME:KEY`` per line; a key with a colon needs a name.
 
-    Empty lines are ignored, and so is what follows a ``#`` at the start of a line or after a space.
+    Empty lines are ignored, and so are a byte order mark and what follows a ``#`` at the start of a
+    line or after a space.
 
     Raises:
         ValueError: a line is neither.
         OSError: the file cannot be read.
     """
     keys: Keys = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         text = line.partition(" #")[0].strip()
         if not text or text.startswith("#"):
             continue
@@ -45,6 +47,23 @@ def read_keys(path: Path) -> Keys:
         digest = _digest(key.encode())
         keys[digest] = name or _nameless(digest)
     return keys
+
+
+def check_given(keys: Sequence[str] | None) -> None:
+    """Checks the keys that vLLM will read.
+
+    Args:
+        keys: those of ``--api-key``; without any, vLLM reads ``VLLM_API_KEY``.
+
+    Raises:
+        StartupError: one is empty, as where a variable is not set; vLLM would ignore it, and the
+            server might be open.
+    """
+    flag, variable = "--api-key", "VLLM_API_KEY"
+    if keys is None:
+        flag, keys = variable, [os.environ[variable]] if variable in os.environ else []
+    if not all(key.strip() for key in keys):
+        raise StartupError(f"{flag}: the key is empty; set it, or leave it out for an open server")
 
 
 class KeyRing:

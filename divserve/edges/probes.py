@@ -11,12 +11,14 @@ router = APIRouter()
 
 
 @router.get("/live")
+@router.head("/live", include_in_schema=False)
 async def live() -> dict[str, str]:
     """200 while the process answers at all, whatever the engines do."""
     return {"status": "live"}
 
 
 @router.get("/ready")
+@router.head("/ready", include_in_schema=False)
 async def ready(raw_request: Request) -> JSONResponse:
     """200 while new requests are welcome: the engine lives and the server does not drain."""
     state = raw_request.app.state

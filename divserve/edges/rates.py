@@ -40,6 +40,8 @@ class Allowance:
     remaining: int
     reset_s: float
     """Seconds until one more request is allowed."""
+    rate: str = ""
+    """The limit and its window, such as "600 per 1 minute"."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The allowance as OpenAI's headers."""
@@ -87,7 +89,7 @@ class Rates:
     def _of(self, item: RateLimitItem, client: str, granted: bool) -> Allowance:
         stats = self._limiter.get_window_stats(item, client)
         reset_s = max(0.0, stats.reset_time - time.time())
-        return Allowance(granted, item.amount, stats.remaining, reset_s)
+        return Allowance(granted, item.amount, stats.remaining, reset_s, str(item))
 
 
 def _duration(seconds: float) -> str:

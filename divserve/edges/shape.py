@@ -31,6 +31,8 @@ RETRY_AFTER_S = {
 its scaling, and streams that end before their first event."""
 ANTHROPIC = "/v1/messages"
 """Clients of this path recognise an error by its outer type."""
+MOST_TEXT = 2000
+"""Bytes of an answer in plain text that are repeated."""
 KEPT = (b"content-type", b"content-length")
 """Headers that are set anew with the new body; all others stay."""
 
@@ -83,18 +85,25 @@ class _Answer:
             self.started = True
             await self._response(self._error)(self._scope, self._receive, self._send)
 
+    def _plain_text(self, start: Message) -> str | None:
+        """What a client error says in plain text, such as why a preflight (CORS) is refused."""
+        kind = Headers(raw=start["headers"]).get("content-type", "")
+        if start["status"] >= 500 or not kind.startswith("text/plain"):
+            return None
+        return self._body[:MOST_TEXT].decode(errors="replace")
+
     def _response(self, start: Message) -> JSONResponse:
         """The collected error in OpenAI's shape; unchanged if it already had that shape."""
         try:
             body = json.loads(self._body)
         except ValueError:
-            body = None
+            body = self._plain_text(start)
         if (told := told_of(self._scope)) is not None:
             body = {**(body if isinstance(body, dict) else {}), "error": told}
             start = {**start, "status": status_of(told)}
         status, shaped = foreign_body(start["status"], body)
         if start["status"] >= 500 and shaped != body:
-            said = self._body[:2000].decode(errors="replace")
+            said = self._body[:MOST_TEXT].decode(errors="replace")
             logger.error("Request %s failed: %s", request_id_of(self._scope), said)
         if path_of(self._scope).startswith(ANTHROPIC):
             shaped = {"type": "error", **shaped}

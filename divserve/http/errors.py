@@ -9,7 +9,9 @@ elsewhere (vLLM's have the HTTP status as their ``code``) get this shape in `div
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from math import ceil
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from divserve.decoding import METHODS
+from divserve.decoding import METHODS, Guide
 from divserve.errors import (
     ApiError,
     InvalidRequest,
@@ -49,6 +51,22 @@ SUFFIXES = {
     "union_tag_not_found": "method",
 }
 """Errors that pydantic reports for the object although they concern one of its fields."""
+
+LONGEST_NAME = 64
+"""Characters of an unknown name that are compared with the known ones."""
+MESSAGES = {
+    "extra_forbidden": "unknown field",
+    "dict_type": "Input should be an object",
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+    "int_parsing": "Input should be an integer",
+    "int_parsing_size": "Input should be an integer of 64 bits",
+    "int_type": "Input should be an integer",
+    "int_from_float": "Input should be an integer",
+    "float_parsing": "Input should be a number",
+    "float_type": "Input should be a number",
+}
+"""What replaces pydantic's words, where those are about Python."""
 
 
 class Error(BaseModel):
@@ -101,13 +119,16 @@ def invalid_body(errors: Sequence[Any]) -> InvalidRequest:
     if not isinstance(first, Mapping):
         return UnsupportedMediaType(str(first))
     if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return InvalidRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
+        return _invalid_json(first.get("ctx", {}).get("error", ""))
     param = _param(first)
     message = f"{param}: {_message(first)}" if param else _message(first)
     if others:
         message += f" (and {others} more)"
     return InvalidRequest(message, param=param, code=CODES.get(first["type"]))
+
+
+def _invalid_json(reason: str) -> InvalidRequest:
+    return InvalidRequest(f"The body is not valid JSON: {reason}", code="invalid_json")
 
 
 def _param(error: Mapping[str, Any]) -> str | None:
@@ -121,7 +142,9 @@ def _param(error: Mapping[str, Any]) -> str | None:
         loc.append(suffix)
     if error["type"] == "guide_empty":
         loc.append(error["ctx"]["name"])
-    return clean_loc_for_param(tuple(loc)) or None
+    param = clean_loc_for_param(tuple(loc))
+    # With nothing but internal markers in it, the path comes back as it was.
+    return None if not param or "[" in param else param
 
 
 def _without_tags(loc: list[Any]) -> list[Any]:
@@ -134,14 +157,44 @@ def _without_tags(loc: list[Any]) -> list[Any]:
 
 def _message(error: Mapping[str, Any]) -> str:
     known = ", ".join(METHODS)
-    match error["type"]:
+    kind, loc = error["type"], error["loc"]
+    message = MESSAGES.get(kind, str(error["msg"]))
+    match kind:
         case "union_tag_invalid":
-            return f"unknown method {error['ctx']['tag']!r}; the methods are {known}"
+            tag = error["ctx"]["tag"]
+            return f"unknown method {tag!r}{_hint(tag, METHODS)}; the methods are {known}"
         case "union_tag_not_found":
             return f"names no method; the methods are {known}"
         case "extra_forbidden":
-            return "unknown field"
-    return str(error["msg"])
+            return message + _hint(str(loc[-1]), _fields_beside(loc))
+        case "model_attributes_type" if _method_goes_here(loc):
+            return f"{message}, such as {json.dumps(_example(error['input']))}"
+    return message
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    close = get_close_matches(given[:LONGEST_NAME], known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _fields_beside(loc: Sequence[Any]) -> Iterable[str]:
+    """The fields that a method or its guide takes at the path of an unknown one."""
+    if loc[-2:-1] == ("guide",):
+        return Guide.model_fields
+    method = next((METHODS[part] for part in loc[:-1] if part in METHODS), None)
+    return () if method is None else method.model_fields
+
+
+def _method_goes_here(loc: Sequence[Any]) -> bool:
+    """Whether the path is that of a whole method."""
+    return "decoding" in loc[:2] and loc[-1] != "guide"
+
+
+def _example(given: Any) -> dict[str, Any]:
+    """A method as it is written: the one whose name was given instead of an object, if any."""
+    name = given if isinstance(given, str) and given in METHODS else "cad"
+    guide = {"guide": {"without": "the document"}} if METHODS[name].needs_guide() else {}
+    return {"method": name, **guide}
 
 
 def install(app: FastAPI) -> None:
@@ -155,6 +208,9 @@ def install(app: FastAPI) -> None:
 
     async def on_http_exception(request: Request, raised: Exception) -> JSONResponse:
         error = cast(StarletteHTTPException, raised)
+        if isinstance(error.__cause__, json.JSONDecodeError):
+            # Of a route that parses its body itself.
+            return error_response(_invalid_json(error.__cause__.msg))
         message = error.detail
         asked = f"{request.method} {request.url.path}"
         if error.status_code == 404 and message == "Not Found":

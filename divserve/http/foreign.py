@@ -50,9 +50,10 @@ def foreign_body(status: int, body: Any) -> tuple[int, dict[str, Any]]:
     Args:
         status: of the response.
         body: of the response: an object with ``error`` (an object or a string) or ``detail``, or
-            anything else. Our own errors are returned unchanged.
+            a text that says why. Our own errors are returned unchanged.
     """
     status = 400 if status == 422 else status
+    body = {"error": body} if isinstance(body, str) else body
     outer = dict(body) if isinstance(body, Mapping) else {}
     told = outer.pop("error", None) or outer.pop("detail", None)
     told = told if isinstance(told, Mapping) else {"message": told}

@@ -17,9 +17,11 @@
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
 | `ErrorResponse`, `ErrorInfo` | entrypoints/serve/engine/protocol.py | returned (not raised) by serving; ``error.code`` is the HTTP status |
 | `create_error_response` | entrypoints/serve/exception_handling/error_response.py | the `ErrorResponse` of an exception; it distinguishes vLLM's client errors from its failures |
+| `VLLMError` | exceptions.py | the root of exceptions for which vLLM's app has a handler |
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
+| `LogprobsProcessor` | v1/engine/logprobs.py | ``_verify_tokens`` gives the text of tokens that end within a character |
 | `has_non_text_content` | renderers/chat_utils.py | finds images, audio etc. in messages |
 | `ChatCompletionMessageParam` | renderers/chat_utils.py | the type of one message |
 | `load_aware_call`, `validate_json_request`, `with_cancellation` | entrypoints/serve/utils/api_utils.py | what vLLM puts around its routes |
@@ -53,8 +55,9 @@ from vllm.entrypoints.serve.utils.api_utils import (
     validate_json_request,
     with_cancellation,
 )
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
+from vllm.v1.engine.logprobs import LogprobsProcessor
 
 __all__ = [
     "AnthropicServingMessages",
@@ -64,9 +67,11 @@ __all__ = [
     "CompletionRequest",
     "ErrorInfo",
     "ErrorResponse",
+    "LogprobsProcessor",
     "OpenAIServingChat",
     "OpenAIServingCompletion",
     "ResponsesRequest",
+    "VLLMError",
     "VLLMValidationError",
     "answer_chat",
     "answer_completion",

@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 __all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body"]
 
-PROBES = ("/health", "/live", "/ready")
+PROBES = ("/health", "/live", "/ready", "/ping")
 """Answered without a key, under any load, and while the server drains."""
 
 GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")

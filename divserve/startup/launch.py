@@ -19,6 +19,7 @@ from divserve.edges import slow_readers
 from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
+from divserve.http import log_text
 from divserve.startup import checks, cpu, extras, log_format, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
@@ -164,6 +165,8 @@ async def _serve(
             __version__,
             address,
         )
+        # Not before: vLLM colours some of what it logs while it starts.
+        log_text.escape_records()
         stopped = await listen(app, args, sock, log_config, peer_loads, stopping)
         stopping.last_resort.within(shutdown.OVERHEAD_S)
         died = client.errored and not traffic.draining

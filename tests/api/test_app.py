@@ -138,6 +138,7 @@ def test_a_stream_adds_up_to_the_whole(http: TestClient, path: str, body: dict[s
     trace = [entry for part in parts for entry in part["decoding"]["trace"]] + summary["trace"]
     assert summary | {"trace": trace} == whole["decoding"]
     assert "".join(entry["token"] for entry in trace) == ANSWER
+    assert all(bytes(entry["bytes"]).decode() == entry["token"] for entry in trace)
     assert received[-1] == "[DONE]"
 
 
@@ -151,6 +152,7 @@ def test_tokens_can_be_shown_as_ids(http: TestClient, engine: FakeClient) -> Non
     response = http.post("/v1/completions", json={**TEXT, "return_tokens_as_token_ids": True})
     entry = response.json()["choices"][0]["decoding"]["trace"][0]
     assert entry["token"] == f"token_id:{engine.answer[0]}"
+    assert bytes(entry["bytes"]).decode() == " Lyon"
 
 
 def test_a_prompt_that_leaves_its_guide_no_room(http: TestClient, engine: FakeClient) -> None:

@@ -247,8 +247,8 @@ def test_rates() -> None:
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
     assert answer.json()["error"]["type"] == "rate_limit_error"
-    told = "More than 2 requests in the time that --rate-limit names."
-    assert answer.json()["error"]["message"] == told
+    told = r"Too many requests: the limit is 2 per 1 minute\. Wait (59\.\d|60\.0) s\."
+    assert re.fullmatch(told, answer.json()["error"]["message"])
     assert 58 <= int(answer.headers["retry-after"]) <= 60
     assert int(answer.headers["retry-after-ms"]) > 58_000
     assert answer.headers["x-ratelimit-remaining-requests"] == "0"

@@ -198,8 +198,41 @@ def test_half_a_pair_as_bytes(encoding: str) -> None:
         check_text(in_utf8(body))
 
 
-def test_what_nobody_can_read_is_for_the_route_to_refuse() -> None:
-    assert in_utf8("[]".encode("utf-16")[:-1]) == b""
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"model": "naïve"}'.encode("latin-1"), "byte 13 is not UTF-8 "),
+        ("[]".encode("utf-16")[:-1], "byte 4 is not UTF-16 "),
+    ],
+)
+def test_a_text_in_another_encoding(body: bytes, reason: str) -> None:
+    http = TestClient(small_app())
+    answer = http.post("/echo", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_json"
+    assert answer.json()["error"]["message"].startswith(f"The body is not valid JSON: {reason}")
+    # Only JSON has to be readable.
+    assert (
+        http.post("/echo", content=body, headers={"content-type": "audio/wav"}).status_code == 200
+    )
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "gzip, identity", "x" * 99])
+def test_a_compressed_body_is_refused_unread(coding: str) -> None:
+    async def ask() -> Call:
+        call = Call(small_app(), "/echo", b"[" * 100, headers={"content-encoding": coding})
+        assert await call.ended() == 415
+        return call
+
+    call = asyncio.run(ask())
+    assert call.read == 0
+    error = json.loads(call.body)["error"]
+    assert error["code"] == "unsupported_content_type"
+    assert error["message"] == (
+        f"The body has the content-encoding {coding[:20]!r}: send it uncompressed."
+    )
+    same = {"content-encoding": " Identity"}
+    assert TestClient(small_app()).post("/echo", content=b"a", headers=same).status_code == 200
 
 
 def test_half_a_pair_is_refused_on_every_route() -> None:

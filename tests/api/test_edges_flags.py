@@ -86,6 +86,23 @@ def test_a_file_of_keys_that_is_none(tmp_path: Path) -> None:
     assert EdgeSettings.of(parse("--api-key-file", str(path))).api_key_file == path
 
 
+@pytest.mark.parametrize("given", [[""], ["sk-1", ""], [" "]])
+def test_an_empty_key(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a variable that is not set, say: the server would be open."""
+    args = parse()
+    args.api_key = given
+    with pytest.raises(StartupError, match="--api-key: the key is empty"):
+        EdgeSettings.of(args)
+    monkeypatch.setenv("VLLM_API_KEY", given[-1])
+    args.api_key = ["sk-1"]
+    EdgeSettings.of(args)
+    args.api_key = None
+    with pytest.raises(StartupError, match="VLLM_API_KEY: the key is empty"):
+        EdgeSettings.of(args)
+    monkeypatch.setenv("VLLM_API_KEY", "sk-1")
+    EdgeSettings.of(args)
+
+
 def test_a_rate_that_is_none() -> None:
     assert EdgeSettings.of(parse("--rate-limit", "600/minute")).rate_limit == "600/minute"
     with pytest.raises(StartupError, match="--rate-limit"):

@@ -11,7 +11,7 @@ from divserve.http.paths import path_of
 from tests.support.edges import Call, small_app
 
 
-@pytest.mark.parametrize("path", ["/health", "/live", "/ready", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/live", "/ready", "/ping", "/metrics"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_a_body_sent_to_a_probe_is_not_read_without_a_key(path: str, method: str) -> None:
     async def ask() -> Call:

@@ -52,6 +52,15 @@ def test_a_file_of_keys(file: Path) -> None:
         assert ring.name_of(stranger) is None
 
 
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice:sk-alice\nsk-plain\n", encoding="utf-8-sig")
+    ring = KeyRing(file=path)
+    assert ring.name_of(b"sk-alice") == "alice"
+    path.write_text("sk-first\n", encoding="utf-8-sig")
+    assert KeyRing(file=path).name_of(b"sk-first") is not None
+
+
 def test_keys_are_not_kept(file: Path) -> None:
     assert "sk-alice" not in repr(read_keys(file))
     assert "sk-plain" not in repr(vars(KeyRing(["sk-plain"], file)))
@@ -174,12 +183,31 @@ def test_a_key_opens_it(guarded: TestClient) -> None:
     assert guarded.get("/v1/models", headers=utf8).status_code == 200
 
 
-def test_two_authorizations_are_none(guarded: TestClient) -> None:
-    twice = [("Authorization", "Bearer sk-1")] * 2
-    assert guarded.get("/v1/models", headers=twice).status_code == 401
+@pytest.mark.parametrize("name", ["Authorization", "x-api-key"])
+def test_two_keys_are_none(guarded: TestClient, name: str) -> None:
+    value = "Bearer sk-1" if name == "Authorization" else "sk-1"
+    answer = guarded.get("/v1/models", headers=[(name, value)] * 2)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["message"] == "2 headers with an API key: send one."
 
 
-@pytest.mark.parametrize("path", ["/health", "/live", "/ready"])
+def test_the_header_of_anthropics_client(guarded: TestClient) -> None:
+    """It counts where there is no `Authorization`, on every route."""
+
+    def status(**headers: str) -> int:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return guarded.get("/v1/models", headers=sent).status_code
+
+    assert status(x_api_key="sk-1") == status(x_api_key=" sk-1 ") == 200
+    assert (
+        status(x_api_key="sk-2") == status(x_api_key="") == status(x_api_key="Bearer sk-1") == 401
+    )
+    assert status(x_api_key="sk-2", authorization="Bearer sk-1") == 200
+    assert status(x_api_key="sk-1", authorization="Bearer sk-2") == 401
+    assert status(x_api_key="sk-1", authorization="Basic sk-1") == 401
+
+
+@pytest.mark.parametrize("path", ["/health", "/live", "/ready", "/ping"])
 def test_probes_need_none(guarded: TestClient, path: str) -> None:
     assert guarded.get(path).status_code == 200
     assert guarded.get(f"{path}x").status_code == 401

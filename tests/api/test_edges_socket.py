@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.support.edges import Call, small_app
 from tests.support.socket_server import listening
@@ -125,3 +126,22 @@ def test_a_body_that_stops_coming() -> None:
         assert await Call(app, "/echo").ended() == 200
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("trusted", "clients"),
+    [(None, 2), ("127.0.0.1", 2), ("10.9.0.0/16", 1), ("*", 2)],
+    ids=["default", "this machine", "another machine", "all"],
+)
+def test_a_proxy_is_believed_if_it_is_trusted(
+    trusted: str | None, clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks is read from X-Forwarded-For: from this machine by default."""
+    if trusted is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    with served(rate_limit="1/hour") as (url, _):
+        statuses = [
+            httpx2.post(f"{url}/echo", headers={"X-Forwarded-For": address}).status_code
+            for address in ("203.0.113.1", "203.0.113.2", "203.0.113.1")
+        ]
+    assert statuses.count(200) == clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from divserve.api.requests import ChatRequest
+from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.decoding import METHODS, Decoding
 from divserve.errors import DecodingFailed, InvalidRequest
 from divserve.http import errors
 
 GUIDE = {"prompt": "x"}
+LONG = "p" * 99_999
+EXAMPLE = (
+    'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
+)
 MISSING = "missing_required_parameter"
 
 
@@ -37,6 +42,17 @@ def client() -> TestClient:
     @app.post("/chat")
     async def chat(body: ChatRequest) -> str:
         return body.model or ""
+
+    @app.post("/either")
+    async def either(body: CompletionsRequest | ChatRequest) -> str:
+        return body.model or ""
+
+    @app.post("/parses")
+    async def parses(request: Request) -> None:
+        try:
+            await request.json()
+        except json.JSONDecodeError as error:
+            raise HTTPException(400, "JSON decode error") from error
 
     @app.post("/refused")
     async def refused() -> None:
@@ -99,8 +115,51 @@ def test_a_field_that_does_not_validate(
         assert error["message"] == f"{param}: unknown field"
 
 
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        ({"method": "cad", "alph": 1, "guide": GUIDE},
+         "decoding.alph: unknown field (did you mean 'alpha'?)"),
+        ([{"method": "cad", "alph": 1, "guide": GUIDE}],
+         "decoding.0.alph: unknown field (did you mean 'alpha'?)"),
+        ({"method": "cad", "guide": {"promt": "x"}},
+         "decoding.guide.promt: unknown field (did you mean 'prompt'?)"),
+        ({"method": "cad", "guide": GUIDE, LONG: 1}, f"decoding.{LONG}: unknown field"),
+        ("cad", f"decoding: {EXAMPLE}"),
+        (["entropy_temperature"],
+         'decoding.0: Input should be an object, such as {"method": "entropy_temperature"}'),
+        (5, f"decoding: {EXAMPLE}"),
+        ({"method": "cad", "guide": "x"}, "decoding.guide: Input should be an object"),
+        ({"method": "cad", "alpha": "x", "guide": GUIDE},
+         "decoding.alpha: Input should be a number"),
+    ],
+)  # fmt: skip
+def test_an_error_says_what_to_write(client: TestClient, decoding: Any, message: str) -> None:
+    assert error_of(client, decoding)["message"] == message
+
+
+@pytest.mark.parametrize("seed", [2**64, 1e300, -(2**63) - 1, "one", 1.5])
+def test_the_words_are_not_about_python(client: TestClient, seed: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "seed": seed}
+    error = client.post("/chat", json=body).json()["error"]
+    assert error["param"] == "seed"
+    assert re.fullmatch(
+        r"seed: Input should be (an integer( of 64 bits)?|(less|greater) than or equal to -?\d+)",
+        error["message"],
+    )
+
+
+def test_a_path_without_a_field_is_none(client: TestClient) -> None:
+    """Of a body that may be one of two, the path has internal markers only."""
+    error = client.post("/either", json=5).json()["error"]
+    assert (error["message"], error["param"]) == ("Input should be an object (and 1 more)", None)
+
+
 def test_an_unknown_method_is_answered_with_the_known_ones(client: TestClient) -> None:
     known = ", ".join(METHODS)
+    message = error_of(client, {"method": "adacat"})["message"]
+    told = "decoding.method: unknown method 'adacat' (did you mean 'adacad'?); the methods are "
+    assert message == told + known
     message = error_of(client, {"method": "nope"})["message"]
     assert message == f"decoding.method: unknown method 'nope'; the methods are {known}"
     message = error_of(client, {})["message"]
@@ -127,9 +186,10 @@ def test_a_query_that_does_not_validate(client: TestClient) -> None:
     assert (error["param"], error["code"]) == ("query.limit", "invalid_value")
 
 
-def test_a_body_that_is_no_json(client: TestClient) -> None:
+@pytest.mark.parametrize("path", ["/ask", "/parses"])
+def test_a_body_that_is_no_json(client: TestClient, path: str) -> None:
     headers = {"content-type": "application/json"}
-    response = client.post("/ask", content=b'{"model": ', headers=headers)
+    response = client.post(path, content=b'{"model": ', headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_json"
     assert response.json()["error"]["message"] == "The body is not valid JSON: Expecting value"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import math
 import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from divserve.api import instrumentation
 from divserve.api.record import Record
 from divserve.api.report import ChoiceReport
 from divserve.api.request_log import fields, request_log
+from divserve.api.texts import undecoded
 from divserve.decoding import METHODS, Stack
 from divserve.errors import DecodingFailed
+from divserve.http import log_text
 from divserve.http.scope import KEY_NAME
 from divserve.startup import log_format
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, guided
@@ -172,7 +176,7 @@ def test_prompts_are_logged_when_asked_for(server: Server) -> None:
 
 def test_means_that_json_cannot_say() -> None:
     stack = Stack(METHODS["look_back"](method="look_back"))
-    report = ChoiceReport(stack, False, 1.0, 0, lambda ids: [""] * len(ids))
+    report = ChoiceReport(stack, False, 1.0, 0, undecoded)
     report.steps, report.sums = 2, {"kl_min": math.inf, "entropy": 3.0}
     record = Record(scope={"method": "POST"}, reports=[report])
     assert fields(record, TEXT)["mean"] == {"kl_min": None, "entropy": 1.5}
@@ -225,6 +229,57 @@ def test_for_people() -> None:
     assert "request" in written.getvalue()
     assert "route=/v1/models" in written.getvalue()
     assert written.getvalue().count("\n") == 1
+
+
+def test_a_client_does_not_steer_a_terminal() -> None:
+    written = io.StringIO()
+    record = Record(scope={"method": "GET"}, status=404, complete=True)
+    record.model = "\x1b]0;title\x07\x1b[31mred\x9b2J\r\nfake\u202e"
+    record.prompt = [{"role": "user", "content": "\x1b[2J"}]
+    request_log("console", written)(record, "/v1/models")
+    line = written.getvalue()
+    assert line.count("\n") == 1
+    assert line[:-1].isprintable()
+    assert r"model=\x1b]0;title\x07\x1b[31mred\x9b2J\r\nfake\u202e " in line
+
+
+@pytest.fixture
+def escaping() -> Iterator[None]:
+    before = logging.getLogRecordFactory()
+    log_text.escape_records()
+    log_text.escape_records()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.usefixtures("escaping")
+def test_neither_do_the_lines_of_other_packages() -> None:
+    """Names and exceptions that quote a client, in logs of any package."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    logger = logging.getLogger("a package")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.error("no model %s\nand\tmore", "\x1b[31mred\r")
+    assert written.getvalue() == "no model \\x1b[31mred\\r\nand\tmore\n"
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logger.exception(f"no {chr(27)}")
+        logger.error("none", exc_info=(None, None, None))
+    text = written.getvalue()
+    assert "no \\x1b\n" in text
+    assert text.replace("\n", "").replace("\t", "").isprintable()
+    assert "ValueError: \\x1b[2J\n" in text
+
+
+@pytest.mark.usefixtures("escaping")
+def test_the_records_of_uvicorn_keep_their_arguments() -> None:
+    made = logging.getLogRecordFactory()
+    record = made("uvicorn.access", 20, "", 1, "%s - %d", ("/a", 200), None)
+    assert record.args == ("/a", 200)
+    wrong = made("a package", 20, "", 1, "%d", ("a",), None)
+    assert wrong.args == ("a",)
 
 
 def test_instrumentation_is_outermost_and_sees_through_copies(server: Server) -> None:

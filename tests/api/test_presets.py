@@ -117,6 +117,12 @@ def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:
     missing = error(ask(http, model="smol@faithful", messages=question))
     assert missing["param"] == "decoding.0.guide.documents"
     assert '"name": "document"' in missing["message"]
+    assert missing["message"].startswith("The preset of smol@faithful: The request has no document")
+    own = [{"method": "cad", "guide": {"documents": True}}]
+    asked = error(ask(http, model="smol@faithful", messages=question, decoding=own))
+    assert asked["message"].startswith("The request has no document")
+    many = error(ask(http, model="smol@faithful", n=1000))
+    assert many["message"].startswith("n is 1000")
     assert "beam" in error(ask(http, model="smol@strong", use_beam_search=True))["message"]
     assert ask(http, model="smol@nothing").status_code == 404
 

@@ -13,6 +13,7 @@ import pytest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import StreamReport, reported
+from divserve.api.texts import Token
 from divserve.decoding import STATISTICS, Guide, LookBack, LookRow, LookState, Stack
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
@@ -39,8 +40,9 @@ def output(*token_ids: int, index: int = 0, finish: str | None = None) -> Output
     return Output(list(token_ids), [row(float(t)) for t in token_ids], index, finish)
 
 
-def texts(token_ids: Sequence[int]) -> list[str]:
-    return [f"<{token_id}>" for token_id in token_ids]
+def texts(token_ids: Sequence[int], before: Sequence[Sequence[int]]) -> list[Token]:
+    """The bytes are the tokens that the text may depend on."""
+    return [Token(f"<{t}>", list(others)) for t, others in zip(token_ids, before, strict=True)]
 
 
 def report(trace: bool = True) -> ChoiceReport:
@@ -59,10 +61,20 @@ def test_summary_counts_what_the_engine_reported() -> None:
         "guide_prompt_tokens": 7,
         "mean": {"entropy": 3.0, "kl": 0.5, "jsd": 0.25, "alpha": 0.75},
         "trace": [
-            {"token": f"<{t}>", "token_id": t, "entropy": t, "kl": 0.5, "jsd": 0.25, "alpha": 0.75}
-            for t in (1, 2, 6)
+            {"token": f"<{t}>", "token_id": t, "bytes": before, "entropy": t, "kl": 0.5,
+             "jsd": 0.25, "alpha": 0.75}
+            for t, before in {1: [], 2: [1], 6: [1, 2]}.items()
         ],
-    }
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [[6], [1, 1, 1, 1, 1, 1], [2, 3, 1], [5, 1]])
+def test_the_tokens_before_a_token_are_known_however_they_come(sizes: list[int]) -> None:
+    account, ids = report(), iter(range(6))
+    for size in sizes:
+        account.add(output(*[next(ids) for _ in range(size)]))
+    found = [entry["bytes"] for entry in account.take_trace()]
+    assert found == [[], [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_figures_are_those_of_the_method() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,14 +10,19 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from divserve.api.report import ChoiceReport
+from divserve.api.texts import Token
 from divserve.decoding import STATISTICS, EntropySwitch, Stack
 from divserve.errors import DecodingFailed
 from tests.support.metrics import Changes
 
 
+def texts(token_ids: Sequence[int], before: Sequence[Sequence[int]]) -> list[Token]:
+    return [Token(f"<{token_id}>", None) for token_id in token_ids]
+
+
 def new(ratio: float | None, trace: bool = False) -> ChoiceReport:
     method = EntropySwitch.model_validate({"method": "entropy_switch", "trace": trace})
-    return ChoiceReport(Stack(method), False, 1.0, 0, lambda ids: [f"<{i}>" for i in ids], ratio)
+    return ChoiceReport(Stack(method), False, 1.0, 0, texts, ratio)
 
 
 def output_of(models: list[str]) -> Any:

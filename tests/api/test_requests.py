@@ -83,6 +83,42 @@ def test_fields_that_exclude_decoding(field: str, value: Any) -> None:
         make(decoding=None, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "logprobs": 0, "max_tokens": 0}, "echo"),
+        ({"echo": True, "logprobs": True, "top_logprobs": 2}, "echo"),
+    ],
+)
+def test_a_prompt_is_not_scored_with_a_method(fields: dict[str, Any], param: str) -> None:
+    """The numbers would be the plain model's, beside guided ones for the answer."""
+    make = chat if "top_logprobs" in fields else completion
+    with pytest.raises(InvalidRequest, match="those of the plain model") as refusal:
+        make(**fields)
+    assert refusal.value.param == param
+    assert packed(make(decoding=None, **fields)).prompt_logprobs is not None
+
+
+def test_an_echo_alone_scores_nothing() -> None:
+    """vLLM would score the prompt of a chat with `echo`, although nobody asked."""
+    assert packed(chat(decoding=None, echo=True)).prompt_logprobs == 0
+    for request in (chat(echo=True), completion(echo=True)):
+        request.give_guides([[[4, 5]]])
+        assert packed(request).prompt_logprobs is None
+
+
+@pytest.mark.parametrize("decoding", [None, CAD])
+def test_a_prompt_is_not_truncated_to_nothing(decoding: Any) -> None:
+    """vLLM reports an empty "decoder prompt" and names no field."""
+    for make in (chat, completion):
+        with pytest.raises(InvalidRequest, match="truncate_prompt_tokens is 0") as refusal:
+            make(decoding=decoding, truncate_prompt_tokens=0)
+        assert refusal.value.param == "truncate_prompt_tokens"
+
+
 def test_prompt_embeddings_exclude_decoding() -> None:
     with pytest.raises(InvalidRequest, match="prompt_embeds"):
         completion(prompt_embeds=b"abc")

@@ -8,6 +8,7 @@ import pytest
 
 from divserve.api.record import Record
 from divserve.api.report import ChoiceReport
+from divserve.api.texts import undecoded
 from divserve.decoding import METHODS, Stack
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace")
@@ -32,7 +33,7 @@ def exported(record: Record, route: str = ROUTE) -> list[Any]:
 def guided_record(**fields: Any) -> Record:
     """A request of two tokens."""
     stack = Stack(METHODS["entropy_temperature"](method="entropy_temperature"))
-    report = ChoiceReport(stack, False, 1.0, 0, lambda ids: [""] * len(ids))
+    report = ChoiceReport(stack, False, 1.0, 0, undecoded)
     report.steps, report.sums = 2, {"entropy": 3.0, "temperature": float("inf")}
     header = f"00-{TRACE}-{PARENT}-01".encode()
     return Record(

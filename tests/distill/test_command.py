@@ -21,7 +21,10 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for args, named in [
         ([nowhere, "--layers", "1", "--out", nowhere], "no config.json"),
         ([nowhere, "--layers", "1"], "--out"),
-        ([nowhere, "--layers", "1", "--out", nowhere, "--loss", "mse"], "'reverse_kl'"),
+        (
+            [nowhere, "--layers", "1", "--out", nowhere, "--loss", "mse"],
+            "'--loss': 'mse' is not one of 'forward_kl', 'reverse_kl'",
+        ),
     ]:
         assert cli.main(["distill", *args]) == 2
         captured = capsys.readouterr()
@@ -36,7 +39,9 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [("--layers", "0"), ("--positions", "0"), ("--positions", "1.5"), ("--on-policy", "-0.1"),
      ("--lr", "0"), ("--lr", "inf"), ("--beta", "1"), ("--minutes", "0"), ("--minutes", "inf"),
      ("--tokens", "0"), ("--batch", "0"), ("--length", "0"), ("--passes", "0"),
-     ("--self-prompts", "1"), ("--hidden-weight", "-1"), ("--temperature", "nan")],
+     ("--self-prompts", "1"), ("--hidden-weight", "-1"), ("--temperature", "nan"),
+     ("--self-prompts", "1000001"), ("--tokens", f"{10**16}"), ("--batch", "65537"),
+     ("--passes", "1001")],
 )  # fmt: skip
 def test_values_out_of_range(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
@@ -47,6 +52,14 @@ def test_values_out_of_range(
     error = capsys.readouterr().err
     assert error.startswith(f"divserve: Invalid value for '{option}': Input should be ")
     assert error.count("\n") == 1
+
+
+def test_a_length_that_the_teacher_cannot_read(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["distill", str(tiny), "--layers", "1", "--out", str(tmp_path / "out")]
+    assert cli.main([*args, "--length", "9999999"]) == 2
+    assert "--length 9999999: the teacher's context has " in capsys.readouterr().err
 
 
 def test_the_help_shows_the_ranges(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ def small_app(keys: Sequence[str] = (), rows: int = 2, **flags: Any) -> FastAPI:
 
     @app.get("/v1/models")
     @app.get("/health")
+    @app.get("/ping")
     @app.get("/metrics")
     async def read() -> dict[str, str]:
         return {"status": "ok"}

@@ -48,6 +48,10 @@ HTTP_SEAMS: tuple[Seam, ...] = (
         CHAT, API_SERVING, "read", return_tokens_as_token_ids="how a trace shows tokens",
     ),
     *seams(
+        "vllm.v1.engine.logprobs:LogprobsProcessor", "divserve/api/texts.py", "called",
+        _verify_tokens="the text of a token that ends within a character",
+    ),
+    *seams(
         MESSAGES, API_MESSAGES, "overridden",
         create_messages="errors are told", count_tokens="errors are told",
         message_stream_converter="an error of the chat below ends the events",

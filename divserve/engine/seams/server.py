@@ -15,6 +15,7 @@ ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
 GONE = "divserve/engine/client/gone.py"
 GUIDED = "divserve/engine/client/guided.py"
+HALVES = "divserve/engine/client/half_characters.py"
 HAND_OFF = "divserve/engine/client/hand_off.py"
 LEDGER = "divserve/engine/client/ledger.py"
 SEGMENTS = "divserve/engine/client/segments.py"
@@ -52,6 +53,20 @@ _CLIENT = (
     *seams(CORE, GUIDED, "called", abort_requests_async="the engine drops what it ran"),
     *seams("vllm.outputs:RequestOutput", GUIDED, "read", outputs="get ``guidance`` and ``models``"),
     *seams("vllm.sampling_params:SamplingParams", GUIDED, "written", extra_args="without ours"),
+    *seams(PROCESSOR, HALVES, "patched", add_request="primes the detokenizer anew"),
+    *seams(PROCESSOR, HALVES, "read", request_states="the new request's"),
+    *seams(
+        "vllm.v1.engine.output_processor:RequestState", HALVES, "read",
+        detokenizer="of a request",
+    ),
+    *seams(
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer", HALVES, "read",
+        tokenizer="of the crate", skip_special_tokens="of a request",
+    ),
+    *seams(
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer", HALVES, "written",
+        stream="begins with whole characters",
+    ),
     *seams(
         PROCESSOR, LEDGER, "patched",
         add_request="learns the engine's ids of a request",
