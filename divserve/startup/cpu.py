@@ -83,8 +83,9 @@ def with_working_dtype(engine_args: Any) -> Any:
             engine_args.code_revision,
             engine_args.config_format,
         )
-    except (OSError, ValueError):
-        return engine_args  # vLLM will say what is wrong with the model.
+    except Exception:
+        # Of which class depends on the hub's library and mode. vLLM will say what is wrong.
+        return engine_args
     why = float32_fails(config, engine_args.quantization, has_amx())
     if why is None:
         return engine_args
