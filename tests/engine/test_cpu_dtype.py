@@ -69,6 +69,7 @@ def test_what_works_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cpu.with_working_dtype(plain) is plain
     half = args_of(tmp_path / "half", DeepseekV3Config(), dtype="float16")
     assert cpu.with_working_dtype(half) is half
+    (tmp_path / "nothing").mkdir()
     nothing = AsyncEngineArgs(model=str(tmp_path / "nothing"), dtype="float32")
     assert cpu.with_working_dtype(nothing) is nothing
     latent = args_of(tmp_path / "latent", DeepseekV3Config())
