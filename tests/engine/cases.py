@@ -49,6 +49,13 @@ def mixed_cases(
 
 def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
     """Runs all cases in one call, greedy; returns the tokens of each."""
+    return [list(answer.token_ids) for answer in answers_of(engine, cases, **options)]
+
+
+def answers_of(
+    engine: Engine, cases: list[Case], logprobs: int | None = None, **options: Any
+) -> list[Any]:
+    """Runs all cases in one call, greedy; returns vLLM's completion of each."""
     from vllm import SamplingParams
 
     outputs = engine.generate(
@@ -60,6 +67,7 @@ def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
                     max_tokens=case.max_tokens,
                     ignore_eos=True,
                     detokenize=False,
+                    logprobs=logprobs,
                     extra_args=order_of(case),
                 ),
             )
@@ -67,7 +75,7 @@ def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:
         ],
         **options,
     )
-    return [list(o.outputs[0].token_ids) for o in outputs]
+    return [output.outputs[0] for output in outputs]
 
 
 def order_of(case: Case) -> dict[str, Any] | None:

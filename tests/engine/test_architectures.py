@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.cases import Case, mismatches, order_of
+from tests.engine.cases import Case, answers_of, mismatches
 from tests.support.architectures import NAMES, make
 from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
@@ -55,27 +55,9 @@ def served(
 def test_both_rounds_equal_the_reference(served: Any) -> None:
     """The second round hits the prefix cache. The two best tokens are as far apart, too: a few
     wrong positions of the cache need not change which of them is the best."""
-    from vllm import SamplingParams
-
     engine, cases = served
     for _ in range(2):
-        outputs = engine.generate(
-            [
-                (
-                    case.prompt,
-                    SamplingParams(
-                        temperature=0,
-                        max_tokens=case.max_tokens,
-                        ignore_eos=True,
-                        detokenize=False,
-                        logprobs=2,
-                        extra_args=order_of(case),
-                    ),
-                )
-                for case in cases
-            ]
-        )
-        answers = [output.outputs[0] for output in outputs]
+        answers = answers_of(engine, cases, logprobs=2)
         assert mismatches(cases, [list(answer.token_ids) for answer in answers]) == []
         for case, answer in zip(cases, answers, strict=True):
             assert margins(answer) == pytest.approx(case.expected.margins, abs=2e-3)

@@ -169,7 +169,9 @@ class Unlucky(Watched):
             state = LookState.ALARM if self.fault == "alarm" else state
         elif self.fault == "alarm" and self.steps_with_tokens == 2:
             state = LookState.CHOSEN
-        look = LookRow(0.1, 1, state, (5, 6) if state else (), (0.1, 0.2) if state == 2 else ())
+        look = LookRow(
+            0.1, 1, state, (5, 6) if state else (), (0.1, 0.2) if state == LookState.CHOSEN else ()
+        )
         found = {**guidance.statistics, "looks": (*statistics, *look.flat())}
         if first and self.fault == "lost":
             del found["looks"]
