@@ -217,7 +217,7 @@ class AmateurLoader(BaseModelLoader):
         Amateurs keep theirs, except that ``drop:N`` has the served model's tensors.
 
         Raises:
-            NotImplementedError: its loader cannot reload.
+            NotImplementedError: its loader cannot reload; what vLLM raises for such loaders.
         """
         if (weights := getattr(self._base, "get_all_weights", None)) is None:
             raise NotImplementedError(
