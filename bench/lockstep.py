@@ -11,6 +11,7 @@ Ratios are taken within a round; the median and the range over rounds are report
 
     python -m bench.lockstep                      # SmolLM2 and two tiny models, about 7 minutes
     python -m bench.lockstep --model smollm2 --pairs 4
+    python -m bench.lockstep --size 1.5b --mode graphs --pairs 8 --pairs 64      # on a GPU
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ import random
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.sizes import DtypeOption, Mode, ModeOption, Size, SizeOption, engine_options, seconds
 from loadtest import record
 from tests.support import models
 from tests.support.engine import Engine, order, random_prompt
 
-TARGETS = {"guided / plain": 0.95, "plain / stock": 0.99}
+ON_GPU = torch.cuda.is_available()
+TARGETS = {"guided / plain": 0.97 if ON_GPU else 0.95, "plain / stock": 0.99}
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,44 @@ class Setting:
     name: str
     path: Path
     vocab: int
-    pairs: int
+    pairs: Sequence[int]
     tokens: int
     rounds: int
     """Many short rounds for tiny models, as the machine's own speed drifts within seconds."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of its engines."""
 
 
 def settings(
-    names: list[str], folder: Path, pairs: int | None, tokens: int, rounds: int
+    names: Sequence[str], folder: Path, pairs: Sequence[int], tokens: int, rounds: int
 ) -> list[Setting]:
     """Makes the requested models; the tiny ones show the time that is not spent in the model."""
-    makers: dict[str, tuple[Callable[[], Path], int, int, int]] = {
-        "smollm2": (lambda: models.SMOLLM2, 49152, 8, 1),
-        "tiny-512": (lambda: models.make_tiny(folder / "a"), 512, 32, 6),
-        "tiny-49152": (lambda: models.make_tiny(folder / "b", vocab_size=49152), 49152, 8, 6),
+    options = engine_options(None, "float32", Mode.EAGER, ON_GPU)
+    known = {
+        "smollm2": Setting("smollm2", models.SMOLLM2, 49_152, [8], tokens, rounds),
+        "tiny-512": Setting("tiny-512", folder / "a", 512, [32], tokens, 6 * rounds),
+        "tiny-49152": Setting("tiny-49152", folder / "b", 49_152, [8], tokens, 6 * rounds),
     }
     found = []
     for name in names:
-        make, vocab, default_pairs, times = makers[name]
-        found.append(Setting(name, make(), vocab, pairs or default_pairs, tokens, times * rounds))
+        setting = known[name]
+        if setting.path != models.SMOLLM2:
+            models.make_tiny(setting.path, vocab_size=setting.vocab)
+        found.append(replace(setting, pairs=pairs or setting.pairs, options=options))
     return found
 
 
-def batches(setting: Setting, method: str, seed: int) -> tuple[list[Any], list[Any]]:
+def sized(
+    size: Size, dtype: str, mode: Mode, folder: Path, pairs: Sequence[int], tokens: int, rounds: int
+) -> Setting:
+    """A model of the shape of a real one."""
+    name = f"{size}, {mode}, {dtype}"
+    path, vocab = size.shape.write(folder / size), size.shape.vocab
+    options = engine_options(size, dtype, mode, ON_GPU)
+    return Setting(name, path, vocab, pairs or [8], tokens, rounds, options)
+
+
+def batches(setting: Setting, pairs: int, method: str, seed: int) -> tuple[list[Any], list[Any]]:
     """(2N plain requests, N guided ones) over the same fresh prompts."""
     from vllm import SamplingParams
 
@@ -81,51 +99,75 @@ def batches(setting: Setting, method: str, seed: int) -> tuple[list[Any], list[A
         "detokenize": False,
     }
     plain, guided = [], []
-    for _ in range(setting.pairs):
+    for _ in range(pairs):
         prompt, guide = (random_prompt(rng, n, setting.vocab) for n in (64, 40))
         plain += [(prompt, SamplingParams(**common)), (guide, SamplingParams(**common))]
         guided.append((prompt, SamplingParams(**common, extra_args=order(method, guide))))
     return plain, guided
 
 
-def seconds(engine: Engine, batch: list[Any]) -> float:
-    """Wall time of a batch."""
-    start = time.perf_counter()
-    engine.generate(batch)
-    return time.perf_counter() - start
+def watched() -> list[float]:
+    """Seconds of the guidance operation in steps from now on, by the clock of its device."""
+    from divserve.engine.worker.report import PendingGuidance
+
+    found: list[float] = []
+    collect = PendingGuidance.collect
+
+    def noting(self: PendingGuidance) -> Any:
+        guidance = collect(self)
+        if guidance.seconds is not None:
+            found.append(guidance.seconds)
+        return guidance
+
+    PendingGuidance.collect = noting  # type: ignore[method-assign]
+    return found
 
 
-def measure(setting: Setting, method: str, progress: Progress) -> dict[str, list[float]]:
-    """Ratios of each round, and row tokens per second of each side."""
-    rows = 2 * setting.pairs
+def measure(
+    setting: Setting, method: str, progress: Progress
+) -> Iterator[tuple[int, dict[str, list[float]]]]:
+    """For each number of pairs, the ratios of each round and the speed of each side."""
     options: dict[str, Any] = {
-        "max_num_seqs": rows,
-        "max_num_batched_tokens": 1024,
+        "max_num_seqs": 2 * max(setting.pairs),
+        "max_num_batched_tokens": 8192 if ON_GPU else 1024,
         "max_model_len": 512,
         "enable_prefix_caching": False,
+        **setting.options,
     }
-    task = progress.add_task(setting.name, total=setting.rounds + 1)
+    task = progress.add_task(setting.name, total=len(setting.pairs) * (setting.rounds + 1))
     engines = {
         "stock": Engine(setting.path, lockstep=False, **options),
         "ours": Engine(setting.path, **options),
     }
-    figures: dict[str, list[float]] = {}
-    for number in range(setting.rounds + 1):
-        plain, guided = batches(setting, method, number)
-        sides = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
-        # Rotate, so that no side is always first after a pause.
-        sides = sides[number % 3 :] + sides[: number % 3]
-        took = {side: seconds(engines[engine], batch) for side, engine, batch in sides}
-        progress.advance(task)
-        if number == 0:
-            continue  # Warm-up.
-        figures.setdefault("guided / plain", []).append(took["plain"] / took["guided"])
-        figures.setdefault("plain / stock", []).append(took["stock"] / took["plain"])
-        for side, wall in took.items():
-            figures.setdefault(f"{side}, row tokens/s", []).append(rows * setting.tokens / wall)
+    operation = watched()
+    for pairs in setting.pairs:
+        figures: dict[str, list[float]] = {}
+        for number in range(setting.rounds + 1):
+            operation.clear()
+            plain, guided = batches(setting, pairs, method, number)
+            runs = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
+            # Rotate, so that no side is always first after a pause.
+            runs = runs[number % 3 :] + runs[: number % 3]
+            took = {side: seconds(engines[engine], batch) for side, engine, batch in runs}
+            progress.advance(task)
+            if number:  # The first is a warm-up.
+                found = figures_of(took, 2 * pairs, setting.tokens)
+                found["guidance operation, µs"] = 1e6 * statistics.median(operation)
+                for metric, value in found.items():
+                    figures.setdefault(metric, []).append(value)
+        yield pairs, figures
     for engine in engines.values():
         engine.close()
-    return figures
+
+
+def figures_of(took: dict[str, float], rows: int, tokens: int) -> dict[str, float]:
+    """The figures of a round, from the seconds of each side."""
+    return {
+        "guided / plain": took["plain"] / took["guided"],
+        "plain / stock": took["stock"] / took["plain"],
+        **{f"{side}, row tokens/s": rows * tokens / wall for side, wall in took.items()},
+        **{f"{side}, ms a step": 1e3 * wall / tokens for side, wall in took.items()},
+    }
 
 
 def main(
@@ -134,7 +176,10 @@ def main(
         "tiny-512",
         "tiny-49152",
     ],
-    pairs: Annotated[int | None, typer.Option(help="Guided requests at once.")] = None,
+    size: SizeOption = None,
+    dtype: DtypeOption = "bfloat16",
+    mode: ModeOption = Mode.EAGER,
+    pairs: Annotated[list[int], typer.Option(help="Guided requests at once.")] = [],  # noqa: B006
     tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 96,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
     method: Annotated[str, typer.Option(help="Decoding method.")] = "adacad",
@@ -144,22 +189,31 @@ def main(
     table = Table("case", "metric", "median", "range", "target")
     saved = []
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as made,
         Progress(console=Console(stderr=True)) as progress,
     ):
-        for setting in settings(model, Path(folder), pairs, tokens, rounds):
-            case = f"{setting.name}, {setting.pairs} pairs, {tokens} tokens, {method}, greedy"
-            for metric, values in measure(setting, method, progress).items():
-                digits = 3 if "/ " in metric else 0
-                value = f"{statistics.median(values):.{digits}f}"
-                spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-                target = TARGETS.get(metric)
-                table.add_row(case, metric, value, spread, f"≥ {target}" if target else "")
-                saved.append({"case": case, "metric": metric, "value": value, "spread": spread})
+        folder = Path(made)
+        chosen = settings(model, folder, pairs, tokens, rounds)
+        if size is not None:
+            chosen = [sized(size, dtype, mode, folder, pairs, tokens, rounds)]
+        for setting in chosen:
+            for count, figures in measure(setting, method, progress):
+                case = f"{setting.name}, {count} pairs, {tokens} tokens, {method}, greedy"
+                for metric, values in figures.items():
+                    value, spread = summary(values, 0 if metric.endswith(("s/s", "µs")) else 3)
+                    target = TARGETS.get(metric)
+                    table.add_row(case, metric, value, spread, f"≥ {target}" if target else "")
+                    saved.append({"case": case, "metric": metric, "value": value, "spread": spread})
     Console(width=120).print(table)
     if save:
         command = " ".join(["python -m bench.lockstep", *sys.argv[1:]])
         record.append("lockstep", command, saved)
+
+
+def summary(values: Sequence[float], digits: int) -> tuple[str, str]:
+    """The median and the range as text."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 if __name__ == "__main__":

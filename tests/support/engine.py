@@ -72,7 +72,7 @@ class Engine:
             extra = {
                 "amateurs": amateurs,
                 "hidden_states": look_back,
-                "load_format": "auto",
+                "load_format": options.pop("load_format", "auto"),
                 "extra": {},
             }
             settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
