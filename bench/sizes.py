@@ -2,7 +2,7 @@
 
 ``--size`` names the shape of a real model with random weights, which is written as a
 ``config.json`` alone; ``--mode`` says whether a step launches its kernels one by one, replays CUDA
-graphs, or is also compiled. Without ``--size`` a benchmark takes models that suit a CPU, in float32.
+graphs, or is also compiled. Without ``--size`` a benchmark takes models that suit a CPU.
 """
 
 from __future__ import annotations
