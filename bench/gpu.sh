@@ -36,9 +36,10 @@ export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 
 began=$SECONDS failed=0
 if [ -n "${REHEARSE:-}" ]; then
-  small=tiny large=tiny pairs=(--pairs 1 --pairs 2) few=(--tokens 8 --rounds 1)
+  small=tiny large=tiny graphs=(--dtype float32) pairs=(--pairs 1 --pairs 2) few=(--tokens 8 --rounds 1)
 elif nvidia-smi >/dev/null 2>&1; then
-  small=1.5b large=8b pairs=(--pairs 1 --pairs 8 --pairs 32 --pairs 64) few=(--tokens 128 --rounds 3)
+  small=1.5b large=8b graphs=(--mode graphs) few=(--tokens 128 --rounds 3)
+  pairs=(--pairs 1 --pairs 8 --pairs 32 --pairs 64)
 else
   echo "bench/gpu.sh needs an NVIDIA GPU, and nvidia-smi finds none (REHEARSE=1 tries the commands without)." >&2
   exit 1
@@ -100,16 +101,16 @@ for stage in "$@"; do
   smoke) bench smoke 240 "$MODEL_OUT" --look-back --amateur drop:4 ||
     bench smoke 150 "$MODEL_OUT" --look-back --amateur drop:4 --enforce-eager ;;
   speed)
-    bench lockstep 150 --size "$small" --mode graphs "${pairs[@]}" "${few[@]}"
-    bench lockstep 240 --size "$large" --mode graphs "${pairs[@]}" "${few[@]}"
-    bench two_models 100 --only contrast --size "$small" --mode graphs
-    bench look_back 100 --only itl --size "$small" --mode graphs --record
-    bench step_overhead 60 --size "$small" --mode graphs
+    bench lockstep 150 --size "$small" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
+    bench lockstep 200 --size "$large" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
+    bench two_models 90 --only contrast --size "$small" "${graphs[@]}" "${few[@]}"
+    bench look_back 90 --only itl --size "$small" "${graphs[@]}" --rounds 3 --record
+    bench step_overhead 50 --size "$small" "${graphs[@]}"
     bench sampling 60 --record
-    bench first_start 120 --record ;;
+    bench first_start 100 --record ;;
   speed2)
     bench lockstep 300 --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
-    bench menu 240 --size "$small" --mode graphs ;;
+    bench menu 200 --size "$small" "${graphs[@]}" ;;
   report) bench performance 60 ;;
   *)
     echo "bench/gpu.sh: no stage $stage" >&2

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,18 +27,26 @@ from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.sizes import DtypeOption, Mode, ModeOption, Size, SizeOption, engine_options, seconds
+from bench.rounds import Figures, keep, rotated, summary
+from bench.sizes import (
+    ON_GPU,
+    DtypeOption,
+    Mode,
+    Model,
+    ModeOption,
+    SizeOption,
+    engine_options,
+    seconds,
+)  # fmt: skip
 from loadtest import record
 from tests.support import models
 from tests.support.engine import Engine, order, random_prompt
 
-ON_GPU = torch.cuda.is_available()
 TARGETS = {"guided / plain": 0.97 if ON_GPU else 0.95, "plain / stock": 0.99}
 
 
@@ -77,14 +84,9 @@ def settings(
     return found
 
 
-def sized(
-    size: Size, dtype: str, mode: Mode, folder: Path, pairs: Sequence[int], tokens: int, rounds: int
-) -> Setting:
+def sized(model: Model, pairs: Sequence[int], tokens: int, rounds: int) -> Setting:
     """A model of the shape of a real one."""
-    name = f"{size}, {mode}, {dtype}"
-    path, vocab = size.shape.write(folder / size), size.shape.vocab
-    options = engine_options(size, dtype, mode, ON_GPU)
-    return Setting(name, path, vocab, pairs or [8], tokens, rounds, options)
+    return Setting(model.name, model.path, model.vocab, pairs or [8], tokens, rounds, model.options)
 
 
 def batches(setting: Setting, pairs: int, method: str, seed: int) -> tuple[list[Any], list[Any]]:
@@ -123,9 +125,7 @@ def watched() -> list[float]:
     return found
 
 
-def measure(
-    setting: Setting, method: str, progress: Progress
-) -> Iterator[tuple[int, dict[str, list[float]]]]:
+def measure(setting: Setting, method: str, progress: Progress) -> Iterator[tuple[int, Figures]]:
     """For each number of pairs, the ratios of each round and the speed of each side."""
     options: dict[str, Any] = {
         "max_num_seqs": 2 * max(setting.pairs),
@@ -141,20 +141,19 @@ def measure(
     }
     operation = watched()
     for pairs in setting.pairs:
-        figures: dict[str, list[float]] = {}
+        figures: Figures = {}
         for number in range(setting.rounds + 1):
             operation.clear()
             plain, guided = batches(setting, pairs, method, number)
             runs = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
-            # Rotate, so that no side is always first after a pause.
-            runs = runs[number % 3 :] + runs[: number % 3]
-            took = {side: seconds(engines[engine], batch) for side, engine, batch in runs}
+            took = {
+                side: seconds(engines[engine], batch)
+                for side, engine, batch in rotated(runs, number)
+            }
             progress.advance(task)
-            if number:  # The first is a warm-up.
-                found = figures_of(took, 2 * pairs, setting.tokens)
-                found["guidance operation, µs"] = 1e6 * statistics.median(operation)
-                for metric, value in found.items():
-                    figures.setdefault(metric, []).append(value)
+            found = figures_of(took, 2 * pairs, setting.tokens)
+            found["guidance operation, µs"] = 1e6 * statistics.median(operation)
+            keep(figures, found, number)
         yield pairs, figures
     for engine in engines.values():
         engine.close()
@@ -192,10 +191,11 @@ def main(
         tempfile.TemporaryDirectory() as made,
         Progress(console=Console(stderr=True)) as progress,
     ):
-        folder = Path(made)
-        chosen = settings(model, folder, pairs, tokens, rounds)
-        if size is not None:
-            chosen = [sized(size, dtype, mode, folder, pairs, tokens, rounds)]
+        load = pairs, tokens, rounds
+        if size is None:
+            chosen = settings(model, Path(made), *load)
+        else:
+            chosen = [sized(Model.chosen(size, dtype, mode, Path(made)), *load)]
         for setting in chosen:
             for count, figures in measure(setting, method, progress):
                 case = f"{setting.name}, {count} pairs, {tokens} tokens, {method}, greedy"
@@ -206,14 +206,8 @@ def main(
                     saved.append({"case": case, "metric": metric, "value": value, "spread": spread})
     Console(width=120).print(table)
     if save:
-        command = " ".join(["python -m bench.lockstep", *sys.argv[1:]])
+        command = record.asked("bench.lockstep")
         record.append("lockstep", command, saved)
-
-
-def summary(values: Sequence[float], digits: int) -> tuple[str, str]:
-    """The median and the range as text."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 if __name__ == "__main__":

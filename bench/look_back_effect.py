@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -236,7 +235,7 @@ def main(
             found += some
         Console(width=120).print(table)
     if recorded:
-        command = " ".join(["python -m bench.look_back_effect", *sys.argv[1:]])
+        command = record.asked("bench.look_back_effect")
         record.append("look_back_effect", command, found)
         plot_look_back.main()
 

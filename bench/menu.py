@@ -8,14 +8,13 @@ grounding text is counted (here a third of a prompt).
 
     python -m bench.menu                      # SmolLM2, about 5 minutes
     python -m bench.menu --model tiny-512
+    python -m bench.menu --size 1.5b --mode graphs      # on a GPU
 """
 
 from __future__ import annotations
 
 import os
 import random
-import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.lockstep import Setting, seconds, settings
+from bench.lockstep import Setting, settings, sized
+from bench.rounds import Figures, keep, rotated, summary
+from bench.sizes import DtypeOption, Mode, Model, ModeOption, SizeOption, seconds
 from divserve.decoding import METHODS
 from loadtest import record
 from tests.support.engine import Engine, random_prompt, stacked
@@ -80,54 +81,59 @@ def _order(name: str, guide: list[int], other: list[int]) -> dict[str, Any]:
     return stacked(bodies, guides, 1.0, guide[:20] if "vdgd" in methods else None)
 
 
-def measure(setting: Setting, progress: Progress) -> dict[str, list[float]]:
+def measure(setting: Setting, progress: Progress) -> Figures:
     """Ratios of each round by method."""
     names = [PLAIN, *ALONE, *STACKS]
-    engine = Engine(
-        setting.path,
-        max_num_seqs=2 * ROWS,
-        max_num_batched_tokens=1024,
-        max_model_len=512,
-        enable_prefix_caching=False,
-    )
+    options: dict[str, Any] = {
+        "max_num_seqs": 2 * ROWS,
+        "max_num_batched_tokens": 1024,
+        "max_model_len": 512,
+        "enable_prefix_caching": False,
+        **setting.options,
+    }
+    engine = Engine(setting.path, **options)
     task = progress.add_task(setting.name, total=(setting.rounds + 1) * len(names))
-    figures: dict[str, list[float]] = {name: [] for name in names[1:]}
+    figures: Figures = {}
     for number in range(setting.rounds + 1):
         took = {}
-        # Rotate, so that no method is always first after a pause.
-        for name in names[number:] + names[:number]:
+        for name in rotated(names, number):
             took[name] = seconds(engine, batch(name, setting, number))
             progress.advance(task)
-        if number == 0:
-            continue  # Warm-up.
-        for name, ratios in figures.items():
-            ratios.append(took[PLAIN] / took[name])
+        keep(figures, {name: took[PLAIN] / took[name] for name in names[1:]}, number)
     engine.close()
     return figures
 
 
 def main(
     model: Annotated[list[str], typer.Option(help="smollm2, tiny-512, tiny-49152.")] = ["smollm2"],  # noqa: B006
+    size: SizeOption = None,
+    dtype: DtypeOption = "bfloat16",
+    mode: ModeOption = Mode.EAGER,
     tokens: Annotated[int, typer.Option(help="Tokens per answer.")] = 48,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 5,
+    save: Annotated[bool, typer.Option(help="Append to bench/results.csv.")] = True,
 ) -> None:
     """Print the table and append it to bench/results.csv."""
     console = Console()
-    with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
-        for setting in settings(model, Path(folder), None, tokens, rounds):
+    with tempfile.TemporaryDirectory() as made, Progress(transient=True) as progress:
+        if size is None:
+            chosen = settings(model, Path(made), (), tokens, rounds)
+        else:
+            chosen = [sized(Model.chosen(size, dtype, mode, Path(made)), (), tokens, rounds)]
+        for setting in chosen:
             case = f"{setting.name}, {ROWS} rows, {tokens} tokens, sampled"
             figures = measure(setting, progress)
             table = Table("method", "rows per request", "÷ plain", "range", title=case)
             lines = []
             for name, ratios in figures.items():
-                median = f"{statistics.median(ratios):.3f}"
-                spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+                median, spread = summary(ratios, 3)
                 table.add_row(name, str(rows_of(name)), median, spread)
                 lines.append(
                     {"case": case, "metric": f"{name} / plain", "value": median, "spread": spread}
                 )
             console.print(table)
-            record.append("menu", " ".join(["python -m bench.menu", *sys.argv[1:]]), lines)
+            if save:
+                record.append("menu", record.asked("bench.menu"), lines)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def main(
         table.add_row(*(line[key] for key in ("case", "metric", "value", "spread")))
     Console(width=160).print(table)
     if save:
-        record.append("overload", " ".join(["python -m bench.overload", *sys.argv[1:]]), lines)
+        record.append("overload", record.asked("bench.overload"), lines)
         from bench import plot_overload
 
         plot_overload.draw()

@@ -12,7 +12,6 @@ quartiles.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ def main(
             )  # fmt: skip
     Console().print(table)
     if recorded:
-        record.append("scheduler", " ".join(["python -m bench.scheduler", *sys.argv[1:]]), figures)
+        record.append("scheduler", record.asked("bench.scheduler"), figures)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,22 @@ import torch
 import typer
 
 from tests.support.engine import Engine
+from tests.support.models import SMOLLM2
 
-__all__ = ["DtypeOption", "Mode", "ModeOption", "Size", "SizeOption", "engine_options", "seconds"]
+__all__ = [
+    "ON_GPU",
+    "DtypeOption",
+    "Mode",
+    "ModeOption",
+    "Model",
+    "Size",
+    "SizeOption",
+    "engine_options",
+    "seconds",
+    "synchronize",
+]  # fmt: skip
 
+ON_GPU = torch.cuda.is_available()
 KV_CACHE = 6 << 30
 """Bytes for each engine of a benchmark on a GPU: three fit beside an 8B model's weights twice."""
 SHARED: dict[str, Any] = {
@@ -110,6 +123,29 @@ DtypeOption = Annotated[str, typer.Option(help="Of the weights, with --size.")]
 ModeOption = Annotated[Mode, typer.Option(help="CUDA graphs or the compiler, with --size.")]
 
 
+@dataclass(frozen=True)
+class Model:
+    """What is measured."""
+
+    name: str
+    path: Path
+    vocab: int
+    hidden: int
+    options: dict[str, Any]
+    """Arguments of its engines."""
+    size: Size | None = None
+
+    @classmethod
+    def chosen(cls, size: Size | None, dtype: str, mode: Mode, folder: Path) -> Model:
+        """SmolLM2 in float32, or random weights of a real shape, described in ``folder``."""
+        options = engine_options(size, dtype, mode, ON_GPU)
+        if size is None:
+            return cls("smollm2", SMOLLM2, 49_152, 576, options)
+        shape, name = size.shape, f"{size}, {mode}, {dtype}"
+        path = shape.write(folder / size)
+        return cls(name, path, shape.vocab, shape.hidden, options, size)
+
+
 def engine_options(size: Size | None, dtype: str, mode: Mode, on_gpu: bool) -> dict[str, Any]:
     """Arguments of `tests.support.engine.Engine` for ``--size``, ``--dtype`` and ``--mode``."""
     options: dict[str, Any] = {}
@@ -122,13 +158,14 @@ def engine_options(size: Size | None, dtype: str, mode: Mode, on_gpu: bool) -> d
 
 def seconds(engine: Engine, batch: list[Any]) -> float:
     """Wall time of a batch, until the device has done it."""
-    _synchronize()
+    synchronize()
     start = time.perf_counter()
     engine.generate(batch)
-    _synchronize()
+    synchronize()
     return time.perf_counter() - start
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Waits for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,7 +55,7 @@ class Smoke:
         self.run("plain", lambda: said(chat(self._client)))
         listed = json.loads(get(self._url, "/v1/decoding/methods"))["data"]
         for method in (entry["method"] for entry in listed if entry["available"]):
-            self.run(method, lambda method=method: self._accounted(method))
+            self.run(method, partial(self._accounted, method))
         self.run("a stream is the whole answer", self._streamed)
         self.run("an unknown method is refused", self._refused)
         self.run(f"{STORM} mixed requests, {AT_ONCE} at once", self._storm)

@@ -6,11 +6,12 @@ import csv
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["RESULTS", "append"]
+__all__ = ["RESULTS", "append", "asked"]
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results.csv"
 COMMIT = "DIVSERVE_COMMIT"
@@ -33,6 +34,11 @@ def append(bench: str, command: str, figures: Iterable[Mapping[str, str]]) -> No
             writer.writeheader()
         for figure in figures:
             writer.writerow({**shared, **figure})
+
+
+def asked(module: str) -> str:
+    """The command that runs this program, as its user typed it."""
+    return " ".join([f"python -m {module}", *sys.argv[1:]])
 
 
 def _commit() -> str:

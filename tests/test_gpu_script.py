@@ -7,6 +7,7 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ echo "$@" >> "$CALLS"
 case "$*" in *"$FAILING"*) exit 3 ;; esac
 """
 """Stands in for Python: notes its arguments and fails where told to."""
+
+
+RUNS = {
+    "lockstep": ["--no-save", "--tokens", "4", "--rounds", "1", "--pairs", "2"],
+    "menu": ["--no-save", "--tokens", "4", "--rounds", "1"],
+    "two_models": ["--no-save", "--tokens", "4", "--rounds", "1", "--only", "contrast"],
+    "look_back": ["--tokens", "4", "--rounds", "1", "--only", "itl"],
+    "step_overhead": ["--no-save", "--steps", "10", "--pairs", "2"],
+}
+"""Options with which a bench of engines takes half a minute on a CPU."""
 
 
 def run(folder: Path, *stages: str, failing: str = "no such", **more: str) -> tuple[int, str]:
@@ -108,6 +119,23 @@ def test_a_failing_step_does_not_stop_the_next(tmp_path: Path) -> None:
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert "doctor: exit 3" in summary
     assert "bench.performance : exit 0" in summary
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bench", ["lockstep", "menu", "two_models", "look_back", "step_overhead"])
+def test_benches_of_engines_run(bench: str) -> None:
+    """With the smallest model: nothing else runs them until someone wants a figure."""
+    arguments = ["--size", "tiny", "--dtype", "float32", *RUNS[bench]]
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{bench}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "tiny, eager, float32" in done.stdout
 
 
 def test_it_wants_a_gpu(tmp_path: Path) -> None:
