@@ -9,6 +9,8 @@ import os
 # spinning would take more time than all computations.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# vLLM's attention in float32 on a GPU, which would round to TF32 and be no reference.
+os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 from collections.abc import Generator
 from pathlib import Path

@@ -15,6 +15,7 @@ from divserve import __version__, cli
 from divserve.decoding import METHODS
 from divserve.errors import StartupError
 from divserve.startup import leaving
+from tests.support.platform import cpu_only
 
 HEAVY = ("torch", "vllm", "transformers", "fastapi", "matplotlib")
 
@@ -160,6 +161,7 @@ def test_other_modules_that_are_missing_are_a_fault_of_ours(
         cli.main(["serve"])
 
 
+@cpu_only("a GPU has other kernels")
 def test_doctor_checks_the_kernels_of_this_machine() -> None:
     result = divserve("doctor")
     assert result.returncode == 0, result.stderr
@@ -168,6 +170,7 @@ def test_doctor_checks_the_kernels_of_this_machine() -> None:
     assert "49,152: agree with float64" in result.stdout
 
 
+@cpu_only("a GPU has other kernels")
 def test_doctor_names_a_back_end_that_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIVSERVE_KERNELS", "cuda")
     result = divserve("doctor")

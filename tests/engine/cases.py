@@ -9,10 +9,12 @@ from typing import Any
 from tests.support.engine import Engine, order, random_prompt, stacked
 from tests.support.hf import Answer, Reference
 from tests.support.models import TINY_VOCAB
+from tests.support.platform import ON_GPU
 
 METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature", "coiecd", "instructive")
-NEAR_TIE = 1e-3
-"""If the gap between the two best logits is smaller, float32 rounding may pick either token."""
+NEAR_TIE = 1e-2 if ON_GPU else 1e-3
+"""If the gap between the two best logits is smaller, float32 rounding may pick either token. A GPU
+adds in other orders and approximates the exponentials of attention."""
 
 
 @dataclass

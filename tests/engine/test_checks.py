@@ -15,6 +15,7 @@ from divserve.decoding import METHODS, Stack
 from divserve.engine.client.orders import check_adapters
 from divserve.errors import InvalidRequest, StartupError
 from divserve.startup import checks, cpu, engines, launch
+from tests.support.platform import cpu_only
 
 
 def config(**changes: Any) -> Any:
@@ -122,6 +123,7 @@ def test_missing_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
         checks.check_version()
 
 
+@cpu_only("a GPU's defaults are vLLM's")
 def test_users_flags_win_over_cpu_defaults(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     plain = launch.parse([str(tiny)])

@@ -17,11 +17,12 @@ from tests.support.engine import Engine, order, report_of, stacked
 from tests.support.faulty_rank import FaultyWorker
 from tests.support.hf import Reference
 from tests.support.models import make_tiny
+from tests.support.platform import cpu_only
 
 PROMPT, GUIDE, TEXT = list(range(10, 60)), list(range(30, 60)), list(range(70, 150))
 TOKENS = 8
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
 
 @pytest.fixture(scope="module")

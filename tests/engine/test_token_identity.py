@@ -14,6 +14,8 @@ from tests.engine.cases import Case, mismatches, mixed_cases, run
 from tests.support.engine import Engine, order
 from tests.support.hf import Reference
 
+pytestmark = pytest.mark.gpu
+
 ROOMY: dict[str, Any] = {"max_model_len": 1024}
 TIGHT: dict[str, Any] = {"max_model_len": 512, "blocks": 18}
 """Seventeen usable blocks of 32 tokens for sixteen rows: constant preemption."""

@@ -20,6 +20,8 @@ from tests.engine.cases import Case, mismatches, run
 from tests.support.engine import Engine
 from tests.support.hf import Combined, Reference, combine, vdgd
 
+pytestmark = pytest.mark.gpu
+
 TOKENS = 10
 ROOM: dict[str, Any] = {"max_num_seqs": 128, "max_num_batched_tokens": 512, "max_model_len": 512}
 """All rows of a few documents at once."""

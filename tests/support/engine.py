@@ -11,6 +11,7 @@ import msgspec
 
 from divserve.decoding import METHODS, Stack
 from divserve.engine.order import ORDER_KEY, Order, Report
+from tests.support import platform
 
 LOAD_FORMAT = "divserve_amateurs"
 """`divserve.engine.models.loader.LOAD_FORMAT`, without importing vLLM here."""
@@ -77,23 +78,12 @@ class Engine:
             }
             settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
         self.asynchronous = options.pop("asynchronous", False)
-        if self.asynchronous:
+        if self.asynchronous and not platform.ON_GPU:
             from tests.support.async_cpu import allow_async_scheduling
 
             allow_async_scheduling()
-        # Never left to vLLM: once enabled, it would be the default for all later engines.
-        settings["async_scheduling"] = self.asynchronous
-        if lockstep:
-            from divserve.engine.scheduler.scheduler import (
-                AsyncLockstepScheduler,
-                LockstepScheduler,
-            )
-            from divserve.engine.worker.worker import GuidedCPUWorker
-
-            scheduler = AsyncLockstepScheduler if self.asynchronous else LockstepScheduler
-            settings["scheduler_cls"] = scheduler
-            settings["worker_cls"] = f"{GuidedCPUWorker.__module__}.{GuidedCPUWorker.__qualname__}"
-        self.llm = LLM(model=str(model), **settings | options)
+        settings |= platform.engine_options(lockstep=lockstep, asynchronous=self.asynchronous)
+        self.llm = LLM(model=str(model), **settings | options | platform.told())
         self.core = self.llm.llm_engine
         self.scheduler: Any = self.core.engine_core.engine_core.scheduler
         self.total_blocks = self.free_blocks()

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from divserve.decoding import STATISTICS, LookRow, LookState
 from tests.support.engine import report_of
+from tests.support.platform import ON_GPU
 
-KL_ERROR = 1e-4
-"""Error of a KL in float32, nats."""
-NEAR_TIE = 1e-3
+KL_ERROR = 1e-3 if ON_GPU else 1e-4
+"""Error of a KL in float32, nats; see `tests.engine.cases.NEAR_TIE`."""
+NEAR_TIE = 1e-2 if ON_GPU else 1e-3
 
 Draw = Callable[[int, dict[int, float]], int]
 """Picks a candidate from the number of steps sampled before this one and the candidates' KLs."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from tests.support.engine import ENVIRONMENT
 from tests.support.models import ROOT
+from tests.support.platform import server_flags
 
 API_KEY = "test-key"
 START_TIMEOUT_S = 600
@@ -69,7 +70,7 @@ def serving(
     variables = {**clean_environment(), "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, *FLAGS, *flags],
+            [*command, *FLAGS, *server_flags(), *flags],
             cwd=ROOT,
             env=variables,
             stdout=output,

@@ -29,7 +29,7 @@ LONGEST = (
     "tests/e2e",
     "tests/smollm2",
     "tests/engine/test_many_prompts.py",
-    "tests/engine/test_runner_v2.py",
+    "tests/engine/test_runners.py",
     "tests/kernels",
     "tests/engine",
     "tests/distill",

@@ -13,6 +13,7 @@ from typing import Any
 
 from divserve.decoding import METHODS, Stack
 from tests.support.engine import ENVIRONMENT
+from tests.support.platform import MEMORY_SHARE, ON_GPU
 
 __all__ = ["Answer", "Pair", "switching", "two_engines"]
 
@@ -146,6 +147,8 @@ def two_engines(
         "block_size": 32,
         "disable_log_stats": False,
     }
+    if ON_GPU:
+        settings["gpu_memory_utilization"] = 2 * MEMORY_SHARE
     args = AsyncEngineArgs(model=str(large), **settings | options)
     try:
         with asyncio.Runner() as runner:

@@ -1,6 +1,6 @@
-"""Amateurs and continuations on Model Runner V2, through Triton's interpreter.
+"""Amateurs and continuations on either model runner, as `tests.support.child_mixed`.
 
-Usage: ``python -m tests.support.v2_two_models SERVED AMATEUR TUNED``; prints one JSON line.
+Usage: ``python -m tests.support.child_two_models SERVED AMATEUR TUNED``; prints one JSON line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.v2_child import offer_triton_on_cpu
+from tests.support.child_mixed import prepare
 
 
 def main(served: Path, amateur: Path, tuned: Path) -> None:
@@ -62,5 +62,5 @@ def continued(engine: Any, module: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    offer_triton_on_cpu()
+    prepare()
     main(*map(Path, sys.argv[1:4]))

@@ -1,6 +1,6 @@
-"""Look-back decoding on Model Runner V2, through Triton's interpreter.
+"""Look-back decoding on either model runner, as `tests.support.child_mixed`.
 
-Usage: ``python -m tests.support.v2_look_back MODEL sync|async BLOCKS``; prints one JSON line.
+Usage: ``python -m tests.support.child_look_back MODEL sync|async BLOCKS``; prints one JSON line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.v2_child import offer_triton_on_cpu
+from tests.support.child_mixed import prepare
 
 
 def main(model: Path, mode: str, blocks: int) -> None:
@@ -69,5 +69,5 @@ def main(model: Path, mode: str, blocks: int) -> None:
 
 
 if __name__ == "__main__":
-    offer_triton_on_cpu()
+    prepare()
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,6 +1,10 @@
-"""Model Runner V2 on CPU through Triton's interpreter, in its own process.
+"""A mixed batch on either model runner, in a process of its own.
 
-Usage: ``python -m tests.support.v2_child MODEL sync|async BLOCKS``; prints one JSON line.
+On an NVIDIA GPU it runs as the server does; without one, Model Runner V2 goes through Triton's
+interpreter. ``VLLM_USE_V2_MODEL_RUNNER`` chooses the runner, `tests.support.platform.OPTIONS`
+whatever else an engine can be asked for.
+
+Usage: ``python -m tests.support.child_mixed MODEL sync|async BLOCKS``; prints one JSON line.
 """
 
 from __future__ import annotations
@@ -11,12 +15,18 @@ import types
 from pathlib import Path
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+from tests.support.platform import ON_GPU
 
 
-def offer_triton_on_cpu() -> None:
-    """vLLM uses Triton only where a driver exists; the interpreter does not require one."""
+def prepare() -> None:
+    """Call before Triton is imported.
+
+    vLLM uses Triton only where a driver exists; the interpreter does not require one.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+    if ON_GPU:
+        return
+    os.environ["TRITON_INTERPRET"] = "1"
     import triton.backends
 
     class NoDriver:
@@ -81,5 +91,5 @@ def main(model: Path, mode: str, blocks: int) -> None:
 
 
 if __name__ == "__main__":
-    offer_triton_on_cpu()
+    prepare()
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
