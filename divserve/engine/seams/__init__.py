@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from divserve.engine.seams.http import HTTP_SEAMS
 from divserve.engine.seams.objects import OBJECT_SEAMS
+from divserve.engine.seams.sampling import SAMPLING_SEAMS
 from divserve.engine.seams.scheduler import SCHEDULER_SEAMS
 from divserve.engine.seams.seam import CHECKED, Seam
 from divserve.engine.seams.server import SERVER_SEAMS
@@ -22,6 +23,7 @@ SEAMS: tuple[Seam, ...] = (
     *SCHEDULER_SEAMS,
     *OBJECT_SEAMS,
     *WORKER_SEAMS,
+    *SAMPLING_SEAMS,
     *SERVER_SEAMS,
     *HTTP_SEAMS,
 )

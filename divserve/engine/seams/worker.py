@@ -100,6 +100,12 @@ _V1 = (
         model="its logits", model_config="the vocabulary", device="where the tables are",
         kv_cache_config="number of blocks",
     ),
+    *seams(V1, RUNNER_V1, "called", sampler="with the rows that are not guides"),
+    *seams(V1, RUNNER_V1, "copied", _sample="what it does without drafts"),
+    *seams(
+        "vllm.v1.worker.gpu_input_batch:InputBatch", RUNNER_V1, "called",
+        update_async_output_token_ids="before rows are left out",
+    ),
     *seams(
         "vllm.v1.worker.gpu_model_runner:ExecuteModelState", RUNNER_V1, "read",
         logits="guided", hidden_states="grounding texts", sample_hidden_states="amateurs",
@@ -121,6 +127,7 @@ _V1 = (
     *seams(
         "vllm.v1.sample.metadata:SamplingMetadata", RUNNER_V1, "written",
         temperature="of rows that look back", all_random="False",
+        generators="by their places among fewer rows",
     ),
     *seams(
         SCHEDULER_OUTPUT, RUNNER_V1, "read",
@@ -141,9 +148,9 @@ _V2 = (
     ),
     *seams(
         V2, RUNNER_V2, "read",
-        model="its logits", sampler="temperatures", model_config="the vocabulary",
-        device="where the tables are",
+        model="its logits", model_config="the vocabulary", device="where the tables are",
     ),
+    *seams(V2, RUNNER_V2, "written", sampler="gets fewer rows, for a step"),
     *seams(
         f"{MODEL}:VllmModelForTextGeneration", RUNNER_V2, "patched",
         compute_logits="guides what it returns, for a step",

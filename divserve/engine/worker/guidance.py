@@ -21,6 +21,7 @@ from divserve.engine.worker.look_back import Temperatures
 from divserve.engine.worker.pipeline import Forward, Pipeline
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance
+from divserve.engine.worker.sampled_rows import SampledRows
 from divserve.engine.worker.slots import Groups, Located, Slots
 
 __all__ = ["GuidanceStages"]
@@ -133,7 +134,7 @@ class GuidanceStages:
             located = self._slots.locate(req_ids, samples)
             groups = self._laid_out(located)
             if self._ranks.several:
-                self._agree(groups, located, len(req_ids))
+                self._agree(groups, located)
         return self._pipeline.active
 
     def _laid_out(self, located: Located) -> Groups:
@@ -153,9 +154,9 @@ class GuidanceStages:
             self._pipeline.active = False
             return groups.select(np.zeros(len(groups), np.bool_))
 
-    def _agree(self, own: Groups, located: Located, rows: int) -> None:
+    def _agree(self, own: Groups, located: Located) -> None:
         """Lays out only the groups that all ranks have laid out."""
-        well = np.zeros(rows, np.bool_)
+        well = np.zeros(located.count, np.bool_)
         well[own.rows[:, 0]] = True
         agreed = self._ranks.agreed(well)
         if not np.array_equal(agreed, well):
@@ -187,6 +188,11 @@ class GuidanceStages:
     def temperatures(self) -> Temperatures | None:
         """Temperatures of the layout's rows that are not sampled at their request's own."""
         return self._pipeline.look_back.temperatures
+
+    @property
+    def sampled_rows(self) -> SampledRows | None:
+        """The layout's rows without guides; None if it has none."""
+        return self._pipeline.guide_tokens.sampled_rows
 
     def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:
         """Guides the primaries' rows of the raw logits ``[R, V]``; float32 ones are overwritten.

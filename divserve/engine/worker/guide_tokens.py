@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from divserve.engine.worker.sampled_rows import SampledRows
 from divserve.engine.worker.slots import Groups
 from divserve.engine.worker.staging import Staging
 from divserve_kernels import ABSENT
@@ -16,15 +17,19 @@ class GuideTokens:
     """Copies tokens between rows; its only state is the layout."""
 
     def __init__(self) -> None:
+        self.sampled_rows: SampledRows | None = None
+        """All rows but the guides; None if there are none."""
         self._copies: Tensor | None = None
         """``[2, N] int64``: rows of primaries, and the rows that get their tokens."""
 
-    def lay_out(self, groups: Groups, staging: Staging) -> None:
-        """Notes the rows of all groups of the step."""
+    def lay_out(self, groups: Groups, rows: int, staging: Staging) -> None:
+        """Notes the rows of all groups of a step with ``rows`` rows."""
+        self.sampled_rows, self._copies = None, None
         group, guide = np.nonzero(groups.rows[:, 1:] != ABSENT)
-        rows = groups.rows
-        copies = np.array((rows[group, 0], rows[group, 1 + guide]))
-        self._copies = staging.put(copies) if len(group) else None
+        if len(group):
+            primaries, guides = groups.rows[group, 0], groups.rows[group, 1 + guide]
+            self.sampled_rows = SampledRows.without(guides, primaries, rows, staging)
+            self._copies = staging.put(np.array((primaries, guides)))
 
     def apply(self, sampled: Tensor) -> None:
         """Copies the tokens in ``sampled`` ``[R, 1]``, in place."""

@@ -103,7 +103,7 @@ class Pipeline:
         self._dropped.lay_out(groups, staging)
         self._vocabulary.lay_out(groups, staging)
         self._third_streams.lay_out(groups, staging)
-        self.guide_tokens.lay_out(groups, staging)
+        self.guide_tokens.lay_out(groups, located.count, staging)
         staging.send()
         self.names = tuple(groups.names.tolist())
         self.active = len(groups) > 0 or looks

@@ -19,6 +19,7 @@ from divserve.engine.worker.look_back import Temperatures
 from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
+from divserve.engine.worker.sampled_rows import SampledRows, metadata_of, of_all_rows, worth_it_v1
 
 __all__ = ["follow_copies", "install"]
 
@@ -29,6 +30,8 @@ class GuidedRunner:
     divserve_stages: GuidanceStages
     divserve_guided: bool = False
     """Whether the logits of this step have been guided."""
+    divserve_fewer: tuple[Any, SampledRows | None, Any] = (None, None, None)
+    """vLLM's metadata, the sampled rows, and the metadata of these, while both stay the same."""
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         self.divserve_stages.observe(scheduler_output)
@@ -103,14 +106,37 @@ class GuidedRunner:
             return super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
         batch: Any = self.input_batch  # type: ignore[attr-defined]
         metadata, own = batch.sampling_metadata, self.divserve_stages.temperatures
-        if own is not None:
-            batch.sampling_metadata = _with_temperatures(metadata, own)
+        kept = self.divserve_stages.sampled_rows
+        given = metadata if own is None else _with_temperatures(metadata, own)
+        if kept is not None and worth_it_v1(metadata):
+            return self._sample_some(logits, metadata, given, kept)
+        batch.sampling_metadata = given
         try:
             output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
         finally:
             batch.sampling_metadata = metadata
         self.divserve_stages.copy_tokens(output.sampled_token_ids)
         return output
+
+    def _sample_some(
+        self, logits: Tensor, metadata: Any, given: Any, kept: SampledRows
+    ) -> SamplerOutput:
+        """What vLLM's ``_sample`` does without drafts, for the rows that are sampled."""
+        batch: Any = self.input_batch  # type: ignore[attr-defined]
+        batch.update_async_output_token_ids()
+        before, rows, _ = self.divserve_fewer
+        if before is not metadata or rows is not kept:
+            self.divserve_fewer = (metadata, kept, metadata_of(metadata, kept))
+        fewer = self.divserve_fewer[2]
+        if given is not metadata:
+            temperature = given.temperature.index_select(0, kept.rows)
+            fewer = replace(fewer, temperature=temperature, all_random=False)
+        if metadata.generators:
+            # Those of rows that do not sample are hidden in this step alone.
+            fewer = replace(fewer, generators=kept.by_place(metadata.generators))
+        some = logits.index_select(0, kept.rows)
+        sampler: Any = self.sampler  # type: ignore[attr-defined]
+        return of_all_rows(sampler(logits=some, sampling_metadata=fewer), kept)
 
 
 def _with_temperatures(metadata: Any, own: Temperatures) -> Any:

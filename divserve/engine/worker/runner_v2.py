@@ -19,6 +19,7 @@ from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 from divserve.engine.worker.runner_v1 import follow_copies
+from divserve.engine.worker.sampled_rows import batch_of, of_all_rows, worth_it_v2
 
 __all__ = ["install"]
 
@@ -57,15 +58,26 @@ class GuidedRunnerV2:
                 logits, self.divserve_pending = found
             return logits
 
-        model.compute_logits = guided_logits
+        sampler: Any = self.sampler  # type: ignore[attr-defined]
+
+        def sample_some(logits: Tensor, batch: Any) -> Any:
+            kept = stages.sampled_rows
+            # If guiding has failed, guides may be sampled as well: their requests end.
+            if self.divserve_pending is None or kept is None or not worth_it_v2(sampler, batch):
+                return sampler(logits, batch)
+            some = logits.index_select(0, kept.rows)
+            return of_all_rows(sampler(some, batch_of(batch, kept)), kept)
+
+        model.compute_logits, self.sampler = guided_logits, sample_some
         before = self._set_temperatures(stages.temperatures, input_batch)
         try:
             sampled = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         finally:
             del model.compute_logits
+            self.sampler = sampler
             if before is not None:
                 # vLLM copies all of them to the device before the next step.
-                self.sampler.sampling_states.temperature.np[:] = before  # type: ignore[attr-defined]
+                sampler.sampling_states.temperature.np[:] = before
         stages.copy_tokens(sampled[0].sampled_token_ids)
         return sampled
 

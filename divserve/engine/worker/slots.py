@@ -73,6 +73,8 @@ class Groups:
 class Located:
     """The guided requests of a step."""
 
+    count: int
+    """Number of rows, R."""
     groups: Groups
     rows: np.ndarray
     """``[capacity] int64``: the row of each slot's primary; `ABSENT` where it does not sample."""
@@ -171,7 +173,8 @@ class Slots:
         if self._probes:
             of, index = np.nonzero(table[:, MEMBERS:] != ABSENT)
             probes = np.stack((of, index, table[of, MEMBERS + index]), axis=1)
-        return Located(Groups(slots, self._names[slots], members[slots]), members[:, 0], probes)
+        groups = Groups(slots, self._names[slots], members[slots])
+        return Located(count, groups, members[:, 0], probes)
 
     def _place(self, name: str, slot: int, column: int) -> None:
         self._places[name] = slot * WIDTH + column
