@@ -1,6 +1,6 @@
 """Compiles Triton kernels in processes of their own, all at once, before they are needed.
 
-Triton keeps Python's lock during most of a compilation, so threads gain little or lose
+Triton 3.6 keeps Python's lock while it compiles, so threads would gain nothing
 (`bench.first_start`). One process imports what is needed, then forks for each variant; it has no
 threads and no GPU, unlike the server. They compile into Triton's cache, where the server finds the
 kernels. Triton renames finished files into its cache, the one that makes a kernel valid last: a
@@ -51,9 +51,15 @@ class Job:
 
     def mark(self, gpu: Gpu) -> Path:
         """The file in Triton's cache that says that the variant is in it."""
-        ways = {name: value for name, value in os.environ.items() if "TRITON_" in name}
-        parts = (asdict(self), asdict(gpu), triton.__version__, sorted(ways.items()), _sources())
-        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        # Triton's settings may change what is compiled, apart from these.
+        settings = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("TRITON_", "DIVSERVE_TRITON"))
+            and not name.startswith(("TRITON_CACHE_", "TRITON_PRINT_"))
+        }
+        parts = (asdict(self), asdict(gpu), triton.__version__, settings, _sources())
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         return _folder() / f"divserve-{digest}"
 
 

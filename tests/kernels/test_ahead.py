@@ -17,7 +17,7 @@ from divserve_kernels import ahead, backends, selfcheck, side_row, triton_backen
 from divserve_kernels.ahead import Ahead, Job
 from divserve_kernels.selfcheck import Kind
 from divserve_kernels.triton_launch import Gpu, compiling_for
-from tests.kernels.cases import MIX, streams_of
+from tests.kernels.cases import CPU, MIX, streams_of
 from tests.support.cubins import resources
 
 H100 = Gpu(90, 132)
@@ -276,4 +276,27 @@ def test_a_worker_knows_the_kinds_of_its_tensors() -> None:
 @pytest.mark.parametrize("kind", [Kind(torch.float32, torch.float32, 1000), Kind(torch.bfloat16)])
 def test_the_check_passes_beside_amateurs(kind: Kind) -> None:
     """Their logits in a tensor of their own, with a shorter vocabulary."""
-    assert selfcheck.check(torch.device("cpu"), kinds=(kind,)).passed
+    assert selfcheck.check(CPU, kinds=(kind,)).passed
+
+
+def test_the_log_says_so_before_a_long_compilation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from divserve.engine.worker import worker
+    from divserve_kernels import numba_jit
+
+    lines: list[str] = []
+    note = lambda line, *values: lines.append(line % values)  # noqa: E731
+    monkeypatch.setattr(worker.logger, "info", note)
+    started = SimpleNamespace(missing=2, wait=lambda: 1.5)
+    monkeypatch.setattr(worker, "compile_ahead", lambda *_: started)
+    assert worker._compile(CPU, 512, ()) is started  # type: ignore[comparison-overlap]
+    assert "compiling 2 variants" in lines.pop()
+    worker._wait(started)  # type: ignore[arg-type]
+    assert "compiled 1.5 s after the model was loaded" in lines.pop()
+    monkeypatch.setattr(numba_jit, "_FOLDER", str(tmp_path))
+    worker._check_kernels(CPU, 512)
+    assert ["about 10 s" in line for line in lines] == [True, False]
+    (tmp_path / "function.nbi").touch()
+    worker._check_kernels(CPU, 512)
+    assert "about 10 s" not in lines[2]
