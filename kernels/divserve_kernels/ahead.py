@@ -1,10 +1,11 @@
 """Compiles Triton kernels in processes of their own, all at once, before they are needed.
 
-Triton 3.6 keeps Python's lock while it compiles, so threads would gain nothing
-(`bench.first_start`). One process imports what is needed, then forks for each variant; it has no
-threads and no GPU, unlike the server. They compile into Triton's cache, where the server finds the
-kernels. Triton renames finished files into its cache, the one that makes a kernel valid last: a
-process that is ended leaves no half of one. What is missing in the end, the server compiles itself.
+Triton keeps Python's lock for much of a compilation: with 3.6 threads gain little
+(`bench.first_start`), and they would hold up the loading of the model. One process imports what is
+needed, then forks for each variant; it has no threads and no GPU, unlike the server. They compile
+into Triton's cache, where the server finds the kernels. Triton renames finished files into it, the
+one that makes a kernel valid last: a process that is ended leaves no half of one. What is missing
+in the end, the server compiles itself.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,8 @@ def check(device: torch.device, vocab: int = 1271, kinds: Sequence[Kind] = KINDS
                 side = logits.to(kind.amateurs)[:, : kind.amateurs_vocab]
                 streams = _beside(streams)
             expected, mine = logits.float().clone(), logits.float().clone()
-            statistics = reference.guide(logits.clone(), streams, side, expected)
+            with _one_thread():
+                statistics = reference.guide(logits.clone(), streams, side, expected)
             source = mine if kind.logits is torch.float32 else logits
             found = back_end.run(source, streams, side, mine)
             worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
@@ -149,6 +151,17 @@ def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Ten
     logits[::4, vocab // 2 :: 3] = -math.inf
     rows = (range(start, 3 * count, 3) for start in range(3))
     return logits.to(device), Streams.pack(programs, range(count), *rows)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For many small operations: on a busy machine, threads wait for each other at each of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _beside(streams: Streams) -> Streams:

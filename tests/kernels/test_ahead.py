@@ -276,7 +276,9 @@ def test_a_worker_knows_the_kinds_of_its_tensors() -> None:
 @pytest.mark.parametrize("kind", [Kind(torch.float32, torch.float32, 1000), Kind(torch.bfloat16)])
 def test_the_check_passes_beside_amateurs(kind: Kind) -> None:
     """Their logits in a tensor of their own, with a shorter vocabulary."""
+    threads = torch.get_num_threads()
     assert selfcheck.check(CPU, kinds=(kind,)).passed
+    assert torch.get_num_threads() == threads
 
 
 def test_the_log_says_so_before_a_long_compilation(
