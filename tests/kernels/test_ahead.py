@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -290,11 +291,11 @@ def test_the_log_says_so_before_a_long_compilation(
     lines: list[str] = []
     note = lambda line, *values: lines.append(line % values)  # noqa: E731
     monkeypatch.setattr(worker.logger, "info", note)
-    started = SimpleNamespace(missing=2, wait=lambda: 1.5)
+    started: Any = SimpleNamespace(missing=2, wait=lambda: 1.5)
     monkeypatch.setattr(worker, "compile_ahead", lambda *_: started)
-    assert worker._compile(CPU, 512, ()) is started  # type: ignore[comparison-overlap]
+    assert worker._compile(CPU, 512, ()) is started
     assert "compiling 2 variants" in lines.pop()
-    worker._wait(started)  # type: ignore[arg-type]
+    worker._wait(started)
     assert "compiled 1.5 s after the model was loaded" in lines.pop()
     monkeypatch.setattr(numba_jit, "_FOLDER", str(tmp_path))
     worker._check_kernels(CPU, 512)
