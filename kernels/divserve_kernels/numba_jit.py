@@ -19,7 +19,7 @@ from llvmlite.binding import ffi
 
 import divserve_contract
 
-__all__ = ["compiled"]
+__all__ = ["cached", "compiled"]
 
 
 def _cache_folder() -> str:
@@ -39,6 +39,11 @@ _FOLDER = _cache_folder()
 # llvmlite's library mistakes that name for one of its functions. It only affects the second and
 # later engines of a process, because numba is not loaded before.
 ffi.lib._fntab["__dict__"] = {}
+
+
+def cached() -> bool:
+    """Whether a process has compiled these sources before."""
+    return next(Path(_FOLDER).rglob("*.nbi"), None) is not None
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from divserve_contract import Form, Program
 from divserve_kernels import backends, reference
+from divserve_kernels.layout import FIRST_SIDE
 from divserve_kernels.streams import Programs, Streams
 
-__all__ = ["EXAMPLES", "Check", "check"]
+if TYPE_CHECKING:
+    from divserve_kernels.ahead import Ahead
+
+__all__ = ["EXAMPLES", "KINDS", "Check", "Kind", "check", "compile_ahead", "takes_long"]
 
 EXAMPLES: dict[str, Program] = {
     "plain": Program(),
@@ -56,26 +63,78 @@ class Check:
         return self.error <= LIMIT
 
 
-def check(device: torch.device, vocab: int = 1271) -> Check:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Tensors that a server gives to the kernels."""
+
+    logits: torch.dtype
+    amateurs: torch.dtype | None = None
+    """Of the logits of amateurs, if they are in ``side``."""
+    amateurs_vocab: int | None = None
+    """By default that of the logits."""
+
+
+KINDS = (Kind(torch.float32), Kind(torch.bfloat16))
+
+
+def compile_ahead(device: torch.device, vocab: int, kinds: Sequence[Kind] = KINDS) -> Ahead | None:
+    """Starts to compile all that `check` needs; None for a back end that does so by itself.
+
+    Raises:
+        ValueError: see `check`.
+    """
+    if backends.choose(device).name != "triton":
+        return None
+    from divserve_kernels.ahead import Ahead, Job
+    from divserve_kernels.triton_backend import compile_variant, variant
+    from divserve_kernels.triton_launch import Gpu
+
+    jobs = [
+        Job(
+            compile_variant.__module__,
+            variant(vocab, kind.logits, kind.amateurs, kind.amateurs_vocab or vocab, nucleus),
+        )
+        for kind in kinds
+        for nucleus in (True, False)
+    ]
+    return Ahead(jobs, Gpu.current(device))
+
+
+def takes_long(device: torch.device) -> bool:
+    """Whether the back end of a CPU has yet to be compiled, which takes about ten seconds."""
+    if backends.choose(device).name != "numba":
+        return False
+    from divserve_kernels.numba_jit import cached
+
+    return not cached()
+
+
+def check(device: torch.device, vocab: int = 1271, kinds: Sequence[Kind] = KINDS) -> Check:
     """Runs the device's back end and the reference on every example.
 
-    It runs every variant that is compiled separately, so that no request has to wait for one:
-    float32 and bfloat16 logits, with and without rows that keep a nucleus.
+    It runs every variant that is compiled separately, so that no request has to wait for one: each
+    kind of tensors, with and without rows that keep a nucleus.
 
     Raises:
         ValueError: ``DIVSERVE_KERNELS`` names a back end that cannot serve the device.
     """
     start = time.perf_counter()
     back_end = backends.choose(device)
+    if (ahead := compile_ahead(device, vocab, kinds)) is not None:
+        ahead.wait()
     worst = 0.0
-    for dtype in (torch.float32, torch.bfloat16):
+    for kind in kinds:
         for nucleus in (True, False):
             logits, streams = example(device, vocab, nucleus)
-            logits = logits.to(dtype)
+            logits, side = logits.to(kind.logits), None
+            if kind.amateurs is not None:
+                side = logits.to(kind.amateurs)[:, : kind.amateurs_vocab]
+                streams = _beside(streams)
             expected, mine = logits.float().clone(), logits.float().clone()
-            statistics = reference.guide(logits.clone(), streams, None, expected)
-            source = mine if dtype is torch.float32 else logits
-            found = back_end.run(source, streams, None, mine)
+            with _one_thread():
+                statistics = reference.guide(logits.clone(), streams, side, expected)
+            source = mine if kind.logits is torch.float32 else logits
+            found = back_end.run(source, streams, side, mine)
             worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
             worst = max(worst, _difference(found, statistics))
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
@@ -92,6 +151,22 @@ def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Ten
     logits[::4, vocab // 2 :: 3] = -math.inf
     rows = (range(start, 3 * count, 3) for start in range(3))
     return logits.to(device), Streams.pack(programs, range(count), *rows)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For many small operations: on a busy machine, threads wait for each other at each of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _beside(streams: Streams) -> Streams:
+    """The same streams with guides and third streams in ``side``."""
+    return replace(streams, guide=FIRST_SIDE - streams.guide, third=FIRST_SIDE - streams.third)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

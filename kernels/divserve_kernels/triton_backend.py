@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from divserve_contract import STATISTICS
+from divserve_contract import PARAMETERS, STATISTICS
 from divserve_kernels.streams import Streams
+from divserve_kernels.triton_launch import launch, multiprocessors
 from divserve_kernels.triton_math import ABSENT, INTERPRETED
 from divserve_kernels.triton_nucleus import FIELDS, search
 from divserve_kernels.triton_row import ALL, COMPARE, EXTENTS, WRITE, guide_segment
 
-__all__ = ["guide"]
+__all__ = ["compile_variant", "guide", "variant"]
 
 WARPS = 16
 WIDTH = 2048
@@ -43,11 +45,18 @@ def _row_of(primary, guide, third, slot, table, capacity, g):  # type: ignore[no
     return (primary + g, guide + g, third + g), (table + tl.load(slot + g), capacity)
 
 
-# Numbers that change from step to step must not each cause a new compilation.
+UNIT = 16
+"""Strides and sizes are passed in units of so many entries, if all are multiples of it: then they
+are known to be aligned, whatever they are, and loads and stores take four entries at a time."""
+
+
+# Numbers that differ between two calls of a server must not each cause a new compilation.
 @triton.jit(
-    do_not_specialize=["rows", "segments", "capacity"],
+    do_not_specialize=[
+        "stride", "side_stride", "out_stride", "rows", "vocab", "shared", "segments", "capacity",
+    ],
     do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
-)
+)  # fmt: skip
 def _segments(  # type: ignore[no-untyped-def]
     logits,  # [R, V] float32 or bfloat16
     stride, step,
@@ -61,11 +70,18 @@ def _segments(  # type: ignore[no-untyped-def]
     statistics,  # [rows, COLUMNS] float32
     semaphores,  # [groups] int32, 0 at the very first launch
     rows, vocab, shared, segments, capacity,
-    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, phase: tl.constexpr,
-    nucleus: tl.constexpr,
+    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, unit: tl.constexpr,
+    phase: tl.constexpr, nucleus: tl.constexpr,
 ):  # fmt: skip
-    """One phase, or all, of every row: each group of ``segments`` blocks takes every n-th row."""
-    sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
+    """One phase, or all, of every row: each group of ``segments`` blocks takes every n-th row.
+
+    Strides of rows, and sizes of vocabularies, are in units of ``unit`` entries.
+    """
+    sources = (
+        logits, stride * unit, step, side, side_stride * unit, side_step, vocab * unit,
+        shared * unit,
+    )  # fmt: skip
+    out_stride = out_stride * unit
     group, segment = tl.program_id(0) // segments, tl.program_id(0) % segments
     groups = tl.num_programs(0) // segments
     for g in range(group, rows, groups):
@@ -84,18 +100,21 @@ def _segments(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(
-    do_not_specialize=["segments", "capacity"],
+    do_not_specialize=["stride", "side_stride", "vocab", "shared", "segments", "capacity"],
     do_not_specialize_on_alignment=["primary", "guide", "third", "slot"],
 )
 def _nuclei(  # type: ignore[no-untyped-def]
     logits, stride, step, side, side_stride, side_step, primary, guide, third, slot, table, found,
     vocab, shared, segments, capacity,
-    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr,
+    width: tl.constexpr, strips: tl.constexpr, padded: tl.constexpr, unit: tl.constexpr,
 ):  # fmt: skip
     """Between the phases: one block finds the nucleus of a row. Arguments as above."""
     g = tl.program_id(0)
     if tl.load(primary + g) != ABSENT:
-        sources = (logits, stride, step, side, side_stride, side_step, vocab, shared)
+        sources = (
+            logits, stride * unit, step, side, side_stride * unit, side_step, vocab * unit,
+            shared * unit,
+        )  # fmt: skip
         row, program = _row_of(primary, guide, third, slot, table, capacity, g)
         search(
             sources, row, program, found + g * (FIELDS * padded), segments, width, strips, padded
@@ -116,29 +135,36 @@ def guide(
         width, strips: length of a strip, a power of two, and strips of a tile.
     """
     count, vocab = len(streams), logits.shape[1]
-    # If no stream is in it, any tensor will do.
-    side = logits if side is None else side
+    shared = vocab if side is None else min(vocab, side.shape[1])
+    # If no stream is in it, any float32 tensor will do: grounding vectors are float32 too.
+    side = out if side is None else side
     segments = triton.cdiv(vocab, width * strips)
     padded = triton.next_power_of_2(segments)
     device = logits.device
     found = torch.empty(count, FIELDS.value, padded, device=device)
     statistics = torch.empty(count, len(STATISTICS), device=device)
-    sources = (logits, *logits.stride(), side, *side.stride())
+    # A single row's stride may be anything.
+    strides = (tensor.stride(0) if len(tensor) > 1 else 0 for tensor in (logits, side, out))
+    lengths = (*strides, vocab, shared)
+    unit = UNIT if all(length % UNIT == 0 for length in lengths) else 1
+    stride, side_stride, out_stride, *sizes = (length // unit for length in lengths)
+    sources = (logits, stride, logits.stride(1), side, side_stride, side.stride(1))
     indices = (streams.primary, streams.guide, streams.third, streams.slot, streams.table)
-    sizes = (vocab, min(vocab, side.shape[1]), segments, streams.table.shape[1])
-    tile = {"width": width, "strips": strips, "padded": padded, **OPTIONS}
+    numbers = (*sizes, segments, streams.table.shape[1])
+    tile = {"width": width, "strips": strips, "padded": padded, "unit": unit, **OPTIONS}
     if _one_launch(segments, device):
-        groups = min(count, _multiprocessors(device) // segments)
+        groups = min(count, multiprocessors(device) // segments)
         phases, options = [ALL], {"launch_cooperative_grid": True}
     else:
         groups, phases, options = count, [EXTENTS, COMPARE, WRITE], {}
     for phase in phases:
-        _segments[(groups * segments,)](
-            *sources, out, *out.stride(), *indices, found, statistics, _semaphores(device), count,
-            *sizes, phase=phase.value, nucleus=streams.any_nucleus, **tile, **options,
+        launch(
+            _segments, (groups * segments,), *sources, out, out_stride, out.stride(1), *indices,
+            found, statistics, _semaphores(device), count, *numbers, phase=phase.value,
+            nucleus=streams.any_nucleus, **tile, **options,
         )  # fmt: skip
         if phase is EXTENTS and streams.any_nucleus:
-            _nuclei[(count,)](*sources, *indices, found, *sizes, **tile)
+            launch(_nuclei, (count,), *sources, *indices, found, *numbers, **tile)
     return statistics
 
 
@@ -146,21 +172,16 @@ def _one_launch(segments: int, device: torch.device) -> bool:
     """Whether all blocks of a row can run at once, and so meet."""
     if INTERPRETED.value or os.environ.get("DIVSERVE_TRITON") == "phased":
         return False
-    return segments <= _multiprocessors(device)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return segments <= multiprocessors(device)
 
 
 def _semaphores(device: torch.device) -> Tensor:
     """``[multiprocessors] int32``, one for each group that may run; they never need a reset."""
-    if device.type == "cpu":
-        return torch.zeros(1, dtype=torch.int32)
+    if device.type != "cuda":
+        return torch.zeros(1, dtype=torch.int32, device=device)
     if torch.cuda.is_current_stream_capturing():
         # The graph gets its own: memory set to 0 during capture is set to 0 when the graph runs.
-        return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)
+        return torch.zeros(multiprocessors(device), dtype=torch.int32, device=device)
     return _semaphores_of(device, torch.cuda.current_stream(device).cuda_stream)
 
 
@@ -168,4 +189,39 @@ def _semaphores(device: torch.device) -> Tensor:
 def _semaphores_of(device: torch.device, _stream: int) -> Tensor:
     """The semaphores of one CUDA stream: launches of two streams may run at the same time."""
     with torch.inference_mode(False):
-        return torch.zeros(_multiprocessors(device), dtype=torch.int32, device=device)
+        return torch.zeros(multiprocessors(device), dtype=torch.int32, device=device)
+
+
+def variant(
+    vocab: int, logits: torch.dtype, side: torch.dtype | None, side_vocab: int, nucleus: bool
+) -> dict[str, Any]:
+    """What tells the kernels of a server from those of others: arguments of `compile_variant`.
+
+    Args:
+        vocab, side_vocab: of the logits and of ``side``.
+        logits, side: their dtypes; None if ``side`` has float32 vectors or does not exist.
+        nucleus: whether any row keeps a nucleus.
+    """
+    return {
+        "padded": triton.next_power_of_2(triton.cdiv(vocab, WIDTH * STRIPS)),
+        "aligned": vocab % UNIT == 0 and (side is None or side_vocab % UNIT == 0),
+        "logits": str(logits).removeprefix("torch."),
+        "side": str(side or torch.float32).removeprefix("torch."),
+        "nucleus": nucleus,
+    }
+
+
+def compile_variant(padded: int, aligned: bool, logits: str, side: str, nucleus: bool) -> None:
+    """Makes the launches of a server with such tensors, for `ahead.Job`; see `variant`."""
+    vocab = padded * WIDTH * STRIPS - (0 if aligned else 1)
+    sources = [
+        torch.empty(1, vocab, dtype=getattr(torch, dtype), device="meta")
+        for dtype in (logits, side, "float32")
+    ]
+    index = torch.empty(1, dtype=torch.int64, device="meta")
+    table = torch.empty(len(PARAMETERS), 1, device="meta")
+    streams = Streams(
+        primary=index, guide=index, third=index, table=table, slot=index, forms=frozenset(),
+        any_third=True, any_nucleus=nucleus, any_plausibility=True,
+    )  # fmt: skip
+    guide(sources[0], streams, sources[1], sources[2])

@@ -29,7 +29,7 @@ from divserve.errors import StartupError, one_line
 
 __all__ = [
     "AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "amateur_tensors",
-    "check_overrides", "load_options",
+    "amateur_vocab", "check_overrides", "load_options",
 ]  # fmt: skip
 
 LOAD_FORMAT = "divserve_amateurs"
@@ -126,6 +126,12 @@ def amateur_tensors(model: nn.Module) -> list[Tensor]:
     """`Amateurs.own_tensors` of a served model; an empty list if it has no amateurs."""
     amateurs: Amateurs | None = getattr(model, ATTRIBUTE, None)
     return [] if amateurs is None else amateurs.own_tensors(model)
+
+
+def amateur_vocab(model: nn.Module) -> int | None:
+    """The shortest vocabulary of a served model's amateurs; None if it has no amateurs."""
+    amateurs: Amateurs | None = getattr(model, ATTRIBUTE, None)
+    return None if amateurs is None else min(amateurs.sizes)
 
 
 class Amateurs:

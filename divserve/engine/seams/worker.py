@@ -43,7 +43,7 @@ _WORKER = (
     *seams(
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "overridden",
         init_device="hooks into the runner that it builds; checks the kernels",
-        load_model="checks the store of hidden states",
+        load_model="checks the kernels and the store of hidden states",
         execute_model="ends the process if it fails on one of several ranks",
         sample_tokens="likewise",
         sleep="level 2 keeps the amateurs' weights", wake_up="puts them back",
@@ -58,6 +58,10 @@ _WORKER = (
         device="where the kernels run", model_config="the vocabulary",
         use_v2_model_runner="which runner it is", model_runner="re-classed",
         vllm_config="the load format",
+    ),
+    *seams(
+        "vllm.config.model:ModelConfig", WORKER, "read",
+        head_dtype="the dtype of logits, for which kernels are compiled",
     ),
     *seams(
         "vllm.lora.ops.torch_ops.lora_ops", LORA, "patched",

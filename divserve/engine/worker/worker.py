@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
@@ -17,7 +18,10 @@ from divserve.engine.worker import runner_v1, runner_v2
 from divserve.engine.worker.lora import skip_base_rows
 from divserve.engine.worker.ranks import Ranks
 from divserve.errors import StartupError
-from divserve_kernels.selfcheck import check
+from divserve_kernels.selfcheck import KINDS, Kind, check, compile_ahead, takes_long
+
+if TYPE_CHECKING:
+    from divserve_kernels.ahead import Ahead
 
 __all__ = ["GuidedCPUWorker", "GuidedGPUWorker"]
 
@@ -71,11 +75,14 @@ class GuidedGPUWorker(_LoudRank, Worker):
         """Builds vLLM's runner, then hooks into it."""
         super().init_device()
         _install(self)
-        _check_kernels(self.device, self.model_config.get_vocab_size())
+        self._ahead = _compile(self.device, self.model_config.get_vocab_size(), _kinds(self))
 
     def load_model(self, **kwargs: Any) -> None:
-        """Loads the models, then checks the hidden store."""
+        """Loads the models, then checks the kernels and the hidden store."""
         super().load_model(**kwargs)
+        _wait(self._ahead)
+        kinds = _kinds(self, loader.amateur_vocab(self.get_model()))
+        _check_kernels(self.device, self.model_config.get_vocab_size(), kinds)
         _check_store(self)
         self._amateurs = AmateursAsleep()
 
@@ -100,9 +107,41 @@ def _install(worker: Any) -> None:
     module.install(worker.model_runner)
 
 
-def _check_kernels(device: torch.device, vocab: int) -> None:
+def _kinds(worker: Any, amateurs_vocab: int | None = None) -> tuple[Kind, ...]:
+    """The tensors that the kernels of a GPU are given; those of a CPU do not depend on them.
+
+    Args:
+        worker: the GPU worker.
+        amateurs_vocab: if it is known.
+    """
+    dtype, load = worker.model_config.head_dtype, worker.vllm_config.load_config
+    alone = Kind(dtype)
+    if load.load_format == loader.LOAD_FORMAT and load.model_loader_extra_config["amateurs"]:
+        return alone, Kind(dtype, dtype, amateurs_vocab)
+    return (alone,)
+
+
+def _compile(device: torch.device, vocab: int, kinds: Sequence[Kind]) -> Ahead | None:
+    """Starts to compile the kernels in other processes, if the back end is compiled that way."""
+    ahead = compile_ahead(device, vocab, kinds)
+    if ahead is not None and ahead.missing:
+        logger.info(
+            "Guidance kernels: compiling %d variants (once for this GPU) while the model is loaded",
+            ahead.missing,
+        )
+    return ahead
+
+
+def _wait(ahead: Ahead | None) -> None:
+    if ahead is not None and ahead.missing:
+        logger.info("Guidance kernels: compiled %.1f s after the model was loaded", ahead.wait())
+
+
+def _check_kernels(device: torch.device, vocab: int, kinds: Sequence[Kind] = KINDS) -> None:
     """Compiles the kernels before the first request needs them, and checks their results."""
-    found = check(device, vocab)
+    if takes_long(device):
+        logger.info("Guidance kernels: compiling them, once on this machine (about 10 s)")
+    found = check(device, vocab, kinds)
     if not found.passed:
         raise StartupError(
             f"the {found.back_end} kernels are wrong on {device} (error {found.error:.1e}): "
