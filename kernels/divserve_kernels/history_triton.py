@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from divserve_kernels.triton_launch import launch
 from divserve_kernels.triton_math import INFINITY
 
-__all__ = ["nearest"]
+__all__ = ["compile_variant", "nearest"]
 
 TILE = 16
 """Positions that a program compares at once."""
@@ -22,7 +23,6 @@ WIDTH = 256
 """Numbers of each position that it reads at once: 32 sums in each thread's registers."""
 PROGRAMS = 1024
 """About how many programs run for all rows: a few per multiprocessor; also the most for one row."""
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -31,12 +31,14 @@ def _least(low, place):  # type: ignore[no-untyped-def]
     broken = tl.max((low != low).to(tl.int32), 0)
     lowest = tl.min(tl.where(low != low, INFINITY, low), 0)
     latest = tl.max(tl.where(low == lowest, place, -1), 0)
-    return tl.where(broken != 0, NAN, lowest), latest
+    # Not a constant of the module: Triton would find that it has changed, for it is not equal to
+    # itself.
+    return tl.where(broken != 0, float("nan"), lowest), latest
 
 
 # Numbers that change from step to step must not each cause a new compilation.
 @triton.jit(
-    do_not_specialize=["splits"],
+    do_not_specialize=["splits", "table_stride"],
     do_not_specialize_on_alignment=["tables", "rows", "starts", "stops", "neg_entropy"],
 )
 def _search(  # type: ignore[no-untyped-def]
@@ -125,10 +127,25 @@ def nearest(
     places = torch.empty(count, splits, dtype=torch.int32, device=device)
     kl = torch.empty(count, device=device)
     position = torch.empty(count, dtype=torch.int32, device=device)
-    _search[(count, splits)](
-        states, *states.stride()[:2], lse, tables, tables.stride(0), rows, starts, stops, mu,
-        mu.stride(0), neg_entropy, lows, places, splits, block=states.shape[1], hidden=hidden,
-        tile=TILE, width=min(WIDTH, triton.next_power_of_2(hidden)), enable_fp_fusion=True,
+    launch(
+        _search, (count, splits), states, *states.stride()[:2], lse, tables, tables.stride(0), rows,
+        starts, stops, mu, mu.stride(0), neg_entropy, lows, places, splits, block=states.shape[1],
+        hidden=hidden, tile=TILE, width=min(WIDTH, triton.next_power_of_2(hidden)),
+        enable_fp_fusion=True,
     )  # fmt: skip
-    _merge[(count,)](lows, places, splits, kl, position, padded=PROGRAMS, enable_fp_fusion=True)
+    launch(
+        _merge, (count,), lows, places, splits, kl, position, padded=PROGRAMS, enable_fp_fusion=True
+    )
     return kl, position
+
+
+def compile_variant(block: int, hidden: int, dtype: str) -> None:
+    """Makes the launches of a store of hidden states, for `ahead.Job`."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    states = empty(2, block, hidden, dtype=getattr(torch, dtype))
+    tables, ends = empty(1, 1, dtype=torch.int32), empty(1, dtype=torch.int32)
+    rows = empty(1, dtype=torch.int64)
+    nearest(states, empty(2 * block + 1), tables, rows, ends, ends, empty(1, hidden), empty(1), 1)

@@ -20,7 +20,7 @@ from divserve_kernels.streams import Programs, Streams
 if TYPE_CHECKING:
     from divserve_kernels.ahead import Ahead
 
-__all__ = ["EXAMPLES", "KINDS", "Check", "Kind", "check", "compile_ahead", "takes_long"]
+__all__ = ["EXAMPLES", "KINDS", "Check", "Kind", "States", "check", "compile_ahead", "takes_long"]
 
 EXAMPLES: dict[str, Program] = {
     "plain": Program(),
@@ -74,11 +74,28 @@ class Kind:
     """By default that of the logits."""
 
 
+@dataclass(frozen=True, slots=True)
+class States:
+    """A store of hidden states."""
+
+    block: int
+    """Positions of a page."""
+    hidden: int
+    dtype: torch.dtype
+
+
 KINDS = (Kind(torch.float32), Kind(torch.bfloat16))
 
 
-def compile_ahead(device: torch.device, vocab: int, kinds: Sequence[Kind] = KINDS) -> Ahead | None:
+def compile_ahead(
+    device: torch.device,
+    vocab: int,
+    kinds: Sequence[Kind] = KINDS,
+    states: States | None = None,
+) -> Ahead | None:
     """Starts to compile all that `check` needs; None for a back end that does so by itself.
+
+    With ``states``, what look-back needs as well.
 
     Raises:
         ValueError: see `check`.
@@ -97,6 +114,10 @@ def compile_ahead(device: torch.device, vocab: int, kinds: Sequence[Kind] = KIND
         for kind in kinds
         for nucleus in (True, False)
     ]
+    if states is not None:
+        dtype = str(states.dtype).removeprefix("torch.")
+        options = {"block": states.block, "hidden": states.hidden, "dtype": dtype}
+        jobs.append(Job("divserve_kernels.history_triton", options))
     return Ahead(jobs, Gpu.current(device))
 
 

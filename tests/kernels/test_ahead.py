@@ -14,9 +14,17 @@ import torch
 import triton
 from torch import Tensor
 
-from divserve_kernels import ahead, backends, selfcheck, side_row, triton_backend, triton_launch
+from divserve_kernels import (
+    ahead,
+    backends,
+    history_triton,
+    selfcheck,
+    side_row,
+    triton_backend,
+    triton_launch,
+)
 from divserve_kernels.ahead import Ahead, Job
-from divserve_kernels.selfcheck import Kind
+from divserve_kernels.selfcheck import Kind, States
 from divserve_kernels.triton_launch import Gpu, compiling_for
 from tests.kernels.cases import CPU, MIX, streams_of
 from tests.support.cubins import resources
@@ -32,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def jobs_of(vocab: int, *kinds: Kind) -> list[Job]:
+def jobs_of(vocab: int, *kinds: Kind, states: States | None = None) -> list[Job]:
     """The jobs of a server on an H100."""
     found: list[Job] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +48,7 @@ def jobs_of(vocab: int, *kinds: Kind) -> list[Job]:
         patch.setattr(backends, "choose", lambda _: back_end)
         patch.setattr(Gpu, "current", lambda _: H100)
         patch.setattr(ahead, "Ahead", lambda jobs, _: found.extend(jobs))
-        selfcheck.compile_ahead(torch.device("cuda"), vocab, kinds)
+        selfcheck.compile_ahead(torch.device("cuda"), vocab, kinds, states)
     return found
 
 
@@ -147,6 +155,32 @@ def test_one_variant_compiles(cache: Path) -> None:
         job.run(H100)
     assert hits == [True]
     assert Ahead([job], H100).missing == 0
+
+
+def test_look_back_compiles(cache: Path) -> None:
+    """And a server's calls, whatever its block tables and rows, find what has been compiled."""
+    (job,) = jobs_of(512, states=States(16, 576, torch.bfloat16))
+    Ahead([job], H100).wait()
+    assert job.mark(H100).exists()
+    kernels = {kernel.name: kernel for kernel in resources(cache)}
+    assert kernels.keys() == {"_search", "_merge"}
+    assert (kernels["_search"].registers <= 255, kernels["_search"].stack) == (True, 0)
+
+    at_start: set[tuple[str, str]] = set()
+    with keys(at_start):
+        history_triton.compile_variant(**job.options)
+    found: set[tuple[str, str]] = set()
+    # [blocks, heads, block, hidden] as in vLLM's cache, of which there is one head.
+    states = torch.zeros(5, 1, 16, 576, dtype=torch.bfloat16)[:, 0]
+    for blocks, count, first in ((128, 8, 0), (65, 1, 1), (1, 3, 0), (127, 16, 1)):
+        ends = torch.zeros(first + count, dtype=torch.int32)[first:]
+        rows, tables = torch.zeros(count).long(), torch.zeros(3, blocks, dtype=torch.int32)
+        mu, entropy = torch.zeros(count, 576), torch.zeros(first + count)[first:]
+        with keys(found):
+            history_triton.nearest(
+                states, torch.zeros(81), tables, rows, ends, ends, mu, entropy, 16 * blocks
+            )
+    assert found == at_start
 
 
 @pytest.mark.long
@@ -257,6 +291,20 @@ def test_a_context_ends_as_it_began() -> None:
     assert triton.runtime.driver._active is before
 
 
+def test_a_worker_knows_its_store_of_hidden_states() -> None:
+    from divserve.engine.models.loader import load_options
+    from divserve.engine.worker import worker
+
+    model = SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: 576)
+    load = SimpleNamespace(load_format="auto", model_loader_extra_config={})
+    config = SimpleNamespace(load_config=load, cache_config=SimpleNamespace(block_size=16))
+    server: Any = SimpleNamespace(model_config=model, vllm_config=config)
+    assert worker._states(server) is None
+    for stored, states in ((True, States(16, 576, torch.bfloat16)), (False, None)):
+        config.load_config = SimpleNamespace(**load_options(load, {}, hidden_states=stored))
+        assert worker._states(server) == states
+
+
 def test_a_worker_knows_the_kinds_of_its_tensors() -> None:
     from divserve.engine.models.loader import load_options
     from divserve.engine.worker import worker
@@ -293,7 +341,7 @@ def test_the_log_says_so_before_a_long_compilation(
     monkeypatch.setattr(worker.logger, "info", note)
     started: Any = SimpleNamespace(missing=2, wait=lambda: 1.5)
     monkeypatch.setattr(worker, "compile_ahead", lambda *_: started)
-    assert worker._compile(CPU, 512, ()) is started
+    assert worker._compile(CPU, 512, (), None) is started
     assert "compiling 2 variants" in lines.pop()
     worker._wait(started)
     assert "compiled 1.5 s after the model was loaded" in lines.pop()

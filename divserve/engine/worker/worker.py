@@ -18,7 +18,14 @@ from divserve.engine.worker import runner_v1, runner_v2
 from divserve.engine.worker.lora import skip_base_rows
 from divserve.engine.worker.ranks import Ranks
 from divserve.errors import StartupError
-from divserve_kernels.selfcheck import KINDS, Kind, check, compile_ahead, takes_long
+from divserve_kernels.selfcheck import (
+    KINDS,
+    Kind,
+    States,
+    check,
+    compile_ahead,
+    takes_long,
+)
 
 if TYPE_CHECKING:
     from divserve_kernels.ahead import Ahead
@@ -75,7 +82,8 @@ class GuidedGPUWorker(_LoudRank, Worker):
         """Builds vLLM's runner, then hooks into it."""
         super().init_device()
         _install(self)
-        self._ahead = _compile(self.device, self.model_config.get_vocab_size(), _kinds(self))
+        vocab = self.model_config.get_vocab_size()
+        self._ahead = _compile(self.device, vocab, _kinds(self), _states(self))
 
     def load_model(self, **kwargs: Any) -> None:
         """Loads the models, then checks the kernels and the hidden store."""
@@ -121,9 +129,23 @@ def _kinds(worker: Any, amateurs_vocab: int | None = None) -> tuple[Kind, ...]:
     return (alone,)
 
 
-def _compile(device: torch.device, vocab: int, kinds: Sequence[Kind]) -> Ahead | None:
+def _states(worker: Any) -> States | None:
+    """The store of hidden states that a GPU will have."""
+    config = worker.vllm_config
+    load, model = config.load_config, worker.model_config
+    if (
+        load.load_format != loader.LOAD_FORMAT
+        or not load.model_loader_extra_config["hidden_states"]
+    ):
+        return None
+    return States(config.cache_config.block_size, model.get_hidden_size(), model.dtype)
+
+
+def _compile(
+    device: torch.device, vocab: int, kinds: Sequence[Kind], states: States | None
+) -> Ahead | None:
     """Starts to compile the kernels in other processes, if the back end is compiled that way."""
-    ahead = compile_ahead(device, vocab, kinds)
+    ahead = compile_ahead(device, vocab, kinds, states)
     if ahead is not None and ahead.missing:
         logger.info(
             "Guidance kernels: compiling %d variants (once for this GPU) while the model is loaded",
