@@ -27,6 +27,7 @@ __all__ = ["install"]
 class GuidedRunnerV2:
     """Mixed into the runner's own class by `install`."""
 
+    sampler: Any
     divserve_stages: GuidanceStages
     divserve_pending: PendingGuidance | None = None
 
@@ -58,7 +59,7 @@ class GuidedRunnerV2:
                 logits, self.divserve_pending = found
             return logits
 
-        sampler: Any = self.sampler  # type: ignore[attr-defined]
+        sampler = self.sampler
 
         def sample_some(logits: Tensor, batch: Any) -> Any:
             kept = stages.sampled_rows
@@ -85,7 +86,7 @@ class GuidedRunnerV2:
         """Sets those of rows that look back; returns all previous ones, or None if none change."""
         if own is None:
             return None
-        state = self.sampler.sampling_states.temperature  # type: ignore[attr-defined]
+        state = self.sampler.sampling_states.temperature
         before: np.ndarray = state.np.copy()
         state.np[input_batch.idx_mapping_np[own.host_rows]] = own.host_values
         # Not with `copy_to_uva`: there is one buffer for each step in flight, and this step has
