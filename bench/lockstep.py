@@ -21,9 +21,11 @@ import random
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
@@ -108,21 +110,29 @@ def batches(setting: Setting, pairs: int, method: str, seed: int) -> tuple[list[
     return plain, guided
 
 
-def watched() -> list[float]:
-    """Seconds of the guidance operation in steps from now on, by the clock of its device."""
-    from divserve.engine.worker.report import PendingGuidance
+@contextmanager
+def watched(every: int | None = None) -> Iterator[list[float]]:
+    """Seconds of the guidance operation in steps from now on, by the clock of its device.
+
+    Args:
+        every: one in this many steps is timed on a GPU; by default as in service.
+    """
+    from divserve.engine.worker import report
 
     found: list[float] = []
-    collect = PendingGuidance.collect
+    collect = report.PendingGuidance.collect
 
-    def noting(self: PendingGuidance) -> Any:
+    def noting(self: report.PendingGuidance) -> Any:
         guidance = collect(self)
         if guidance.seconds is not None:
             found.append(guidance.seconds)
         return guidance
 
-    PendingGuidance.collect = noting  # type: ignore[method-assign]
-    return found
+    with (
+        mock.patch.object(report.PendingGuidance, "collect", noting),
+        mock.patch.object(report, "TIMED_EVERY", every or report.TIMED_EVERY),
+    ):
+        yield found
 
 
 def measure(setting: Setting, method: str, progress: Progress) -> Iterator[tuple[int, Figures]]:
@@ -139,17 +149,16 @@ def measure(setting: Setting, method: str, progress: Progress) -> Iterator[tuple
         "stock": Engine(setting.path, lockstep=False, **options),
         "ours": Engine(setting.path, **options),
     }
-    operation = watched()
     for pairs in setting.pairs:
         figures: Figures = {}
         for number in range(setting.rounds + 1):
-            operation.clear()
             plain, guided = batches(setting, pairs, method, number)
             runs = [("stock", "stock", plain), ("plain", "ours", plain), ("guided", "ours", guided)]
-            took = {
-                side: seconds(engines[engine], batch)
-                for side, engine, batch in rotated(runs, number)
-            }
+            with watched() as operation:
+                took = {
+                    side: seconds(engines[engine], batch)
+                    for side, engine, batch in rotated(runs, number)
+                }
             progress.advance(task)
             found = figures_of(took, 2 * pairs, setting.tokens)
             found["guidance operation, µs"] = 1e6 * statistics.median(operation)

@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
+from bench import plot_kernels
 from divserve import plots
 
 BENCHES = ("kernels", "look_back", "overload", "switching")
@@ -42,3 +43,24 @@ def test_the_plots_in_docs_show_the_committed_figures(name: str) -> None:
     shown = texts(bench.TARGET.read_text(encoding="utf-8"))
     assert texts(plots.svg(figure)) == shown
     assert len(shown) > 10
+
+
+def test_a_plot_has_a_part_for_each_kind_of_hardware() -> None:
+    def lines(hardware: str, back_end: str, vocab: int, micros: float) -> list[dict[str, str]]:
+        metrics = {f"{back_end}, µs": micros, f"torch / {back_end}": 3.0}
+        metrics[f"{back_end}, % of a copy"] = 50.0
+        return [
+            {"hardware": hardware, "case": f"1 pairs, V={vocab}", "metric": m, "value": str(v)}
+            for m, v in metrics.items()
+        ]
+
+    old, new = lines("a", "numba", 49_152, 200.0), lines("b", "numba", 49_152, 100.0)
+    gpu, other = lines("H", "triton", 151_936, 10.0), lines("H", "triton", 32_000, 5.0)
+    found = plot_kernels.drawn([*old, *new, *gpu, *other])
+    assert {name: hardware for name, (hardware, _) in found.items()} == {
+        "numba": "b",
+        "triton": "H",
+    }
+    assert found["triton"][1] == {"torch": [(1, 30.0)], "fused": [(1, 10.0)], "copy": [(1, 5.0)]}
+    assert len(plot_kernels.drawing(found).axes) == 2
+    assert [*plot_kernels.drawn(gpu)] == ["triton"]
