@@ -3,7 +3,7 @@
 Our overrides of vLLM's methods, and the vLLM methods that they call, are wrapped to read a clock on
 entry and exit: time is charged to whoever's code is innermost. The kernels count as ours. Only
 whole decoding steps (schedule, forward, sample, update) are measured. A GPU's time is not visible
-to that clock: there the kernels' time is the device's, and the host's time of launching them is ours
+to that clock: there the kernels' time is the device's, and launching them is the host's and ours
 too, although the two overlap: an upper bound.
 
     python -m bench.step_overhead                 # SmolLM2, 1 pair and 8 pairs, about a minute
