@@ -20,6 +20,7 @@ from tests.deploy.test_images import last_stage
 from tests.support.container import STATE, UID, image_environment, running, sandbox
 from tests.support.deploy import CHART, DEPLOY, load
 from tests.support.models import ROOT
+from tests.support.platform import cpu_only
 from tests.support.server import START_TIMEOUT_S, STOP_TIMEOUT_S, free_port
 
 IMAGE = dict(last_stage(DEPLOY / "Dockerfile.cpu"))
@@ -33,7 +34,7 @@ ENVIRONMENT = image_environment(IMAGE["ENV"]) | {
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, cpu_only("the image is that for CPUs")]
 
 
 @dataclass(frozen=True)

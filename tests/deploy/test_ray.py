@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.deploy import CHART, DEPLOY, SETUP, load, load_all, manifests, of_kind
 from tests.support.models import ROOT
+from tests.support.platform import cpu_only
 from tests.support.server import clean_environment, free_port
 
 RAY = DEPLOY / "ray"
@@ -28,6 +29,7 @@ DOCUMENT = "The tower now stands in Berlin."
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason=f"Ray Serve is not here: {SETUP}"
 )
+without_gpu = cpu_only("the replicas of this file have no GPU")
 
 
 def config() -> Any:
@@ -247,6 +249,7 @@ def answers_of_replicas() -> list[float]:
 
 
 @needs_ray
+@without_gpu
 @pytest.mark.long
 def test_guided_requests_reach_both_replicas(client: openai.OpenAI) -> None:
     before = answers_of_replicas()
@@ -264,6 +267,7 @@ def test_guided_requests_reach_both_replicas(client: openai.OpenAI) -> None:
 
 
 @needs_ray
+@without_gpu
 @pytest.mark.long
 def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
     chunks = [chunk for chunk in guided(client, stream=True) if chunk.choices]
@@ -272,6 +276,7 @@ def test_a_stream_comes_in_pieces(client: openai.OpenAI) -> None:
 
 
 @needs_ray
+@without_gpu
 @pytest.mark.long
 def test_errors_are_divserve_s(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -284,6 +289,7 @@ def test_errors_are_divserve_s(client: openai.OpenAI) -> None:
 
 
 @needs_ray
+@without_gpu
 @pytest.mark.long
 def test_strangers_are_refused(url: str) -> None:
     stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
@@ -292,6 +298,7 @@ def test_strangers_are_refused(url: str) -> None:
 
 
 @needs_ray
+@without_gpu
 @pytest.mark.long
 def test_the_chart_s_test_passes_against_a_real_server(url: str, keys: Path) -> None:
     """The program that `helm test` runs in the cluster."""

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.models import ROOT
+from tests.support.platform import server_flags
 from tests.support.server import START_TIMEOUT_S, clean_environment, free_port
 
 LEAVES_WITHIN_S = 10.0
@@ -27,7 +28,7 @@ class Start:
 
     def __init__(self, model: Path, log: Path, flags: Sequence[str] = ()) -> None:
         self.log = log
-        command = [sys.executable, "-m", "divserve", "serve", str(model), *flags]
+        command = [sys.executable, "-m", "divserve", "serve", str(model), *server_flags(), *flags]
         variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
         with log.open("w") as output:
             self.process = subprocess.Popen(

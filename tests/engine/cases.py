@@ -15,6 +15,8 @@ METHOD_NAMES = ("cfg", "cad", "adacad", "kl_temperature", "coiecd", "instructive
 NEAR_TIE = 1e-2 if ON_GPU else 1e-3
 """If the gap between the two best logits is smaller, float32 rounding may pick either token. A GPU
 adds in other orders and approximates the exponentials of attention."""
+LOGPROB_ERROR = 1e-3 if ON_GPU else 1e-4
+"""Error of a log-prob in float32, nats, between batches of other sizes; for the same reason."""
 
 
 @dataclass
@@ -47,6 +49,15 @@ def mixed_cases(
         cases.append(Case(prompt, guide, method, tokens, expected))
     rng.shuffle(cases)
     return cases
+
+
+def shared(expected: Answer, near_tie: float = NEAR_TIE, on_gpu: bool = ON_GPU) -> int:
+    """How many tokens of an answer are the same in every batch.
+
+    All on a CPU. A GPU adds in another order in another batch, which matters at a near-tie.
+    """
+    ties = (i for i, margin in enumerate(expected.margins) if on_gpu and margin < near_tie)
+    return next(ties, len(expected.tokens))
 
 
 def run(engine: Engine, cases: list[Case], **options: Any) -> list[list[int]]:

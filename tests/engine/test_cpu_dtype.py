@@ -12,6 +12,7 @@ from transformers import DeepseekV3Config, LlamaConfig, PreTrainedConfig, Qwen3N
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from divserve.startup import cpu
+from tests.support.platform import cpu_only
 
 INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {}}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
@@ -50,6 +51,7 @@ def args_of(folder: Path, config: PreTrainedConfig, **fields: Any) -> AsyncEngin
     return AsyncEngineArgs(model=str(folder), **{"dtype": "float32", **fields})
 
 
+@cpu_only("a GPU's dtype is vLLM's choice")
 def test_the_arguments_follow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = args_of(tmp_path, Qwen3NextConfig())
     logger = logging.getLogger("vllm.divserve")
@@ -63,6 +65,7 @@ def test_the_arguments_follow(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "bfloat16 instead of float32, because vLLM's gated delta networks" in caplog.text
 
 
+@cpu_only("a GPU's dtype is vLLM's choice")
 def test_what_works_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_amx", lambda: True)
     plain = args_of(tmp_path / "plain", LlamaConfig())

@@ -20,9 +20,14 @@ from tests.support.hf_batch import greedy_batch
 from tests.support.hf_models import contrast
 from tests.support.look_back import problems, recorded
 from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.platform import ON_GPU
+
+pytestmark = pytest.mark.gpu
 
 GROUPS, EACH, TOKENS = 20, 10, 6
 SOME = 5
+SURE = 0.85 if ON_GPU else 0.95
+"""Share of the answers without a near-tie in the reference: at least 0.90 and 0.98."""
 AIDED = ("contrastive", "proxy_tuning", "dexperts")
 ALONE = ("entropy_temperature", *AIDED)
 RULE = {"threshold": 1.5, "k": 5}
@@ -125,7 +130,7 @@ def test_many_prompts(engine: Engine, models: Models, groups: list[Group], metho
     assert set(engine.leftovers().values()) == {0}
     # Near-ties of the reference end a comparison; there are hardly any.
     sure = sum(min(case.expected.margins) >= NEAR_TIE for case in cases)
-    assert sure > 0.95 * len(cases)
+    assert sure > SURE * len(cases)
 
 
 def test_look_back(engine: Engine, models: Models, groups: list[Group]) -> None:

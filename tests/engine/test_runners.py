@@ -21,7 +21,7 @@ from tests.support.platform import ON_GPU, OPTIONS
 
 pytestmark = pytest.mark.gpu
 
-LIMIT_S = 180 if ON_GPU else 600
+LIMIT_S, COMPILED_LIMIT_S = (120, 300) if ON_GPU else (600, 600)
 """Seconds until a child is stopped: a launch that hangs must not hold the GPU."""
 V2 = "vllm.v1.worker.gpu.model_runner"
 
@@ -32,12 +32,20 @@ class Way:
 
     options: dict[str, Any] = field(default_factory=dict)
     v2: bool = True
+    limit_s: float = LIMIT_S
 
 
 EAGER = Way()
 # Without the compiler, so that an engine starts in seconds.
 GRAPHS = Way({"enforce_eager": False, "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"}})
-COMPILED = Way({"enforce_eager": False})
+# What the benches use: prompts run without a graph.
+DECODE_GRAPHS = Way(
+    {
+        "enforce_eager": False,
+        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+    }
+)
+COMPILED = Way({"enforce_eager": False}, limit_s=COMPILED_LIMIT_S)
 V1 = Way(v2=False)
 V1_GRAPHS = Way(GRAPHS.options, v2=False)
 
@@ -68,7 +76,7 @@ def ran(way: Way, module: str, *arguments: str) -> Any:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=way.limit_s,
     )
     assert child.returncode == 0, child.stderr[-3000:]
     result = json.loads(child.stdout.splitlines()[-1])
@@ -104,6 +112,7 @@ def test_amateurs_and_continuations(way: Way, tiny: Path, tmp_path: Path) -> Non
         case(EAGER, "sync", 0, name="sync"),
         gpu_case(GRAPHS, "async", 0, name="graphs"),
         gpu_case(GRAPHS, "async", 11, name="graphs, tight"),
+        gpu_case(DECODE_GRAPHS, "async", 0, name="decode graphs"),
         gpu_case(V1, "async", 0, name="V1"),
         gpu_case(V1_GRAPHS, "async", 0, name="V1, graphs"),
         gpu_case(COMPILED, "async", 0, name="compiled", long=True),

@@ -24,6 +24,8 @@ def prepare() -> None:
     vLLM uses Triton only where a driver exists; the interpreter does not require one.
     """
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+    # For whoever runs the module without pytest; see `tests.conftest`.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     if ON_GPU:
         return
     os.environ["TRITON_INTERPRET"] = "1"

@@ -50,40 +50,57 @@ def stacked(
     return Order(stack.spec(temperature, in_order, grounding or ())).pack()
 
 
+def llm_arguments(
+    options: dict[str, Any], lockstep: bool, on_gpu: bool = platform.ON_GPU
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`: the defaults of tests, those of the platform, then what is asked.
+
+    Args:
+        options: of `Engine`: vLLM's, and ``amateurs``, ``look_back``, ``asynchronous``, ``blocks``.
+        lockstep: whether divserve is installed in the engine.
+        on_gpu: the platform.
+    """
+    asked = dict(options)
+    asynchronous = asked.pop("asynchronous", False)
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 16,
+        "block_size": 32,
+        "disable_log_stats": True,
+        **platform.engine_options(lockstep=lockstep, asynchronous=asynchronous, on_gpu=on_gpu),
+    }
+    if blocks := asked.pop("blocks", None):
+        settings["num_gpu_blocks_override"] = blocks
+    amateurs, look_back = asked.pop("amateurs", {}), asked.pop("look_back", False)
+    if amateurs or look_back:
+        extra = {
+            "amateurs": amateurs,
+            "hidden_states": look_back,
+            "load_format": asked.pop("load_format", "auto"),
+            "extra": {},
+        }
+        settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
+    return settings | asked
+
+
 class Engine:
     """A vLLM ``LLM`` in this process with (or without) the lock-step scheduler."""
 
     def __init__(self, model: Path, *, lockstep: bool = True, **options: Any) -> None:
         from vllm import LLM
 
-        settings: dict[str, Any] = {
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 1024,
-            "max_num_batched_tokens": 64,
-            "max_num_seqs": 16,
-            "block_size": 32,
-            "disable_log_stats": True,
-            "skip_tokenizer_init": not (model / "tokenizer.json").exists(),
-        }
-        if blocks := options.pop("blocks", None):
-            settings["num_gpu_blocks_override"] = blocks
-        amateurs, look_back = options.pop("amateurs", {}), options.pop("look_back", False)
-        if amateurs or look_back:
-            extra = {
-                "amateurs": amateurs,
-                "hidden_states": look_back,
-                "load_format": options.pop("load_format", "auto"),
-                "extra": {},
-            }
-            settings |= {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
-        self.asynchronous = options.pop("asynchronous", False)
+        options |= platform.told()
+        self.asynchronous = options.get("asynchronous", False)
         if self.asynchronous and not platform.ON_GPU:
             from tests.support.async_cpu import allow_async_scheduling
 
             allow_async_scheduling()
-        settings |= platform.engine_options(lockstep=lockstep, asynchronous=self.asynchronous)
-        self.llm = LLM(model=str(model), **settings | options | platform.told())
+        tokenizer = (model / "tokenizer.json").exists()
+        settings = {"skip_tokenizer_init": not tokenizer} | llm_arguments(options, lockstep)
+        self.llm = LLM(model=str(model), **settings)
         self.core = self.llm.llm_engine
         self.scheduler: Any = self.core.engine_core.engine_core.scheduler
         self.total_blocks = self.free_blocks()

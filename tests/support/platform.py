@@ -11,6 +11,8 @@ import torch
 
 __all__ = ["ON_GPU", "OPTIONS", "cpu_only", "engine_options", "server_flags"]
 
+# As vLLM asks. torch's own way starts CUDA in this process, and those forked later cannot use it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ON_GPU = torch.cuda.is_available()
 OPTIONS = "DIVSERVE_TEST_ENGINE"
 """Environment variable: arguments of `vllm.LLM` as JSON, which win over those of a test."""

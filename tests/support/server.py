@@ -125,7 +125,7 @@ def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
 
 def clean_environment() -> dict[str, str]:
     """A user's environment: without what the in-process engines of other tests have set."""
-    ours = {*ENVIRONMENT, "OMP_NUM_THREADS"}
+    ours = {*ENVIRONMENT, "OMP_NUM_THREADS", "TRITON_F32_DEFAULT"}
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     return environment | {"VLLM_LOGGING_LEVEL": "WARNING"}
 
