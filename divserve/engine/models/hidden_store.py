@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +155,8 @@ class HiddenStore:
         states = torch.zeros(shape, dtype=layer.kv_cache_torch_dtype, device=weight.device)
         count, most = 8, 1024
         lse = torch.zeros(layer.block_size + 1, device=weight.device)
-        table = torch.zeros(count, most // layer.block_size + 1, dtype=torch.int32).to(lse.device)
+        shape = (count, most // layer.block_size + 1)
+        table = torch.zeros(shape, dtype=torch.int32, device=lse.device)
         rows = torch.arange(count, device=lse.device)
         starts = torch.zeros(count, dtype=torch.int32, device=lse.device)
         mu = torch.zeros(count, layer.head_size, device=lse.device)
@@ -186,7 +187,9 @@ class _Builder(CacheOnlyAttentionMetadataBuilder):
     it for a part of the rows, but require data parallelism, which divserve rejects.)
     """
 
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.ALWAYS
+    @classmethod
+    def get_cudagraph_support(cls, _vllm_config: Any, _kv_cache_spec: Any) -> AttentionCGSupport:
+        return AttentionCGSupport.ALWAYS
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any) -> Any:
         context = self.vllm_config.compilation_config.static_forward_context

@@ -234,7 +234,7 @@ _MODELS = (
     *seams(
         f"{HIDDEN}:CacheOnlyAttentionMetadataBuilder", STORE, "overridden",
         build="tells the store of a step before its forward",
-        _cudagraph_support="full graphs of any batch",
+        get_cudagraph_support="any batch may replay a full graph",
     ),
     *seams(
         f"{HIDDEN}:CacheOnlyAttentionMetadataBuilder", STORE, "read", vllm_config="finds the store",
