@@ -43,9 +43,7 @@ def _without(keys, key):  # type: ignore[no-untyped-def]
 
 
 # Numbers that differ between steps or layouts must not each cause a new compilation.
-@triton.jit(
-    do_not_specialize=["stride", "vocab", "k"], do_not_specialize_on_alignment=["wanted"]
-)
+@triton.jit(do_not_specialize=["stride", "vocab", "k"], do_not_specialize_on_alignment=["wanted"])
 def _search(  # type: ignore[no-untyped-def]
     logits,  # [N, vocab] float32
     stride, vocab,
@@ -69,9 +67,7 @@ def _search(  # type: ignore[no-untyped-def]
             keys = _without(keys, key)
 
 
-@triton.jit(
-    do_not_specialize=["k", "count"], do_not_specialize_on_alignment=["wanted"]
-)
+@triton.jit(do_not_specialize=["k", "count"], do_not_specialize_on_alignment=["wanted"])
 def _merge(  # type: ignore[no-untyped-def]
     best,  # [N, count] int64
     wanted,  # [N] bool
@@ -103,9 +99,7 @@ def likeliest(logits: Tensor, wanted: Tensor, k: int, tile: int = TILE) -> Tenso
     tiles = triton.cdiv(vocab, tile)
     best = torch.empty(count, tiles * k, dtype=torch.int64, device=logits.device)
     found = torch.empty(count, k, dtype=torch.int64, device=logits.device)
-    _search[(count, tiles)](
-        logits, logits.stride(0), vocab, wanted, best, k, tile=tile, **OPTIONS
-    )
+    _search[(count, tiles)](logits, logits.stride(0), vocab, wanted, best, k, tile=tile, **OPTIONS)
     padded = triton.next_power_of_2(tiles * MOST)
     _merge[(count,)](best, wanted, found, k, tiles * k, padded=padded, most=MOST, **OPTIONS)
     return found

@@ -152,9 +152,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> HiddenStore:
     return store
 
 
-def test_the_store_asks_for_no_value(
-    store: HiddenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_store_asks_for_no_value(store: HiddenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(hidden_store, "LOGITS", 64 * 4 * VOCAB)
 

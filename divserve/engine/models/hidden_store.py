@@ -37,9 +37,9 @@ ATTRIBUTE = "divserve_hidden"
 LAYER = "divserve_hidden.layers.0.attn"
 
 LOGITS = 128 << 20
-"""Most bytes of float32 logits that `HiddenStore.fill` has at a time (220 positions at V = 151,936);
-with a 16-bit head and the temporary of the sum, 2.5 times as many. Enough positions for a GPU to
-compute instead of waiting for the head's weights, and less than what vLLM leaves free."""
+"""Most bytes of float32 logits that `HiddenStore.fill` has at a time: 220 positions at V = 151,936,
+so that reading the head's weights does not dominate. With 16-bit logits and the temporary of the
+sum it takes 2.5 times as many, of the memory that vLLM leaves free."""
 
 
 class HiddenStore:
@@ -238,4 +238,3 @@ def store_of(model: nn.Module) -> HiddenStore | None:
     """The store of a model; None without ``--look-back``."""
     found: HiddenStore | None = getattr(model, ATTRIBUTE, None)
     return found
-

@@ -43,7 +43,7 @@ class LinearHead:
         return weight
 
     def mean(self, probs: Tensor) -> Tensor:
-        """Σ p(v)·w_v in the scale of the logits, ``[N, H] float32``, of probabilities ``[N, V]``."""
+        """μ = Σ p(v)·w_v in the scale of the logits, ``[N, H] float32``, of ``[N, V] float32``."""
         return expected_row(probs, self.weight) * self._scale()
 
     def check(self, head: Head) -> None:
