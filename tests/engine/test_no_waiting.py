@@ -22,7 +22,7 @@ from divserve_kernels import Nearest, expected_row, guide, likeliest, nearest
 from divserve_kernels.selfcheck import example
 from tests.support.step_calls import found
 
-ENGINE, KERNELS = (Path(p.__file__).parent for p in (divserve, divserve_kernels))
+ENGINE, KERNELS = (Path(package.__path__[0]) for package in (divserve, divserve_kernels))
 FILES = [
     *(ENGINE / "engine/worker").glob("*.py"),
     *(ENGINE / f"engine/models/{name}.py" for name in ("hidden_store", "linear_head")),

@@ -17,7 +17,7 @@ from tests.support.engine import Engine, order, random_prompt, stacked
 from tests.support.hf import Reference
 from tests.support.look_back import problems, recorded
 from tests.support.models import TINY_VOCAB, make_tiny
-from tests.support.waiting import SetMode, forbidden, watch
+from tests.support.waiting import WAITED, SetMode, forbidden, watch
 
 TOKENS = 20
 METHODS: dict[type, tuple[str, ...]] = {
@@ -110,10 +110,14 @@ def test_no_step_waits(
 
 
 def test_the_mode_is_reset() -> None:
+    """Also after an error, which is raised in the forbidding mode."""
     modes: list[str] = []
-    with pytest.raises(KeyError), forbidden(modes.append):
-        assert modes == ["error"]
-        raise KeyError
+
+    def wait() -> None:
+        raise RuntimeError(f"{modes}: {WAITED}")
+
+    with pytest.raises(RuntimeError, match=r"\['error'\]: called"), forbidden(modes.append):
+        wait()
     assert modes == ["error", "default"]
 
 

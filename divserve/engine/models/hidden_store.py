@@ -155,8 +155,8 @@ class HiddenStore:
         states = torch.zeros(shape, dtype=layer.kv_cache_torch_dtype, device=weight.device)
         count, most = 8, 1024
         lse = torch.zeros(layer.block_size + 1, device=weight.device)
-        shape = (count, most // layer.block_size + 1)
-        table = torch.zeros(shape, dtype=torch.int32, device=lse.device)
+        blocks = most // layer.block_size + 1
+        table = torch.zeros(count, blocks, dtype=torch.int32, device=lse.device)
         rows = torch.arange(count, device=lse.device)
         starts = torch.zeros(count, dtype=torch.int32, device=lse.device)
         mu = torch.zeros(count, layer.head_size, device=lse.device)
