@@ -72,6 +72,10 @@ def served(
     engine = Engine(model, amateurs={"amateur": str(amateur)}, look_back=True, **options)
     calls, rows = watch(METHODS, replace, set_mode), recorded(engine)
     wrong: list[str] = []
+    # vLLM resolves the mode in place: it must not have lowered the one that was asked for.
+    resolved = engine.core.vllm_config.compilation_config.cudagraph_mode.name
+    if resolved != options.get("compilation_config", {}).get("cudagraph_mode", "NONE"):
+        wrong.append(f"graphs: {resolved}")
     for _ in range(2):
         rows.clear()
         cases = requests(random.Random(2))

@@ -188,7 +188,7 @@ class _Builder(CacheOnlyAttentionMetadataBuilder):
     """
 
     @classmethod
-    def get_cudagraph_support(cls, _vllm_config: Any, _kv_cache_spec: Any) -> AttentionCGSupport:
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         return AttentionCGSupport.ALWAYS
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any) -> Any:
