@@ -31,6 +31,7 @@ from torch import Tensor, float32
 
 from divserve_contract import PARAMETERS, STATISTICS, Form
 from divserve_kernels import backends
+from divserve_kernels.candidates import likeliest
 from divserve_kernels.history import Nearest, expected_row, nearest
 from divserve_kernels.layout import ABSENT, side_row
 from divserve_kernels.streams import Programs, Streams
@@ -45,6 +46,7 @@ __all__ = [
     "Streams",
     "expected_row",
     "guide",
+    "likeliest",
     "nearest",
     "side_row",
 ]  # fmt: skip

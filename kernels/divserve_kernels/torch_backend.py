@@ -119,7 +119,8 @@ def _gathered(logits: Tensor, streams: Streams, side: Tensor | None, work: Tenso
             z3.masked_fill_(beyond, -math.inf)
     # A GPU is not asked whether there are masked entries: that would mean waiting for it.
     lowest = torch.minimum(z1.amin(), z2.amin())
-    masked = torch.isneginf(z1) if z1.is_cuda or bool(torch.isneginf(lowest)) else None
+    ask = z1.device.type == "cpu"
+    masked = None if ask and not bool(torch.isneginf(lowest)) else torch.isneginf(z1)
     if masked is not None:
         z2.masked_fill_(torch.isneginf(z2.amax(-1, keepdim=True)), 0.0)
         if beyond is not None:

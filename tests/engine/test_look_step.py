@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from divserve.decoding.look import Look
+from divserve.decoding.look import Look, LookState
 from divserve.engine.order import ProbeOrder
 from divserve.engine.worker import look_back
 from divserve.engine.worker.look_back import LookBack
-from divserve.engine.worker.look_step import FAR, LookStep
+from divserve.engine.worker.look_step import FAR, LookStep, readable
 from divserve.engine.worker.slots import Slots
 from divserve.engine.worker.staging import Staging
 
@@ -38,6 +38,26 @@ def test_a_row_is_offered_its_own_candidates_only() -> None:
     assert bool((others <= -2.0 - FAR).all())
     torch.testing.assert_close(others - others[0], logits[2, [0, 2, 3]] - logits[2, 0])
     assert guided[0].isnan().any()
+
+
+def test_only_alarms_are_ranked() -> None:
+    """A clear row has no candidates, one that takes a candidate keeps its own; NaN is no alarm."""
+    step: Any = SimpleNamespace(
+        thresholds=torch.tensor([1.0, 1.0, 1.0, 1.0]),
+        chosen=torch.tensor([False, True, False, False]),
+        candidates=torch.tensor([[0.0, 0.0], [4.0, 2.0], [0.0, 0.0], [0.0, 0.0]]),
+        candidate_cells=torch.arange(8).view(4, 2),
+    )
+    raw = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]]).repeat(4, 1)
+    kl = torch.tensor([1.0, 0.5, 1.5, math.nan])
+    found = LookStep._report(step, raw, kl, torch.arange(4, dtype=torch.int32), torch.arange(8.0))
+    alarm, chosen, clear = (float(s) for s in (LookState.ALARM, LookState.CHOSEN, LookState.CLEAR))
+    assert found[:3].tolist() == [
+        [1.0, 1.0, alarm, 1.0, 3.0, 0.0, 1.0],
+        [0.5, 2.0, chosen, 4.0, 2.0, 2.0, 3.0],
+        [1.5, 3.0, clear, 0.0, 0.0, 4.0, 5.0],
+    ]
+    assert readable(found[3].tolist(), 2)[1:] == (4.0, clear)
 
 
 class Requests:

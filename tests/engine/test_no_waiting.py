@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,25 +11,32 @@ import pytest
 import torch
 
 import divserve
+import divserve_kernels
 from divserve.engine.models import hidden_store
 from divserve.engine.models.hidden_store import HiddenStore
 from divserve.engine.worker.dropped import DroppedTokens
 from divserve.engine.worker.look_step import LookStep
 from divserve.engine.worker.third_streams import ThirdStreamCheck
 from divserve.engine.worker.vocabulary import VocabularyCap
-from divserve_kernels import Nearest
+from divserve_kernels import Nearest, expected_row, guide, likeliest, nearest
+from divserve_kernels.selfcheck import example
+from tests.support.step_calls import found
 
-ROOT = Path(divserve.__file__).parent / "engine"
-FILES = [*sorted((ROOT / "worker").glob("*.py")), ROOT / "models/hidden_store.py"]
-WAITING = {
-    "all", "any", "argwhere", "cpu", "item", "masked_select", "nonzero", "numpy", "synchronize",
-    "tolist", "unique", "wait",
-}  # fmt: skip
-"""Methods that read a tensor's values."""
-COPYING = ("torch.as_tensor", "torch.tensor", "torch.from_numpy")
-"""They copy to a device from memory that is not pinned."""
+ENGINE, KERNELS = (Path(package.__path__[0]) for package in (divserve, divserve_kernels))
+FILES = [
+    *(ENGINE / "engine/worker").glob("*.py"),
+    *(ENGINE / f"engine/models/{name}.py" for name in ("hidden_store", "linear_head")),
+    # Not what runs on a CPU only, or not in a step.
+    *(
+        path
+        for path in KERNELS.glob("*.py")
+        if not any(word in path.stem for word in ("numba", "reference", "selfcheck"))
+    ),
+]
 
 HOST = "an array of the host"
+ON_CPU = "asked of a CPU only"
+PINNED = "to or from pinned memory"
 ALLOWED = {
     "grounding.py: grounded.any()": HOST,
     "pipeline.py: groups.names.tolist()": HOST,
@@ -54,52 +60,89 @@ ALLOWED = {
     "vocabulary.py: (caps < self._vocab).any()": HOST,
     "vocabulary.py: np.unique(caps[caps < self._vocab])": HOST,
     "vocabulary.py: np.unique(caps[caps < self._vocab]).tolist()": HOST,
-    "look_step.py: near.any()": "asked of a CPU only",
-    "hidden_store.py: slots.unique()": "asked of a CPU only",
+    "look_back.py: cells[known]": HOST,
+    "look_back.py: tokens[known]": HOST,
+    "vocabulary.py: caps[caps < self._vocab]": HOST,
+    "vocabulary.py: rows[caps == cap]": HOST,
+    "hidden_store.py: slots.unique()": ON_CPU,
+    "hidden_store.py: slots[lse[slots].isnan()]": ON_CPU,
+    "torch_backend.py: guided[chosen]": ON_CPU,
+    "torch_backend.py: primary[chosen]": ON_CPU,
+    "torch_backend.py: out.copy_(source.index_select(0, index))": "stays on its device",
+    "staging.py: self._target[used].copy_(self._host[used], non_blocking=True)": PINNED,
+    "report.py: host.copy_(values, non_blocking=True)": PINNED,
+    "streams.py: host.to(device, non_blocking=True)": PINNED,
+    "streams.py: torch.tensor(values, dtype=dtype, pin_memory=device.type == 'cuda')": PINNED,
     "report.py: self.event.synchronize()": "when the output is collected, after the step",
     "report.py: self.failures.any()": "the copy on the host, after its event",
     "report.py: self.statistics.tolist()": "the copy on the host, after its event",
     "report.py: self.statistics.isnan().any()": "the copy on the host, after its event",
     "report.py: found.values.tolist()": "the copy on the host, after its event",
 }
-"""Calls that do not wait, and why."""
+"""Calls and indexes that do not wait, and why."""
 
 
-def calls(path: Path) -> set[str]:
-    """The calls in a file that may wait for the device."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return {
-        f"{path.name}: {ast.unparse(call)}"
-        for call in found
-        if isinstance(call.func, ast.Attribute)
-        and (call.func.attr in WAITING or ast.unparse(call.func) in COPYING)
-    }
+def test_nothing_in_a_step_waits() -> None:
+    assert set().union(*map(found, FILES)) == ALLOWED.keys()
 
 
-def test_no_call_in_a_step_waits() -> None:
-    assert set().union(*map(calls, FILES)) == ALLOWED.keys()
+WAITS = """
+x.item()
+if (x > 0).any(): pass
+torch.tensor(y, device=d).unbind()
+y.to(device, non_blocking=True)
+y.copy_(z)
+known = ~x.isnan()
+first, kept = 0, known & (x < 1)
+x[known]
+x[x == 1, 0]
+y[0][kept] = 1
+x.eq(z)[x.eq(z)]
+"""
+RUNS = """
+z.sum()
+z.any(-1)
+z.to(torch.float32)
+x[index]
+x[0, 1:]
+x[y is None]
+torch.where(x > 0, x, 0)
+"""
 
 
-def test_such_calls_are_found(tmp_path: Path) -> None:
+def test_what_waits_is_found(tmp_path: Path) -> None:
     path = tmp_path / "some.py"
-    path.write_text("x.item()\nif (x > 0).any():\n  torch.tensor(y, device=d).unbind()\nz.sum()\n")
-    assert calls(path) == {
-        "some.py: x.item()", "some.py: (x > 0).any()", "some.py: torch.tensor(y, device=d)",
+    path.write_text(WAITS)
+    assert found(path) == {
+        f"some.py: {waits}"
+        for waits in (
+            "x.item()", "(x > 0).any()", "torch.tensor(y, device=d)",
+            "y.to(device, non_blocking=True)", "y.copy_(z)", "x[known]", "x[x == 1, 0]",
+            "y[0][kept]", "x.eq(z)[x.eq(z)]",
+        )
     }  # fmt: skip
+    path.write_text(RUNS)
+    assert found(path) == set()
 
 
 # On the device "meta" tensors have no values: whatever asks for one raises, also the truth of a
 # tensor and a boolean index, which no list of names finds.
 META = torch.device("meta")
+VOCAB = 50
+
+
+def model_of(weight: torch.Tensor) -> Any:
+    """A model with this head."""
+    return SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> HiddenStore:
     """A store of 6 blocks of 4 positions, and two rows of up to 8 tokens."""
-    model: Any = SimpleNamespace(lm_head=SimpleNamespace(weight=torch.zeros(50, 8, device=META)))
+    model = model_of(torch.zeros(VOCAB, 8, device=META))
     layer = SimpleNamespace(kv_cache=torch.zeros(6, 1, 4, 8, device=META))
     store = HiddenStore(model, layer)
+    store.bind()
     store.begin(
         SimpleNamespace(
             seq_lens=torch.zeros(2, dtype=torch.int32, device=META),
@@ -109,12 +152,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> HiddenStore:
     )
     near = Nearest(torch.zeros(3, device=META), torch.zeros(3, dtype=torch.int32, device=META))
     monkeypatch.setattr(hidden_store, "nearest", lambda *args, **kwargs: near)
-    monkeypatch.setattr(hidden_store, "expected_row", lambda probs, weight: probs[:, :8])
     return store
 
 
-def test_the_store_asks_for_no_value(store: HiddenStore) -> None:
+def test_the_store_asks_for_no_value(store: HiddenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
+    monkeypatch.setattr(hidden_store, "LOGITS", 64 * 4 * VOCAB)
 
     def head(states: torch.Tensor) -> torch.Tensor:
         sizes.append(len(states))
@@ -153,6 +196,21 @@ def test_a_step_asks_for_no_value(store: HiddenStore) -> None:
     third.apply(logits, torch.zeros(3, 5, device=META))
 
 
+def test_the_kernels_ask_for_no_value() -> None:
+    """The portable back ends: Triton's launches depend on shapes alone."""
+    logits, streams = example(META, 300)
+    out = torch.empty_like(logits)
+    for side in (None, logits[:2, :200]):
+        assert guide(logits.bfloat16(), streams, side=side, out=out).shape[0] == len(streams)
+    rows = torch.zeros(3, dtype=torch.int64, device=META)
+    low = torch.zeros(3, dtype=torch.int32, device=META)
+    table, states = torch.zeros(5, 4, dtype=torch.int32, device=META), out[:24].view(6, 4, 300)
+    near = nearest(states, out[0], table, rows, low, low, out[:3], out[:3, 0], most=16)
+    assert near.kl.shape == (3,)
+    assert likeliest(out, out[:, 0] > 0, 7).shape == (len(out), 7)
+    assert expected_row(out, torch.zeros(300, 8, device=META)).shape == (len(out), 8)
+
+
 def test_log_sum_exps_are_computed_once_on_a_cpu_and_the_same_everywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,8 +223,8 @@ def test_log_sum_exps_are_computed_once_on_a_cpu_and_the_same_everywhere(
     for on_cpu in (True, False):
         if not on_cpu:
             monkeypatch.setattr(hidden_store, "_unknown", lambda slots, lse: slots)
-        model: Any = SimpleNamespace()
-        store = HiddenStore(model, SimpleNamespace(kv_cache=states))
+        store = HiddenStore(model_of(weight), SimpleNamespace(kv_cache=states))
+        store.bind()
         store._table = torch.tensor([[2, 1], [2, 5]], dtype=torch.int32)
         store.lse[9] = 7.0
         seen: list[int] = []

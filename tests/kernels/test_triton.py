@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from divserve_kernels.selfcheck import check
-from tests.kernels import test_guide, test_history, test_nearness, test_parity
+from tests.kernels import test_candidates, test_guide, test_history, test_nearness, test_parity
 from tests.kernels.cases import INTERPRETED, assert_parity, back_end, made_up
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = (test_guide, test_history, test_nearness, test_parity)
+MODULES = (test_candidates, test_guide, test_history, test_nearness, test_parity)
 CPU_ONLY = {
     "test_parity_anywhere", "test_repeat_runs_are_bitwise_equal", "test_the_environment_decides",
 }  # fmt: skip

@@ -11,7 +11,7 @@ Each slot also has lse_j. It is known where a token was sampled, else computed w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ from vllm.model_executor.models.extract_hidden_states import (
     CacheOnlyAttentionLayer,
     CacheOnlyAttentionMetadataBuilder,
 )
+from vllm.v1.attention.backend import AttentionCGSupport
 
-from divserve.errors import StartupError
-from divserve_kernels.history import Nearest, expected_row, nearest
+from divserve.decoding.look import MAX_CANDIDATES
+from divserve.engine.models.linear_head import Head, LinearHead
+from divserve_kernels.candidates import likeliest
+from divserve_kernels.history import Nearest, nearest
 from divserve_kernels.streams import send
 
 __all__ = ["LAYER", "Head", "HiddenStore", "attach", "store_of"]
@@ -33,17 +36,10 @@ __all__ = ["LAYER", "Head", "HiddenStore", "attach", "store_of"]
 ATTRIBUTE = "divserve_hidden"
 LAYER = "divserve_hidden.layers.0.attn"
 
-Head = Callable[[Tensor], Tensor]
-"""The model's head: hidden states ``[n, H]`` to logits ``[n, V]``."""
-
-SLICE = 64
-"""Number of positions whose logits are in memory at a time."""
-PROBE_LOGIT = 20.0
-"""Largest logit of the made-up states of `HiddenStore.check`: large enough to reveal soft-caps."""
-TOLERANCE = {torch.float32: 2e-3}
-"""Nats by which KL(p‖p) may differ from 0, by the dtype of the head; 16-bit logits are rounded to
-1/8 near `PROBE_LOGIT`."""
-ROUNDED = 0.25
+LOGITS = 128 << 20
+"""Most bytes of float32 logits that `HiddenStore.fill` has at a time: 220 positions at V = 151,936,
+so that reading the head's weights does not dominate. With 16-bit logits and the temporary of the
+sum it takes 2.5 times as many, of the memory that vLLM leaves free."""
 
 
 class HiddenStore:
@@ -51,10 +47,12 @@ class HiddenStore:
 
     def __init__(self, model: nn.Module, layer: Any) -> None:
         self._layer = layer
-        self._model = model
-        self._lse: Tensor | None = None
+        self._head = LinearHead(model)
+        self.lse: Tensor = torch.empty(0)
+        """``[blocks · block + 1] float32`` by slot; NaN where unknown; the last one is unused."""
         self.seq_lens: Tensor = torch.empty(0, dtype=torch.int32)
-        """``[R] int32``: tokens of each row, including those of this step."""
+        """``[R] int32``: tokens of each row, including those of this step; maybe more rows, which
+        are padding. vLLM's own buffer, like the block table: valid until its next step."""
         self._table: Tensor = torch.empty(0, 0, dtype=torch.int32)
 
     @property
@@ -63,13 +61,15 @@ class HiddenStore:
         cache: Tensor = self._layer.kv_cache
         return cache[:, 0]
 
-    @property
-    def lse(self) -> Tensor:
-        """``[blocks · block + 1] float32`` by slot; NaN where unknown; the last one is unused."""
+    def bind(self) -> None:
+        """Makes room for the log-sum-exps of a new KV cache.
+
+        Not in a step: memory from a CUDA graph's pool would be used again by other graphs.
+        """
         blocks, block = self.states.shape[:2]
-        if self._lse is None or len(self._lse) != blocks * block + 1:
-            self._lse = torch.full((blocks * block + 1,), math.nan, device=self.states.device)
-        return self._lse
+        device = self.states.device
+        with torch.inference_mode(False):
+            self.lse = torch.full((blocks * block + 1,), math.nan, device=device)
 
     def begin(self, metadata: Any) -> None:
         """Prepares for a step before its forward, which writes new states to its slots.
@@ -78,10 +78,11 @@ class HiddenStore:
             metadata: vLLM's ``CommonAttentionMetadata``.
         """
         self.seq_lens, self._table = metadata.seq_lens, metadata.block_table_tensor
+        # vLLM also profiles with a model that has no KV cache.
         if self._layer.kv_cache.numel():
             # Padding has slot −1 and lands in the unused one.
-            lse = self.lse
-            lse.index_fill_(0, metadata.slot_mapping.remainder(len(lse)).long(), math.nan)
+            slots = metadata.slot_mapping.remainder(len(self.lse)).long()
+            self.lse.index_fill_(0, slots, math.nan)
 
     def copied(self, copies: list[tuple[int, int]], num_blocks: int) -> None:
         """Repeats vLLM's copies of blocks (source, destination), before their step's forward."""
@@ -98,7 +99,9 @@ class HiddenStore:
         """Computes the log-sum-exps that are not known yet.
 
         Which these are is only asked of a CPU; a GPU would have to be waited for, and computes the
-        logits of all positions instead. Call it only in the first step of a request or an alarm.
+        logits of all positions instead: those that are known keep their value. The number of calls
+        of the head depends on the spans alone (`LOGITS`). Call it only in the first step of a
+        request or an alarm.
 
         Args:
             spans: row, first position, and one past the last.
@@ -111,7 +114,7 @@ class HiddenStore:
         slots = self._slots(*send(np.stack((rows, positions)), torch.int64, device))
         if device.type == "cpu":
             slots = _unknown(slots, self.lse)
-        for part in slots.split(SLICE):
+        for part in slots.split(max(1, LOGITS // (4 * len(self._head.weight)))):
             logits = head(self.states[part // block, part % block])
             known = self.lse.index_select(0, part)
             found = logits.float().logsumexp(-1).where(known.isnan(), known)
@@ -134,59 +137,34 @@ class HiddenStore:
             probs: ``[N, V] float32``.
             negative_entropy: ``[N] float32``: Σ p log p.
         """
-        mu = expected_row(probs, self._weight()) * self._scale()
-        states, table = self.states, self._table
+        mu, states, table = self._head.mean(probs), self.states, self._table
         most = min(most, table.shape[1] * states.shape[1])
         return nearest(states, self.lse, table, rows, *spans, mu, negative_entropy, most=most)
 
     def check(self, head: Head) -> None:
-        """Checks on made-up states that log p(v) = w_v·h − lse holds: KL(p‖p) must be 0.
-
-        Raises:
-            StartupError: it does not, so look-back would compare with wrong distributions.
-        """
-        head_module = _head_of(self._model)
-        if getattr(head_module, "bias", None) is not None:
-            raise StartupError("--look-back: this model's head has a bias")
-        weight = self._weight()
-        if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
-            raise StartupError("--look-back: this model's head is quantised or packed")
-        some = weight[:: max(1, len(weight) // 8)][:8].float()
-        states = (some * (PROBE_LOGIT / some.square().sum(-1, keepdim=True))).to(weight.dtype)
-        logits = head(states).float()
-        probs = logits.softmax(-1)
-        mu = expected_row(probs, weight) * self._scale()
-        error = ((probs * logits).sum(-1) - (mu * states.float()).sum(-1)).abs().max()
-        limit = TOLERANCE.get(logits.dtype if weight.dtype == torch.float32 else None, ROUNDED)  # type: ignore[arg-type]
-        if not error <= limit:
-            raise StartupError(
-                "--look-back: this model's logits are not linear in its hidden states (a soft-cap, "
-                f"a bias, a quantised head?): KL(p‖p) is {float(error):.2g} nats, not 0"
-            )
+        """See `LinearHead.check`."""
+        self._head.check(head)
 
     def warm(self) -> None:
-        """Compiles the comparison, single- and multi-threaded, so that no request waits for it."""
-        weight, layer = self._weight(), self._layer
+        """Compiles the comparison, single- and multi-threaded, and the choice of candidates.
+
+        Otherwise the first requests would wait for it.
+        """
+        weight, layer = self._head.weight, self._layer
         shape = (1, layer.block_size, layer.head_size)
         states = torch.zeros(shape, dtype=layer.kv_cache_torch_dtype, device=weight.device)
         count, most = 8, 1024
         lse = torch.zeros(layer.block_size + 1, device=weight.device)
-        table = torch.zeros(count, most // layer.block_size + 1, dtype=torch.int32).to(lse.device)
+        blocks = most // layer.block_size + 1
+        table = torch.zeros(count, blocks, dtype=torch.int32, device=lse.device)
         rows = torch.arange(count, device=lse.device)
         starts = torch.zeros(count, dtype=torch.int32, device=lse.device)
         mu = torch.zeros(count, layer.head_size, device=lse.device)
         for length in (1, most):
             ends = torch.full_like(starts, length)
             nearest(states, lse, table, rows, starts, ends, mu, lse[:count], most=length)
-
-    def _weight(self) -> Tensor:
-        weight: Tensor | None = getattr(_head_of(self._model), "weight", None)
-        if weight is None:
-            raise StartupError("--look-back: this model's head is quantised or packed")
-        return weight
-
-    def _scale(self) -> float:
-        return float(getattr(getattr(self._model, "logits_processor", None), "scale", 1.0))
+        logits = torch.zeros(1, len(weight), device=weight.device)
+        likeliest(logits, torch.ones(1, dtype=torch.bool, device=weight.device), MAX_CANDIDATES)
 
     def _slots(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Slots ``[N] int64`` of positions ``[N] int64`` of rows ``[N] int64``."""
@@ -201,7 +179,17 @@ def _unknown(slots: Tensor, lse: Tensor) -> Tensor:
 
 
 class _Builder(CacheOnlyAttentionMetadataBuilder):
-    """vLLM calls it in Python before every forward, even if that is a replayed CUDA graph."""
+    """vLLM calls it in Python before every forward, even if that is a replayed CUDA graph.
+
+    Both runners also call it before they capture one, not in the captured region, with slots of −1.
+    What is captured is the layer's write of the states. It reads the slots from a buffer that each
+    runner keeps and fills anew in every step, so any batch may replay it. (Microbatches would call
+    it for a part of the rows, but require data parallelism, which divserve rejects.)
+    """
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        return AttentionCGSupport.ALWAYS
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any) -> Any:
         context = self.vllm_config.compilation_config.static_forward_context
@@ -220,6 +208,10 @@ class _Layer(CacheOnlyAttentionLayer):
 
     def get_attn_backend(self) -> type[CacheOnlyAttentionBackend]:
         return _Backend
+
+    def bind_kv_cache(self, kv_cache: Tensor) -> None:
+        super().bind_kv_cache(kv_cache)
+        self.store.bind()
 
 
 def attach(model: nn.Module, vllm_config: Any, hidden_size: int) -> None:
@@ -245,11 +237,4 @@ def attach(model: nn.Module, vllm_config: Any, hidden_size: int) -> None:
 def store_of(model: nn.Module) -> HiddenStore | None:
     """The store of a model; None without ``--look-back``."""
     found: HiddenStore | None = getattr(model, ATTRIBUTE, None)
-    return found
-
-
-def _head_of(model: nn.Module) -> nn.Module:
-    """The module with the rows w_v."""
-    inner: Any = model
-    found: nn.Module = inner.lm_head if hasattr(inner, "lm_head") else inner.model.embed_tokens
     return found

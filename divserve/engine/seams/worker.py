@@ -25,6 +25,7 @@ DROPPED = "divserve/engine/worker/dropped.py"
 LORA = "divserve/engine/worker/lora.py"
 DROP = "divserve/engine/models/drop.py"
 LOADING = "divserve/engine/models/loader.py"
+HEAD = "divserve/engine/models/linear_head.py"
 STORE = "divserve/engine/models/hidden_store.py"
 
 MIXED_INTO = {
@@ -238,12 +239,13 @@ _MODELS = (
     *seams(f"{MODEL}:VllmModel", STORE, "overridden", forward="its states are stored"),
     *seams(
         f"{HIDDEN}:CacheOnlyAttentionLayer", STORE, "overridden",
-        get_attn_backend="ours",
+        get_attn_backend="ours", bind_kv_cache="makes room for the log-sum-exps",
     ),
     *seams(f"{HIDDEN}:CacheOnlyAttentionBackend", STORE, "overridden", get_builder_cls="ours"),
     *seams(
         f"{HIDDEN}:CacheOnlyAttentionMetadataBuilder", STORE, "overridden",
         build="tells the store of a step before its forward",
+        get_cudagraph_support="any batch may replay a full graph",
     ),
     *seams(
         f"{HIDDEN}:CacheOnlyAttentionMetadataBuilder", STORE, "read", vllm_config="finds the store",
@@ -263,7 +265,7 @@ _MODELS = (
         slot_mapping="slots that are written",
     ),
     *seams(
-        "vllm.model_executor.layers.logits_processor:LogitsProcessor", STORE, "read",
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor", HEAD, "read",
         scale="of the logits",
     ),
     *seams(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from divserve.decoding.look import LookState
 from divserve.engine.models.hidden_store import HiddenStore
+from divserve_kernels import likeliest
 
 __all__ = ["LookStep", "readable"]
 
@@ -97,11 +98,8 @@ class LookStep:
         near = kl <= self.thresholds
         alarm = torch.where(near, float(LookState.ALARM), float(LookState.CLEAR))
         state = torch.where(self.chosen, float(LookState.CHOSEN), alarm)
-        candidates = self.candidates
-        # On a CPU it costs nothing to check whether any row needs them; on a GPU it means waiting.
-        if near.device.type != "cpu" or bool(near.any()):
-            top = raw.topk(candidates.shape[1]).indices.float()
-            candidates = torch.where(self.chosen[:, None], candidates, top)
+        top = likeliest(raw, near & ~self.chosen, self.candidates.shape[1]).float()
+        candidates = torch.where(self.chosen[:, None], self.candidates, top)
         head = torch.stack((kl, position.float() + 1, state), dim=1)
         return torch.cat((head, candidates, kls[self.candidate_cells]), dim=1)
 
