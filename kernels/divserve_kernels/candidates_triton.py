@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from divserve_kernels.candidates import MOST
+from divserve_kernels.triton_launch import launch
 
-__all__ = ["likeliest"]
+__all__ = ["compile_variant", "likeliest"]
 
 TILE = 8192
 """Logits that a program ranks, in its registers."""
@@ -44,7 +45,7 @@ def _without(keys, key):  # type: ignore[no-untyped-def]
 
 # Numbers that differ between steps or layouts must not each cause a new compilation.
 @triton.jit(do_not_specialize=["stride", "vocab", "k"], do_not_specialize_on_alignment=["wanted"])
-def _search(  # type: ignore[no-untyped-def]
+def _rank_tile(  # type: ignore[no-untyped-def]
     logits,  # [N, vocab] float32
     stride, vocab,
     wanted,  # [N] bool
@@ -68,7 +69,7 @@ def _search(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["k", "count"], do_not_specialize_on_alignment=["wanted"])
-def _merge(  # type: ignore[no-untyped-def]
+def _rank_row(  # type: ignore[no-untyped-def]
     best,  # [N, count] int64
     wanted,  # [N] bool
     found,  # [N, k] int64, written
@@ -99,7 +100,15 @@ def likeliest(logits: Tensor, wanted: Tensor, k: int, tile: int = TILE) -> Tenso
     tiles = triton.cdiv(vocab, tile)
     best = torch.empty(count, tiles * k, dtype=torch.int64, device=logits.device)
     found = torch.empty(count, k, dtype=torch.int64, device=logits.device)
-    _search[(count, tiles)](logits, logits.stride(0), vocab, wanted, best, k, tile=tile, **OPTIONS)
+    rows = (logits, logits.stride(0), vocab, wanted)
+    launch(_rank_tile, (count, tiles), *rows, best, k, tile=tile, **OPTIONS)
     padded = triton.next_power_of_2(tiles * MOST)
-    _merge[(count,)](best, wanted, found, k, tiles * k, padded=padded, most=MOST, **OPTIONS)
+    merged = (best, wanted, found, k, tiles * k)
+    launch(_rank_row, (count,), *merged, padded=padded, most=MOST, **OPTIONS)
     return found
+
+
+def compile_variant(vocab: int) -> None:
+    """Makes the launches of a vocabulary, for `ahead.Job`."""
+    logits = torch.empty(1, vocab, device="meta")
+    likeliest(logits, torch.empty(1, dtype=torch.bool, device="meta"), 1)

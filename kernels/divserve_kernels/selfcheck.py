@@ -118,6 +118,7 @@ def compile_ahead(
         dtype = str(states.dtype).removeprefix("torch.")
         options = {"block": states.block, "hidden": states.hidden, "dtype": dtype}
         jobs.append(Job("divserve_kernels.history_triton", options))
+        jobs.append(Job("divserve_kernels.candidates_triton", {"vocab": vocab}))
     return Ahead(jobs, Gpu.current(device))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from divserve_kernels import (
     ahead,
     backends,
+    candidates_triton,
     history_triton,
     selfcheck,
     side_row,
@@ -159,16 +160,19 @@ def test_one_variant_compiles(cache: Path) -> None:
 
 def test_look_back_compiles(cache: Path) -> None:
     """And a server's calls, whatever its block tables and rows, find what has been compiled."""
-    (job,) = jobs_of(512, states=States(16, 576, torch.bfloat16))
-    Ahead([job], H100).wait()
-    assert job.mark(H100).exists()
+    jobs = jobs_of(512, states=States(16, 576, torch.bfloat16))
+    nearest, likeliest = jobs
+    Ahead(jobs, H100).wait()
+    assert all(job.mark(H100).exists() for job in jobs)
     kernels = {kernel.name: kernel for kernel in resources(cache)}
-    assert kernels.keys() == {"_search", "_merge"}
-    assert (kernels["_search"].registers <= 255, kernels["_search"].stack) == (True, 0)
+    assert kernels.keys() == {"_search", "_merge", "_rank_tile", "_rank_row"}
+    assert all(kernel.registers <= 255 for kernel in kernels.values())
+    assert kernels["_search"].stack == kernels["_rank_tile"].stack == 0
 
     at_start: set[tuple[str, str]] = set()
     with keys(at_start):
-        history_triton.compile_variant(**job.options)
+        history_triton.compile_variant(**nearest.options)
+        candidates_triton.compile_variant(**likeliest.options)
     found: set[tuple[str, str]] = set()
     # [blocks, heads, block, hidden] as in vLLM's cache, of which there is one head.
     states = torch.zeros(5, 1, 16, 576, dtype=torch.bfloat16)[:, 0]
@@ -180,6 +184,8 @@ def test_look_back_compiles(cache: Path) -> None:
             history_triton.nearest(
                 states, torch.zeros(81), tables, rows, ends, ends, mu, entropy, 16 * blocks
             )
+            wanted = torch.zeros(first + count, dtype=torch.bool)[first:]
+            candidates_triton.likeliest(torch.zeros(count, 512), wanted, 1 + 4 * count)
     assert found == at_start
 
 
