@@ -100,14 +100,14 @@ for stage in "$@"; do
     tests "SmolLM2's tokens" 150 1 "not long" tests/smollm2 ;;
   smoke) bench smoke 240 "$MODEL_OUT" --look-back --amateur drop:4 ||
     bench smoke 150 "$MODEL_OUT" --look-back --amateur drop:4 --enforce-eager ;;
-  speed)
+  speed) # What matters most comes first.
     bench lockstep 150 --size "$small" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
     bench lockstep 200 --size "$large" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
     bench two_models 90 --only contrast --size "$small" "${graphs[@]}" "${few[@]}"
     bench look_back 90 --only itl --size "$small" "${graphs[@]}" --rounds 3 --record
     bench step_overhead 50 --size "$small" "${graphs[@]}"
     bench sampling 60 --record
-    bench first_start 100 --record ;;
+    bench first_start 100 --rounds 1 --serve "$MODEL_OUT" --record ;;
   speed2)
     bench lockstep 300 --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
     bench menu 200 --size "$small" "${graphs[@]}" ;;
