@@ -150,6 +150,12 @@ def _needs(program: Program) -> int:
 
 
 def send(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of ``values`` on ``device``; pinned, so that the host does not wait."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    """A tensor of ``values``, lists or an array, on ``device``; the host does not wait for a GPU.
+
+    torch pins no tensor while making it from an array, so the copy to pinned memory is a step of
+    its own. Memory is pinned for no empty tensor.
+    """
+    host = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda" and host.numel():
+        host = torch.empty_like(host, pin_memory=True).copy_(host)
     return host.to(device, non_blocking=True)
