@@ -20,7 +20,7 @@
 #   COMMIT      commit for results.csv, where git's folder is missing
 #   MODEL_OUT   folder of the prepared SmolLM2
 #   PYTHON      the interpreter
-#   REHEARSE=1  the same steps without a GPU, with tiny models: do the commands work?
+#   REHEARSE=1  the same steps without a GPU, with tiny models: do the commands work? Saves nothing.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,8 +37,9 @@ export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-ERROR}
 began=$SECONDS failed=0
 if [ -n "${REHEARSE:-}" ]; then
   small=tiny large=tiny graphs=(--dtype float32) pairs=(--pairs 1 --pairs 2) few=(--tokens 8 --rounds 1)
+  save=(--no-save) record=()
 elif nvidia-smi >/dev/null 2>&1; then
-  small=1.5b large=8b graphs=(--mode graphs) few=(--tokens 128 --rounds 3)
+  small=1.5b large=8b graphs=(--mode graphs) few=(--tokens 128 --rounds 3) save=() record=(--record)
   pairs=(--pairs 1 --pairs 8 --pairs 32 --pairs 64)
 else
   echo "bench/gpu.sh needs an NVIDIA GPU, and nvidia-smi finds none (REHEARSE=1 tries the commands without)." >&2
@@ -88,8 +89,8 @@ for stage in "$@"; do
     fi ;;
   kernels)
     tests "tests of the kernels" 240 6 "not long" tests/kernels tests/engine/test_telemetry.py
-    bench kernels 240 ||
-      bench kernels 120 --no-compile
+    bench kernels 240 "${save[@]}" ||
+      bench kernels 120 --no-compile "${save[@]}"
     bench plot_kernels 60 ;;
   identity) tests "identity" 330 4 "not long" tests/engine ;;
   identity2) tests "identity, long" 560 3 long tests/engine ;;
@@ -101,16 +102,16 @@ for stage in "$@"; do
   smoke) bench smoke 240 "$MODEL_OUT" --look-back --amateur drop:4 ||
     bench smoke 150 "$MODEL_OUT" --look-back --amateur drop:4 --enforce-eager ;;
   speed) # What matters most comes first.
-    bench lockstep 150 --size "$small" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
-    bench lockstep 200 --size "$large" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
-    bench two_models 90 --only contrast --size "$small" "${graphs[@]}" "${few[@]}"
-    bench look_back 90 --only itl --size "$small" "${graphs[@]}" --rounds 3 --record
-    bench step_overhead 50 --size "$small" "${graphs[@]}"
-    bench sampling 60 --record
-    bench first_start 100 --rounds 1 --serve "$MODEL_OUT" --record ;;
+    bench lockstep 150 "${save[@]}" --size "$small" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
+    bench lockstep 200 "${save[@]}" --size "$large" "${graphs[@]}" "${pairs[@]}" "${few[@]}"
+    bench two_models 90 "${save[@]}" --only contrast --size "$small" "${graphs[@]}" "${few[@]}"
+    bench look_back 90 --only itl --size "$small" "${graphs[@]}" --rounds 3 "${record[@]}"
+    bench step_overhead 50 "${save[@]}" --size "$small" "${graphs[@]}"
+    bench sampling 60 "${record[@]}"
+    bench first_start 100 --rounds 1 --serve "$MODEL_OUT" "${record[@]}" ;;
   speed2)
-    bench lockstep 300 --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
-    bench menu 200 --size "$small" "${graphs[@]}" ;;
+    bench lockstep 300 "${save[@]}" --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
+    bench menu 200 "${save[@]}" --size "$small" "${graphs[@]}" ;;
   report) bench performance 60 ;;
   *)
     echo "bench/gpu.sh: no stage $stage" >&2

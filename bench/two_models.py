@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import plot_switching, sizes, switching
+from bench import sizes, switching
 from bench.rounds import Figures, keep, rotated, summary
 from bench.sizes import DtypeOption, Mode, Model, ModeOption, SizeOption
 from divserve.engine.models.drop import kept_layers
@@ -157,6 +157,9 @@ def main(
     if save:
         record.append("two_models", command, lines)
         if only != "contrast":
+            # matplotlib is not on every machine that measures.
+            from bench import plot_switching
+
             plot_switching.main()
 
 

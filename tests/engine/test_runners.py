@@ -123,7 +123,7 @@ def test_mixed_batch_equals_reference(way: Way, mode: str, blocks: int, tiny: Pa
     result = ran(way, "child_mixed", str(tiny), mode, str(blocks))
     assert result["mismatches"] == []
     first, second = result["seeded"]
-    assert first == second
+    assert first == second == result["all rows sampled"]
     assert first[0] != first[1]
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from divserve_contract import Program
-from divserve_kernels import Programs, Streams, streams
+from divserve_kernels import Programs, Streams
 from divserve_kernels.streams import send
 from tests.kernels.cases import CPU
 from tests.kernels.histories import GPU
@@ -42,7 +42,7 @@ def test_a_gpu_gets_pinned_memory(values: Any, monkeypatch: pytest.MonkeyPatch) 
         sent.append((self, device, options))
         return self
 
-    monkeypatch.setattr(streams.torch, "empty_like", empty)
+    monkeypatch.setattr(torch, "empty_like", empty)
     monkeypatch.setattr(torch.Tensor, "to", to)
     found = send(values, torch.int64, CUDA)
     monkeypatch.undo()

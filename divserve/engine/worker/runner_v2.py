@@ -69,8 +69,8 @@ class GuidedRunnerV2:
             some = logits.index_select(0, kept.rows)
             return of_all_rows(sampler(some, batch_of(batch, kept)), kept)
 
-        model.compute_logits, self.sampler = guided_logits, sample_some
         before = self._set_temperatures(stages.temperatures, input_batch)
+        model.compute_logits, self.sampler = guided_logits, sample_some
         try:
             sampled = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         finally:
