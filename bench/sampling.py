@@ -77,34 +77,37 @@ def metadata(rows: int, vocab: int, kind: dict[str, float]) -> Any:
     )
 
 
-def sides(pairs: int, vocab: int, kind: dict[str, float]) -> dict[str, Callable[[], Any]]:
-    """The two ways, on logits of their own."""
+def sides(
+    pairs: int, plain: int, vocab: int, kind: dict[str, float]
+) -> dict[str, Callable[[Tensor], Any]]:
+    """The two ways, as functions of logits ``[R, vocab] float32``, which they overwrite."""
     from vllm.v1.sample.sampler import Sampler
 
-    given, sampler = metadata(2 * pairs, vocab, kind), Sampler()
-    staging = Staging(DEVICE)
-    primaries = np.arange(0, 2 * pairs, 2)
-    kept = SampledRows.without(primaries + 1, primaries, 2 * pairs, staging)
+    rows, sampler, staging = 2 * pairs + plain, Sampler(), Staging(DEVICE)
+    given, primaries = metadata(rows, vocab, kind), np.arange(0, 2 * pairs, 2)
+    kept = SampledRows.without(primaries + 1, primaries, rows, staging)
     staging.send()
-    some, logits = metadata_of(given, kept), torch.randn(2 * pairs, vocab, device=DEVICE) * 3
+    some = metadata_of(given, kept)
 
-    def without_guides() -> Any:
+    def without_guides(logits: Tensor) -> Any:
         return of_all_rows(sampler(logits.index_select(0, kept.rows), some), kept)
 
-    return {"all": lambda: sampler(logits, given), "without": without_guides}
+    return {"all": lambda logits: sampler(logits, given), "without": without_guides}
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Time of a call, until the device has done it."""
+def seconds(call: Callable[[Tensor], Any], logits: Tensor) -> float:
+    """Time of a call on a copy of the logits, until the device has done it."""
+    own = logits.clone()
     synchronize()
     start = time.perf_counter()
-    call()
+    call(own)
     synchronize()
     return time.perf_counter() - start
 
 
 def main(
     pairs: Annotated[list[int], typer.Option(help="Guided requests at once.")] = [8, 32, 64],  # noqa: B006
+    plain: Annotated[int, typer.Option(help="Plain requests beside them.")] = 0,
     vocab: Annotated[list[int], typer.Option(help="Vocabulary.")] = [49_152, 151_936],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
     save: Annotated[bool, typer.Option("--record", help="Append to bench/results.csv.")] = False,
@@ -114,16 +117,18 @@ def main(
     saved = []
     cases = [(kind, size, count) for kind in KINDS for size in vocab for count in pairs]
     for kind, size, count in track(cases, console=Console(stderr=True)):
-        calls, figures = sides(count, size, KINDS[kind]), Figures()
+        calls, figures = sides(count, plain, size, KINDS[kind]), Figures()
+        logits = torch.randn(2 * count + plain, size, device=DEVICE) * 3
         left_out = worth_it_v1(metadata(2, size, KINDS[kind]))
         for number in range(rounds + 1):
-            took = {name: seconds(calls[name]) for name in rotated(list(calls), number)}
+            took = {name: seconds(calls[name], logits) for name in rotated(list(calls), number)}
             found = {"all": 1e6 * took["all"], "ratio": took["all"] / took["without"]}
             keep(figures, found, number)
         ratio, spread = summary(figures["ratio"], 2)
         micros, _ = summary(figures["all"], 0)
         table.add_row(str(count), f"{size:,}", kind, micros, ratio, spread, str(left_out))
-        case = f"{count} pairs, V={size}, {kind}"
+        beside = f" + {plain} plain" if plain else ""
+        case = f"{count} pairs{beside}, V={size}, {kind}"
         metric = "sampling all rows / without guides"
         saved.append({"case": case, "metric": metric, "value": ratio, "spread": spread})
         saved.append({"case": case, "metric": "all rows, µs", "value": micros, "spread": ""})
