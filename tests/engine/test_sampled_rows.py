@@ -11,11 +11,25 @@ import numpy as np
 import pytest
 import torch
 from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, LogitsProcessors
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.worker.gpu_model_runner import ExecuteModelState
 
+from divserve.engine.order import NOTHING_GUIDED, guidance_of
 from divserve.engine.worker import runner_v1
-from divserve.engine.worker.sampled_rows import SampledRows, batch_of, of_all_rows, worth_it_v2
+from divserve.engine.worker.contrast import Contrast
+from divserve.engine.worker.runner_v1 import GuidedRunner
+from divserve.engine.worker.sampled_rows import (
+    SampledRows,
+    batch_of,
+    of_all_rows,
+    worth_it_v1,
+    worth_it_v2,
+)
 from divserve.engine.worker.staging import Staging
 from divserve_kernels import ABSENT
+from tests.engine.test_stages import VOCAB, Worker, pair
 from tests.support.engine import Engine, order
 
 PROMPT, GUIDE = list(range(10, 60)), list(range(30, 60))
@@ -130,6 +144,117 @@ def test_places_and_sources() -> None:
     assert kept.places.tolist() == [0, ABSENT, 1, 2, ABSENT, ABSENT]
     assert kept.source.tolist() == [0, 0, 1, 2, 2, 2]
     assert kept.by_place({0: "a", 3: "b", 4: "of a guide"}) == {0: "a", 2: "b"}
+
+
+# Ranks whose generators must advance alike, and logits processors of the user's own.
+
+
+def random_metadata(rows: int) -> SamplingMetadata:
+    """vLLM's metadata of requests with temperature 1 and no seed."""
+    none = torch.zeros(rows)
+    return SamplingMetadata(
+        temperature=torch.ones(rows),
+        all_greedy=False,
+        all_random=True,
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=None,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=none,
+        presence_penalties=none,
+        repetition_penalties=none,
+        output_token_ids=[],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors(),
+    )
+
+
+class PlayedRunner:
+    """The part of vLLM's V1 runner that `GuidedRunner` builds on, with logits that are given."""
+
+    def __init__(self, rows: list[str], logits: torch.Tensor) -> None:
+        self.req_ids = rows
+        self.seen: list[int] = []
+        self.device, self.model = CPU, SimpleNamespace(compute_logits=None)
+        self.query_start_loc = SimpleNamespace(np=np.arange(len(rows) + 1))
+        self.discard_request_mask = SimpleNamespace(np=np.zeros(len(rows), np.bool_))
+        self.input_batch = SimpleNamespace(
+            req_ids=rows,
+            generators={},
+            sampling_metadata=random_metadata(len(rows)),
+            update_async_output_token_ids=lambda: None,
+        )
+        self.execute_model_state: Any = ExecuteModelState(
+            **dict.fromkeys(ExecuteModelState._fields)
+            | {"logits": logits, "hidden_states": logits, "sample_hidden_states": logits}
+        )
+        self._sampler = Sampler()
+
+    def sampler(self, logits: torch.Tensor, sampling_metadata: Any) -> Any:
+        self.seen.append(len(logits))
+        return self._sampler(logits, sampling_metadata)
+
+    def _sample(self, logits: torch.Tensor, spec_decode_metadata: None) -> Any:
+        return self.sampler(logits, self.input_batch.sampling_metadata)
+
+    def sample_tokens(self, grammar_output: None) -> Any:
+        sampled = self._sample(self.execute_model_state.logits, None)
+        return SimpleNamespace(tokens=sampled.sampled_token_ids)
+
+
+class PlayedGuidedRunner(GuidedRunner, PlayedRunner):
+    """As `runner_v1.install` would make it."""
+
+
+def played_step(fails: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], torch.Tensor]:
+    """A step of a pair and a plain row: the sampler's numbers of rows, the generator after it."""
+    worker = Worker()
+    worker.observe(a=pair("a"))
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    runner = PlayedGuidedRunner(["a", "a~guide", "plain"], logits)
+    runner.divserve_stages = worker.stages
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        if fails:
+            patch.setattr(Contrast, "apply", lambda *_: 1 / 0)
+        output = runner.sample_tokens(None)
+    assert output.tokens.shape == (3, 1)
+    assert (guidance_of(output) is NOTHING_GUIDED) == fails
+    assert not runner.divserve_placed
+    return runner.seen, torch.get_rng_state()
+
+
+def test_generators_of_all_ranks_advance_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that cannot guide a step must not draw for more rows than the others do."""
+    rows, state = played_step(False, monkeypatch)
+    assert rows == [2]
+    failed_rows, failed_state = played_step(True, monkeypatch)
+    assert failed_rows == rows
+    assert torch.equal(failed_state, state)
+
+
+def test_a_processor_of_the_users_own_counts_all_rows() -> None:
+    """Even if it is an idle subclass of one of vLLM's."""
+
+    class Own(LogitBiasLogitsProcessor):
+        pass
+
+    given = random_metadata(2)
+    for processor, worth in ((LogitBiasLogitsProcessor, True), (Own, False)):
+        given.logitsprocs = LogitsProcessors([processor(None, CPU, False)])
+        assert worth_it_v1(given) == worth
+
+
+@pytest.mark.parametrize(("plain", "left_out"), [(2, True), (3, False)])
+def test_a_few_guides_are_sampled(plain: int, left_out: bool) -> None:
+    """Copying all the other rows would take longer."""
+    worker = Worker()
+    worker.observe(a=pair("a"))
+    worker.step("a", "a~guide", *(f"plain {i}" for i in range(plain)))
+    assert (worker.stages.sampled_rows is not None) == left_out
 
 
 # Model Runner V2's sampler needs Triton: `test_runners` runs it; here, what it gets and returns.

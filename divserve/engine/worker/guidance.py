@@ -191,7 +191,7 @@ class GuidanceStages:
 
     @property
     def sampled_rows(self) -> SampledRows | None:
-        """The layout's rows without guides; None if it has none."""
+        """The layout's rows without guides; None if these are none or few."""
         return self._pipeline.guide_tokens.sampled_rows
 
     def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:

@@ -12,13 +12,17 @@ from divserve_kernels import ABSENT
 
 __all__ = ["GuideTokens"]
 
+LEAST_SHARE = 1 / 4
+"""Share of guides among the rows of a step from which on they are left out of sampling. With fewer
+of them, copying the other rows takes longer than sampling the guides does (`bench.sampling`)."""
+
 
 class GuideTokens:
     """Copies tokens between rows; its only state is the layout."""
 
     def __init__(self) -> None:
         self.sampled_rows: SampledRows | None = None
-        """All rows but the guides; None if there are none."""
+        """All rows but the guides; None if these are none or few."""
         self._copies: Tensor | None = None
         """``[2, N] int64``: rows of primaries, and the rows that get their tokens."""
 
@@ -28,7 +32,8 @@ class GuideTokens:
         group, guide = np.nonzero(groups.rows[:, 1:] != ABSENT)
         if len(group):
             primaries, guides = groups.rows[group, 0], groups.rows[group, 1 + guide]
-            self.sampled_rows = SampledRows.without(guides, primaries, rows, staging)
+            if len(guides) >= LEAST_SHARE * rows:
+                self.sampled_rows = SampledRows.without(guides, primaries, rows, staging)
             self._copies = staging.put(np.array((primaries, guides)))
 
     def apply(self, sampled: Tensor) -> None:

@@ -28,8 +28,8 @@ class GuidedRunner:
     """Mixed into the runner's own class by `install`."""
 
     divserve_stages: GuidanceStages
-    divserve_guided: bool = False
-    """Whether the logits of this step have been guided."""
+    divserve_placed: bool = False
+    """Whether this step has a layout; the same on all ranks, even where guiding it has failed."""
     divserve_fewer: tuple[Any, SampledRows | None, Any] = (None, None, None)
     """vLLM's metadata, the sampled rows, and the metadata of these, while both stay the same."""
 
@@ -67,13 +67,12 @@ class GuidedRunner:
             self.model.compute_logits,  # type: ignore[attr-defined]
         )
         pending = self._guide(state) if len(stages) else None
-        self.divserve_guided = pending is not None
         hidden = self._hide_idle_generators()
         try:
             output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         finally:
             self.input_batch.generators.update(hidden)  # type: ignore[attr-defined]
-            self.divserve_guided = False
+            self.divserve_placed = False
         return output if pending is None else attach(output, pending)
 
     def _guide(self, state: Any) -> PendingGuidance | None:
@@ -81,6 +80,7 @@ class GuidedRunner:
         samples = ~self.discard_request_mask.np[: len(batch.req_ids)]  # type: ignore[attr-defined]
         if not stages.place(batch.req_ids, samples):
             return None
+        self.divserve_placed = True
         model: Any = self.model  # type: ignore[attr-defined]
         forward = Forward(model, model.compute_logits, state.sample_hidden_states)
         if (found := stages.guide(state.logits, forward)) is None:
@@ -102,7 +102,9 @@ class GuidedRunner:
         return {row: generators.pop(row) for row in list(generators) if idle[row]}
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
-        if not self.divserve_guided:
+        # Also if guiding has failed: draws without a seed share a generator, which must advance by
+        # the same number of rows on all ranks, or plain requests would differ from then on.
+        if not self.divserve_placed:
             return super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
         batch: Any = self.input_batch  # type: ignore[attr-defined]
         metadata, own = batch.sampling_metadata, self.divserve_stages.temperatures

@@ -63,8 +63,9 @@ class GuidedRunnerV2:
 
         def sample_some(logits: Tensor, batch: Any) -> Any:
             kept = stages.sampled_rows
-            # If guiding has failed, guides may be sampled as well: their requests end.
-            if self.divserve_pending is None or kept is None or not worth_it_v2(sampler, batch):
+            # Also if guiding has failed: FlashInfer's draws share a generator, which must advance
+            # by the same number of rows on all ranks, or plain requests would differ from then on.
+            if kept is None or not worth_it_v2(sampler, batch):
                 return sampler(logits, batch)
             some = logits.index_select(0, kept.rows)
             return of_all_rows(sampler(some, batch_of(batch, kept)), kept)

@@ -14,6 +14,11 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.sample.logits_processor.builtin import (
+    LogitBiasLogitsProcessor,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
 
 from divserve.engine.worker.staging import Staging
 from divserve_kernels import ABSENT
@@ -24,6 +29,12 @@ T = TypeVar("T")
 PENALTIES = (
     "prompt_token_ids", "frequency_penalties", "presence_penalties", "repetition_penalties",
 )  # fmt: skip
+BUILT_IN: dict[type, str] = {
+    MinPLogitsProcessor: "min_p_count",
+    LogitBiasLogitsProcessor: "biases",
+    MinTokensLogitsProcessor: "min_toks",
+}
+"""What is empty or 0 while a logits processor of vLLM's own does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +91,9 @@ def worth_it_v1(metadata: Any) -> bool:
 
 def _active(processor: Any) -> bool:
     """Whether a logits processor, whose state is by row of the whole batch, would do anything."""
-    for state in ("min_p_count", "biases", "min_toks"):
-        if hasattr(processor, state):
-            return bool(getattr(processor, state))
-    return True  # A user's own, of which nothing is known.
+    state = BUILT_IN.get(type(processor))
+    # Nothing is known of a user's own, which may be a subclass of vLLM's or name its state alike.
+    return state is None or bool(getattr(processor, state))
 
 
 def metadata_of(metadata: Any, kept: SampledRows) -> Any:
