@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
+
+if TYPE_CHECKING:
+    import pytest
 
 __all__ = ["ON_GPU", "OPTIONS", "cpu_only", "engine_options", "server_flags"]
 
@@ -46,6 +48,9 @@ def engine_options(*, lockstep: bool, asynchronous: bool, on_gpu: bool = ON_GPU)
 
 def cpu_only(why: str) -> pytest.MarkDecorator:
     """Marks a test of what only machines without a GPU do."""
+    # Benches use this module, too, where pytest need not be installed.
+    import pytest
+
     return pytest.mark.skipif(ON_GPU, reason=why)
 
 
