@@ -19,12 +19,36 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import durations, models, sharing
+from tests.support import durations, limit, models, sharing
 from tests.support.hf import Reference
+from tests.support.platform import ON_GPU
 
 # Times are not asserted: a busy machine would fail.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+LIMIT_S, LONG_LIMIT_S = 200, 400
+"""Seconds of a test for GPUs on one, longer than those of the processes that it starts: a launch
+that hangs must not hold a GPU that is had for minutes. pytest-xdist goes on with another worker."""
+STANDARD_ERROR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if ON_GPU:
+        # What vLLM and torch warn of on CUDA is not known yet; it should not end a test.
+        config.addinivalue_line("filterwarnings", "default")
+        # pytest does not capture yet.
+        config.stash[STANDARD_ERROR] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    if not ON_GPU or item.get_closest_marker("gpu") is None:
+        return (yield)
+    seconds = LONG_LIMIT_S if item.get_closest_marker("long") else LIMIT_S
+    with limit.bounded(seconds, item.config.stash[STANDARD_ERROR]):
+        return (yield)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler
 from divserve.engine.worker.worker import GuidedCPUWorker, GuidedGPUWorker
+from tests.engine import test_runners
 from tests.engine.cases import shared
-from tests.support import child_mixed, platform
+from tests.support import child_mixed, limit, platform
 from tests.support.engine import LOAD_FORMAT, llm_arguments
 from tests.support.hf import Answer
 from tests.support.models import ROOT
@@ -43,6 +44,20 @@ def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform.told() == {}
     monkeypatch.setenv(platform.OPTIONS, json.dumps({"enforce_eager": False}))
     assert platform.told() == {"enforce_eager": False}
+
+
+def test_the_environment_reaches_the_engines_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+
+    def run(command: list[str], environment: dict[str, str], limit_s: float) -> str:
+        given.update(environment)
+        return json.dumps({"runner": [test_runners.V2]})
+
+    monkeypatch.setattr(limit, "run", run)
+    monkeypatch.setenv(platform.OPTIONS, json.dumps({"attention_backend": "TRITON_ATTN"}))
+    test_runners.ran(test_runners.GRAPHS, "child_mixed")
+    options = test_runners.GRAPHS.options | {"attention_backend": "TRITON_ATTN"}
+    assert json.loads(given[platform.OPTIONS]) == options
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

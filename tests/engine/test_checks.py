@@ -77,15 +77,25 @@ def test_modes_are_refused_by_name(changes: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_supported_modes_get_our_scheduler_and_worker(asynchronous: bool) -> None:
+@pytest.mark.parametrize(
+    ("stock", "worker"),
+    [("cpu_worker.CPUWorker", "GuidedCPUWorker"), ("gpu_worker.Worker", "GuidedGPUWorker")],
+    ids=["CPU", "GPU"],
+)
+def test_supported_modes_get_our_scheduler_and_worker(
+    stock: str, worker: str, asynchronous: bool
+) -> None:
     """The scheduler matches vLLM's choice of synchronous or asynchronous scheduling."""
     from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
 
-    given = config(scheduler_config__async_scheduling=asynchronous)
+    given = config(
+        scheduler_config__async_scheduling=asynchronous,
+        parallel_config__worker_cls=f"vllm.v1.worker.{stock}",
+    )
     engines.install(given)
     expected = AsyncLockstepScheduler if asynchronous else LockstepScheduler
     assert given.scheduler_config.scheduler_cls is expected
-    assert given.parallel_config.worker_cls == "divserve.engine.worker.worker.GuidedCPUWorker"
+    assert given.parallel_config.worker_cls == f"divserve.engine.worker.worker.{worker}"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["ON_GPU", "OPTIONS", "cpu_only", "engine_options", "server_flags"]
+__all__ = ["ON_GPU", "OPTIONS", "cpu_only", "engine_options", "server_flags", "told"]
 
 # As vLLM asks. torch's own way starts CUDA in this process, and those forked later cannot use it.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
