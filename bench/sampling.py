@@ -1,12 +1,13 @@
 """What it saves to leave guide rows out of sampling: time of a sampler's step, all rows ÷ without.
 
-N pairs are 2N rows, of which N are guides. One side gives all rows to vLLM's sampler (that of Model
-Runner V1, on this machine's device); the other copies the N sampled rows, gives these, and puts the
-tokens back (`divserve.engine.worker.sampled_rows`). Sides take turns in one run. Where the ratio is
-below 1 the worker leaves all rows to vLLM.
+N pairs and P plain requests are 2N + P rows, of which N are guides. One side gives all rows to
+vLLM's sampler (that of Model Runner V1, on this machine's device); the other copies the rows that
+are no guides, gives these, and puts the tokens back (`divserve.engine.worker.sampled_rows`). Sides
+take turns in one run. Where the ratio is not above 1 the worker leaves all rows to vLLM.
 
-    python -m bench.sampling             # a minute
+    python -m bench.sampling             # two minutes
     python -m bench.sampling --record    # appends to bench/results.csv
+    python -m bench.sampling --pairs 2 --pairs 8 --plain 24    # among plain requests
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from bench.rounds import Figures, keep, rotated, summary
 from bench.sizes import ON_GPU, synchronize
+from divserve.engine.worker.guide_tokens import LEAST_SHARE
 from divserve.engine.worker.sampled_rows import (
     SampledRows,
     metadata_of,
@@ -119,7 +121,8 @@ def main(
     for kind, size, count in track(cases, console=Console(stderr=True)):
         calls, figures = sides(count, plain, size, KINDS[kind]), Figures()
         logits = torch.randn(2 * count + plain, size, device=DEVICE) * 3
-        left_out = worth_it_v1(metadata(2, size, KINDS[kind]))
+        enough = count >= LEAST_SHARE * (2 * count + plain)
+        left_out = enough and worth_it_v1(metadata(2, size, KINDS[kind]))
         for number in range(rounds + 1):
             took = {name: seconds(calls[name], logits) for name in rotated(list(calls), number)}
             found = {"all": 1e6 * took["all"], "ratio": took["all"] / took["without"]}
@@ -127,7 +130,7 @@ def main(
         ratio, spread = summary(figures["ratio"], 2)
         micros, _ = summary(figures["all"], 0)
         table.add_row(str(count), f"{size:,}", kind, micros, ratio, spread, str(left_out))
-        beside = f" + {plain} plain" if plain else ""
+        beside = f" and {plain} plain" if plain else ""
         case = f"{count} pairs{beside}, V={size}, {kind}"
         metric = "sampling all rows / without guides"
         saved.append({"case": case, "metric": metric, "value": ratio, "spread": spread})

@@ -239,7 +239,7 @@ def test_generators_of_all_ranks_advance_alike(monkeypatch: pytest.MonkeyPatch) 
 def test_a_processor_of_the_users_own_counts_all_rows() -> None:
     """Even if it is an idle subclass of one of vLLM's."""
 
-    class Own(LogitBiasLogitsProcessor):
+    class Own(LogitBiasLogitsProcessor):  # type: ignore[misc]
         pass
 
     given = random_metadata(2)
@@ -250,7 +250,7 @@ def test_a_processor_of_the_users_own_counts_all_rows() -> None:
 
 @pytest.mark.parametrize(("plain", "left_out"), [(2, True), (3, False)])
 def test_a_few_guides_are_sampled(plain: int, left_out: bool) -> None:
-    """Copying all the other rows would take longer."""
+    """Copying all the other rows would cost what it saves."""
     worker = Worker()
     worker.observe(a=pair("a"))
     worker.step("a", "a~guide", *(f"plain {i}" for i in range(plain)))

@@ -13,8 +13,8 @@ from divserve_kernels import ABSENT
 __all__ = ["GuideTokens"]
 
 LEAST_SHARE = 1 / 4
-"""Share of guides among the rows of a step from which on they are left out of sampling. With fewer
-of them, copying the other rows takes longer than sampling the guides does (`bench.sampling`)."""
+"""Least share of guides among the rows of a step with which they are left out of sampling. With few
+of them, copying the other rows costs what it saves (``bench.sampling --plain``)."""
 
 
 class GuideTokens:
