@@ -17,9 +17,10 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState
 
 from divserve.engine.order import NOTHING_GUIDED, guidance_of
-from divserve.engine.worker import runner_v1
+from divserve.engine.worker import runner_v1, runner_v2
 from divserve.engine.worker.contrast import Contrast
 from divserve.engine.worker.runner_v1 import GuidedRunner
+from divserve.engine.worker.runner_v2 import GuidedRunnerV2
 from divserve.engine.worker.sampled_rows import (
     SampledRows,
     batch_of,
@@ -340,3 +341,52 @@ def test_where_v2_leaves_rows_out(changes: dict[str, Any], worth: bool) -> None:
         get_logprobs_dims=lambda slots: changes.get("logprobs"),
     )
     assert worth_it_v2(sampler, played_batch()) == worth
+
+
+class PlayedRunnerV2:
+    """The part of vLLM's V2 runner that `GuidedRunnerV2` builds on; its sampler counts rows."""
+
+    def __init__(self, stages: Any) -> None:
+        self.seen: list[int] = []
+        self.divserve_stages, self.sampler = stages, self.count
+        self.model = Model()
+
+    def count(self, logits: torch.Tensor, batch: Any) -> Any:
+        assert batch.num_reqs == len(logits)
+        self.seen.append(len(logits))
+        from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+        return SamplerOutput(torch.arange(len(logits))[:, None], None, None, None, None)
+
+    def sample(self, hidden_states: torch.Tensor, input_batch: Any, grammar_output: None) -> Any:
+        return (self.sampler(self.model.compute_logits(hidden_states), input_batch),)
+
+
+class Model:
+    """Its hidden states are its logits."""
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
+class PlayedGuidedRunnerV2(GuidedRunnerV2, PlayedRunnerV2):
+    """As `runner_v2.install` would make it."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_v2_leaves_out_guides_even_if_guiding_fails(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    worker.observe(a=pair("a"), b=pair("b"))
+    batch = played_batch()
+    batch.req_ids = ["a", "a~guide", "b", "b~guide", "plain"]
+    batch.query_start_loc_np, batch.prefill_len_np = np.arange(6), np.zeros(5)
+    monkeypatch.setattr(runner_v2, "worth_it_v2", lambda sampler, batch: True)
+    if fails:
+        monkeypatch.setattr(Contrast, "apply", lambda *_: 1 / 0)
+    runner = PlayedGuidedRunnerV2(worker.stages)
+    (sampled,) = runner.sample(torch.randn(5, VOCAB), batch, None)
+    assert (runner.divserve_pending is None) == fails
+    assert runner.seen == [3]
+    assert sampled.sampled_token_ids[:, 0].tolist() == [0, 0, 1, 1, 2]
