@@ -108,7 +108,7 @@ for stage in "$@"; do
     bench look_back 90 --only itl --size "$small" "${graphs[@]}" --rounds 3 "${record[@]}"
     bench step_overhead 50 "${save[@]}" --size "$small" "${graphs[@]}"
     bench sampling 60 "${record[@]}"
-    bench first_start 100 --rounds 1 --serve "$MODEL_OUT" "${record[@]}" ;;
+    bench first_start 200 --rounds 1 --serve "$MODEL_OUT" "${record[@]}" ;;
   speed2)
     bench lockstep 300 "${save[@]}" --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
     bench menu 200 "${save[@]}" --size "$small" "${graphs[@]}" ;;
