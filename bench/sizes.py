@@ -19,6 +19,7 @@ import typer
 
 from tests.support.engine import Engine
 from tests.support.models import SMOLLM2
+from tests.support.platform import ON_GPU
 
 __all__ = [
     "ON_GPU",
@@ -33,7 +34,6 @@ __all__ = [
     "synchronize",
 ]  # fmt: skip
 
-ON_GPU = torch.cuda.is_available()
 KV_CACHE = 6 << 30
 """Bytes for each engine of a benchmark on a GPU: three fit beside an 8B model's weights twice."""
 SHARED: dict[str, Any] = {
@@ -167,5 +167,5 @@ def seconds(engine: Engine, batch: list[Any]) -> float:
 
 def synchronize() -> None:
     """Waits for the GPU, if there is one."""
-    if torch.cuda.is_available():
+    if ON_GPU:
         torch.cuda.synchronize()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from bench.performance import PAGE, TARGETS, page
+from bench.performance import PAGE, TARGETS, Target, page
 from loadtest.record import RESULTS
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -53,5 +53,5 @@ def test_figures_of_a_gpu_are_listed() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.title)
-def test_a_target_has_one_bound(target: object) -> None:
-    assert (getattr(target, "least") is None) != (getattr(target, "most") is None)  # noqa: B009
+def test_a_target_has_one_bound(target: Target) -> None:
+    assert (target.least is None) != (target.most is None)

@@ -24,6 +24,15 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 os.environ.update(ENVIRONMENT)
+DEFAULTS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 64,
+    "max_num_seqs": 16,
+    "block_size": 32,
+}
+"""Arguments of all engines of tests, unless they ask for others."""
 
 
 def order(
@@ -63,12 +72,7 @@ def llm_arguments(
     asked = dict(options)
     asynchronous = asked.pop("asynchronous", False)
     settings: dict[str, Any] = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 1024,
-        "max_num_batched_tokens": 64,
-        "max_num_seqs": 16,
-        "block_size": 32,
+        **DEFAULTS,
         "disable_log_stats": True,
         **platform.engine_options(lockstep=lockstep, asynchronous=asynchronous, on_gpu=on_gpu),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from divserve.decoding import METHODS, Stack
-from tests.support.engine import ENVIRONMENT
+from tests.support.engine import DEFAULTS, ENVIRONMENT
 from tests.support.platform import MEMORY_SHARE, ON_GPU
 
 __all__ = ["Answer", "Pair", "switching", "two_engines"]
@@ -138,15 +138,7 @@ def two_engines(
     from divserve.startup.engines import guided_engine
     from divserve.startup.extras import Extras
 
-    settings: dict[str, Any] = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 1024,
-        "max_num_batched_tokens": 64,
-        "max_num_seqs": 16,
-        "block_size": 32,
-        "disable_log_stats": False,
-    }
+    settings: dict[str, Any] = {**DEFAULTS, "disable_log_stats": False}
     if ON_GPU:
         settings["gpu_memory_utilization"] = 2 * MEMORY_SHARE
     args = AsyncEngineArgs(model=str(large), **settings | options)
