@@ -12,11 +12,13 @@ import copy
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from divserve.decoding import SMALL_SUFFIX
 from divserve.errors import StartupError, one_line
 from divserve.startup.checks import check_look_back
+from divserve.startup.refusals import AMATEUR, refuse
 
 __all__ = ["Extras", "add_flags"]
 
@@ -124,16 +126,8 @@ class Extras:
     def _check_amateurs(self, config: Any) -> None:
         from divserve.engine.models.loader import amateur_config
 
-        # If vLLM feeds embeddings instead of token ids, an amateur has nothing to read.
-        refused = {
-            "multimodal models": config.model_config.is_multimodal_model,
-            "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
-            # The adapter would reach only some of the modules shared with the served model.
-            "--enable-lora (of its own layers)": config.lora_config is not None
-            and any(model.startswith("drop:") for model in self.amateurs.values()),
-        }
-        if names := [name for name, given in refused.items() if given]:
-            raise StartupError(f"not supported with --amateur: {', '.join(names)}")
+        drops = any(model.startswith("drop:") for model in self.amateurs.values())
+        refuse(AMATEUR, SimpleNamespace(config=config, drops=drops), " with --amateur")
         for model in self.amateurs.values():
             amateur = amateur_config(config.model_config, model)
             if not model.startswith("drop:"):

@@ -48,9 +48,11 @@ def test_no_such_model(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_unsupported_mode(tiny: Path) -> None:
-    assert start(str(tiny), "--pipeline-parallel-size", "2") == (
-        2,
-        "divserve: not supported by divserve: --pipeline-parallel-size above 1",
+    code, line = start(str(tiny), "--max-num-seqs", "1")
+    assert code == 2
+    assert line == (
+        "divserve: not supported by divserve: "
+        "--max-num-seqs below 2 (a guided request has at least two rows)"
     )
 
 

@@ -130,20 +130,6 @@ def test_a_model_without_rows_for_all_tokens(config: Any, tmp_path: Path) -> Non
         Extras({"amateur": str(path)}).install(config)
 
 
-def test_models_that_read_embeddings_have_no_amateurs() -> None:
-    def config(adapters: Any = None, **changes: bool) -> Any:
-        model = {"is_multimodal_model": False, "enable_prompt_embeds": False} | changes
-        return SimpleNamespace(model_config=SimpleNamespace(**model), lora_config=adapters)
-
-    asked = Extras({"amateur": "drop:1"})
-    with pytest.raises(StartupError, match="with --amateur: multimodal models"):
-        asked.install(config(is_multimodal_model=True))
-    with pytest.raises(StartupError, match="with --amateur: --enable-prompt-embeds"):
-        asked.install(config(enable_prompt_embeds=True))
-    with pytest.raises(StartupError, match=r"with --amateur: --enable-lora \(of its own layers\)"):
-        asked.install(config(adapters=object()))
-
-
 def test_the_amateurs_are_loaded_beside_what_was_to_be_loaded(tiny_with_tokenizer: Path) -> None:
     config = configured(tiny_with_tokenizer)
     Extras({"amateur": str(tiny_with_tokenizer)}).install(config)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from divserve.engine.models.hidden_store import HiddenStore
 from divserve.errors import StartupError
-from divserve.startup.checks import check_look_back
 from tests.support.engine import Engine, order, random_prompt
 from tests.support.look_back import divergences, recorded
 
@@ -62,44 +61,6 @@ def test_quantised_and_packed_heads_are_refused(weight: Tensor | None) -> None:
         model.lm_head.weight = weight
     with pytest.raises(StartupError, match="quantised or packed"):
         HiddenStore(model, None).check(lambda states: states)
-
-
-def config(**changes: Any) -> Any:
-    parts: dict[str, Any] = {
-        "tp": 1, "lora": None, "dtype": "auto", "prefix": True, "window": None, "chunk": None,
-        "pictures": False,
-    }  # fmt: skip
-    parts |= changes
-    return SimpleNamespace(
-        model_config=SimpleNamespace(
-            get_sliding_window=lambda: parts["window"],
-            attention_chunk_size=parts["chunk"],
-            is_multimodal_model=parts["pictures"],
-        ),
-        cache_config=SimpleNamespace(
-            cache_dtype=parts["dtype"], enable_prefix_caching=parts["prefix"]
-        ),
-        parallel_config=SimpleNamespace(tensor_parallel_size=parts["tp"]),
-        lora_config=parts["lora"],
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"tp": 2}, "--tensor-parallel-size above 1"),
-        ({"lora": object()}, "--enable-lora"),
-        ({"dtype": "fp8"}, "--kv-cache-dtype fp8"),
-        ({"prefix": False}, "--no-enable-prefix-caching"),
-        ({"window": 4096}, "sliding-window"),
-        ({"chunk": 8192}, "chunked attention"),
-        ({"pictures": True}, "multimodal"),
-    ],
-)
-def test_modes_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
-    check_look_back(config())
-    with pytest.raises(StartupError, match=f"not supported with --look-back: .*{named}"):
-        check_look_back(config(**changes))
 
 
 def test_the_noise_of_bfloat16(smollm2: Path) -> None:

@@ -1,0 +1,206 @@
+"""What does not start: modes of vLLM in which guided decoding would be wrong, each with its reason.
+
+``docs/models.md`` lists these tables, and a test triggers every row.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from divserve.errors import StartupError
+
+__all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "Refusal", "refuse"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A mode that is refused."""
+
+    name: str
+    why: str
+    given: Callable[[Any], bool]
+    """Whether the mode is asked for."""
+
+
+def refuse(table: Sequence[Refusal], asked: Any, where: str = " by divserve") -> None:
+    """Raises `StartupError` with the name and reason of each refused mode that is asked for.
+
+    Args:
+        table: the modes.
+        asked: what each ``Refusal.given`` takes.
+        where: with or by what they are not supported.
+    """
+    if found := [f"{mode.name} ({mode.why})" for mode in table if mode.given(asked)]:
+        raise StartupError(f"not supported{where}: {', '.join(found)}")
+
+
+def _several_processes_move_answers(args: Namespace) -> bool:
+    return (args.api_server_count or 1) > 1 and args.small is not None
+
+
+def _rust_front_end(_: Namespace) -> bool:
+    return os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0")
+
+
+OWN_ENGINE = "it would replace divserve's own"
+
+ARGUMENTS = (
+    Refusal("--headless", "it starts vLLM's own scheduler and workers", lambda a: a.headless),
+    Refusal("--grpc", "that server does not know 'decoding'", lambda a: a.grpc),
+    Refusal(
+        "--api-server-count above 1 with --small",
+        "one process must be the client of both engines between which answers move",
+        _several_processes_move_answers,
+    ),
+    Refusal(
+        "--data-parallel-size above 1",
+        "it is not proven that the ranks are one account",
+        lambda a: a.data_parallel_size > 1,
+    ),
+    Refusal(
+        "--data-parallel-external-lb",
+        "it is not proven that the ranks are one account",
+        lambda a: a.data_parallel_external_lb,
+    ),
+    Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
+    Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
+    Refusal("VLLM_USE_RUST_FRONTEND", "that server does not know 'decoding'", _rust_front_end),
+)
+"""Of the parsed arguments: server modes that bypass the lock-step engine client."""
+
+CONFIG = (
+    Refusal(
+        "--speculative-config",
+        "guide rows take one token a step",
+        lambda c: c.speculative_config is not None,
+    ),
+    Refusal(
+        "--kv-transfer-config",
+        "a hit in another cache may leave a held row nothing to compute",
+        lambda c: c.kv_transfer_config is not None,
+    ),
+    Refusal(
+        "--ec-transfer-config",
+        "guided requests take no pictures",
+        lambda c: c.ec_transfer_config is not None,
+    ),
+    Refusal(
+        "--pipeline-parallel-size above 1",
+        "it is not proven that a group stays in one batch",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+    ),
+    Refusal(
+        "--decode-context-parallel-size above 1",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda c: c.parallel_config.decode_context_parallel_size > 1,
+    ),
+    Refusal(
+        "--prefill-context-parallel-size above 1",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda c: c.parallel_config.prefill_context_parallel_size > 1,
+    ),
+    Refusal(
+        "batch-sharded sampling",
+        "the rows of a group may be sampled on different ranks",
+        lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+    ),
+    Refusal(
+        "--no-enable-chunked-prefill",
+        "a row cannot be held one token short of its prompt's end",
+        lambda c: not c.scheduler_config.enable_chunked_prefill,
+    ),
+    Refusal(
+        "--max-num-seqs below 2",
+        "a guided request has at least two rows",
+        lambda c: c.scheduler_config.max_num_seqs < 2,
+    ),
+    Refusal(
+        "--max-num-batched-tokens below --max-num-seqs",
+        "a step could end within a group",
+        lambda c: c.scheduler_config.max_num_batched_tokens < c.scheduler_config.max_num_seqs,
+    ),
+    Refusal(
+        "--kv-sharing-fast-prefill",
+        "it leaves out the hidden states of prompts",
+        lambda c: c.cache_config.kv_sharing_fast_prefill,
+    ),
+    Refusal(
+        "--runner other than generate",
+        "such models do not decode",
+        lambda c: c.model_config.runner_type != "generate",
+    ),
+    Refusal(
+        "encoder-decoder models",
+        "a guide has no encoder input of its own",
+        lambda c: c.model_config.is_encoder_decoder,
+    ),
+    Refusal(
+        "models with recurrent state (hybrid, Mamba)",
+        "their block account is not proven",
+        lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free,
+    ),
+)
+"""Of vLLM's ``VllmConfig``: modes in which the rows of a group cannot be kept in one step."""
+
+LOOK_BACK = (
+    Refusal(
+        "--tensor-parallel-size above 1",
+        "each rank has only a part of the head",
+        lambda c: c.parallel_config.tensor_parallel_size > 1,
+    ),
+    Refusal(
+        "--enable-lora",
+        "adapters may change the head",
+        lambda c: c.lora_config is not None,
+    ),
+    Refusal(
+        "--kv-cache-dtype other than auto",
+        "hidden states are stored in the model's own dtype",
+        lambda c: c.cache_config.cache_dtype != "auto",
+    ),
+    Refusal(
+        "--no-enable-prefix-caching",
+        "probes share the request's blocks",
+        lambda c: not c.cache_config.enable_prefix_caching,
+    ),
+    Refusal(
+        "models with sliding-window layers",
+        "hidden states would be dropped with the window's blocks",
+        lambda c: c.model_config.get_sliding_window() is not None,
+    ),
+    Refusal(
+        "models with chunked attention",
+        "hidden states would be dropped with the chunk's blocks",
+        lambda c: c.model_config.attention_chunk_size is not None,
+    ),
+    Refusal(
+        "multimodal models",
+        "their probes would need the pictures again",
+        lambda c: c.model_config.is_multimodal_model,
+    ),
+)
+"""Of vLLM's ``VllmConfig``, with ``--look-back``: hidden states cannot be stored and compared."""
+
+AMATEUR = (
+    Refusal(
+        "multimodal models",
+        "vLLM feeds them embeddings, and an amateur reads token ids",
+        lambda asked: asked.config.model_config.is_multimodal_model,
+    ),
+    Refusal(
+        "--enable-prompt-embeds",
+        "an amateur reads token ids",
+        lambda asked: asked.config.model_config.enable_prompt_embeds,
+    ),
+    Refusal(
+        "--enable-lora with drop:N",
+        "the adapter would reach only some of the modules that both models share",
+        lambda asked: asked.config.lora_config is not None and asked.drops,
+    ),
+)
+"""With ``--amateur``; of an object with vLLM's ``config``, and with ``drops``: an amateur is made
+from the served model's own layers."""

@@ -1,0 +1,185 @@
+"""Every mode that is refused at the start: by its name, with the reason of the tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from divserve.errors import StartupError
+from divserve.startup import checks, engines
+from divserve.startup.extras import Extras
+from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
+
+Changes = dict[str, Any]
+
+ASKED: dict[str, Changes] = {
+    "--headless": {"headless": True},
+    "--grpc": {"grpc": True},
+    "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
+    "--data-parallel-size above 1": {"data_parallel_size": 2},
+    "--data-parallel-external-lb": {"data_parallel_external_lb": True},
+    "--scheduler-cls": {"scheduler_cls": "a.B"},
+    "--worker-cls": {"worker_cls": "a.B"},
+    "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
+}
+"""By the name of a mode: the arguments, or the variable of the environment, that ask for it."""
+
+CONFIGURED: dict[str, Changes] = {
+    "--speculative-config": {"speculative_config": object()},
+    "--kv-transfer-config": {"kv_transfer_config": object()},
+    "--ec-transfer-config": {"ec_transfer_config": object()},
+    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
+    "--decode-context-parallel-size above 1": {"parallel_config__decode_context_parallel_size": 2},
+    "--prefill-context-parallel-size above 1": {
+        "parallel_config__prefill_context_parallel_size": 2
+    },
+    "batch-sharded sampling": {"parallel_config__enable_batch_sharded_sampling": True},
+    "--no-enable-chunked-prefill": {"scheduler_config__enable_chunked_prefill": False},
+    "--max-num-seqs below 2": {"scheduler_config__max_num_seqs": 1},
+    "--max-num-batched-tokens below --max-num-seqs": {
+        "scheduler_config__max_num_batched_tokens": 4
+    },
+    "--kv-sharing-fast-prefill": {"cache_config__kv_sharing_fast_prefill": True},
+    "--runner other than generate": {"model_config__runner_type": "pooling"},
+    "encoder-decoder models": {"model_config__is_encoder_decoder": True},
+    "models with recurrent state (hybrid, Mamba)": {"model_config__is_hybrid": True},
+}
+WITH_LOOK_BACK: dict[str, Changes] = {
+    "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
+    "--enable-lora": {"lora_config": object()},
+    "--kv-cache-dtype other than auto": {"cache_config__cache_dtype": "fp8"},
+    "--no-enable-prefix-caching": {"cache_config__enable_prefix_caching": False},
+    "models with sliding-window layers": {"model_config__get_sliding_window": lambda: 4096},
+    "models with chunked attention": {"model_config__attention_chunk_size": 8192},
+    "multimodal models": {"model_config__is_multimodal_model": True},
+}
+WITH_AMATEUR: dict[str, Changes] = {
+    "multimodal models": {"model_config__is_multimodal_model": True},
+    "--enable-prompt-embeds": {"model_config__enable_prompt_embeds": True},
+    "--enable-lora with drop:N": {"lora_config": object()},
+}
+
+
+def changed(parts: Changes, changes: Changes) -> Any:
+    """The parts as one object; ``a__b`` of the changes is its ``a.b``."""
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        if field:
+            setattr(parts[section], field, value)
+        else:
+            parts[section] = value
+    return SimpleNamespace(**parts)
+
+
+def config(**changes: Any) -> Any:
+    """A vLLM configuration that nothing refuses, as far as the tables look at it, and changes."""
+    return changed(
+        {
+            "speculative_config": None,
+            "kv_transfer_config": None,
+            "ec_transfer_config": None,
+            "lora_config": None,
+            "cache_config": SimpleNamespace(
+                kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=True
+            ),
+            "model_config": SimpleNamespace(
+                runner_type="generate",
+                is_encoder_decoder=False,
+                is_hybrid=False,
+                is_attention_free=False,
+                is_multimodal_model=False,
+                enable_prompt_embeds=False,
+                attention_chunk_size=None,
+                get_sliding_window=lambda: None,
+            ),
+            "parallel_config": SimpleNamespace(
+                tensor_parallel_size=1,
+                pipeline_parallel_size=1,
+                decode_context_parallel_size=1,
+                prefill_context_parallel_size=1,
+                enable_batch_sharded_sampling=False,
+                worker_cls="vllm.v1.worker.cpu_worker.CPUWorker",
+            ),
+            "scheduler_config": SimpleNamespace(
+                enable_chunked_prefill=True,
+                max_num_seqs=8,
+                max_num_batched_tokens=64,
+                async_scheduling=False,
+                scheduler_cls=None,
+            ),
+        },
+        changes,
+    )
+
+
+def arguments(**changes: Any) -> Any:
+    """Arguments that nothing refuses, as far as the table looks at them, and changes."""
+    parts: Changes = {
+        "headless": False, "grpc": False, "api_server_count": None, "small": None,
+        "data_parallel_size": 1, "data_parallel_external_lb": False, "scheduler_cls": None,
+        "worker_cls": "auto",
+    }  # fmt: skip
+    return changed(parts, changes)
+
+
+def said(table: tuple[Refusal, ...], name: str) -> str:
+    """A pattern of what the message says about a mode."""
+    return re.escape(next(f"{mode.name} ({mode.why})" for mode in table if mode.name == name))
+
+
+@pytest.mark.parametrize(
+    ("table", "tried"),
+    [
+        (ARGUMENTS, ASKED), (CONFIG, CONFIGURED), (LOOK_BACK, WITH_LOOK_BACK),
+        (AMATEUR, WITH_AMATEUR),
+    ],
+)  # fmt: skip
+def test_every_mode_is_tried(table: tuple[Refusal, ...], tried: dict[str, Changes]) -> None:
+    assert [mode.name for mode in table] == list(tried)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_arguments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    changes = ASKED[name]
+    if name.isupper():
+        os.environ.update(changes)
+        changes = {}
+    with pytest.raises(StartupError, match=f"not supported by divserve: {said(ARGUMENTS, name)}"):
+        checks.check_arguments(arguments(**changes))
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_configurations(name: str) -> None:
+    with pytest.raises(StartupError, match=f"not supported by divserve: {said(CONFIG, name)}"):
+        engines.install(config(**CONFIGURED[name]))
+
+
+@pytest.mark.parametrize("name", WITH_LOOK_BACK)
+def test_look_back(name: str) -> None:
+    message = f"not supported with --look-back: {said(LOOK_BACK, name)}"
+    with pytest.raises(StartupError, match=message):
+        Extras(look_back=True).install(config(**WITH_LOOK_BACK[name]))
+
+
+@pytest.mark.parametrize("name", WITH_AMATEUR)
+def test_amateurs(name: str) -> None:
+    message = f"not supported with --amateur: {said(AMATEUR, name)}"
+    with pytest.raises(StartupError, match=message):
+        Extras({"amateur": "drop:1"}).install(config(**WITH_AMATEUR[name]))
+
+
+def test_nothing_else_is_refused() -> None:
+    checks.check_arguments(arguments())
+    checks.check_config(config())
+    checks.check_look_back(config())
+
+
+def test_all_refused_modes_are_named_at_once() -> None:
+    changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--speculative-config"]
+    with pytest.raises(StartupError, match=r"--speculative-config \(.*\), --max-num-seqs below 2"):
+        checks.check_config(config(**changes))
