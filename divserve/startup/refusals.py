@@ -72,11 +72,14 @@ ARGUMENTS = (
 )
 """Of the parsed arguments: server modes that bypass the lock-step engine client."""
 
+DRAFTERS = ("ngram", "ngram_gpu", "suffix", "custom_class")
+
 CONFIG = (
     Refusal(
-        "--speculative-config",
-        "guide rows take one token a step",
-        lambda c: c.speculative_config is not None,
+        "--speculative-config with a method other than ngram and suffix",
+        "its drafter reads the hidden states or the cache of one row",
+        lambda c: c.speculative_config is not None
+        and c.speculative_config.method not in DRAFTERS,
     ),
     Refusal(
         "--kv-transfer-config",
@@ -147,6 +150,11 @@ CONFIG = (
 """Of vLLM's ``VllmConfig``: modes in which the rows of a group cannot be kept in one step."""
 
 LOOK_BACK = (
+    Refusal(
+        "--speculative-config",
+        "an alarm takes a token back, and with it the drafts that follow",
+        lambda c: c.speculative_config is not None,
+    ),
     Refusal(
         "--tensor-parallel-size above 1",
         "each rank has only a part of the head",

@@ -112,9 +112,8 @@ class Ledger:
         if entry is None:
             return
         account, index = entry
-        if report.statistics is not None:
-            account.statistics[index].append(report.statistics)
+        account.statistics[index].extend(report.statistics)
         if report.model is not None:
-            account.models[index].append(report.model)
+            account.models[index].extend([report.model] * len(report.statistics))
         if report.error is not None:
             account.error, account.refused = report.error, report.refused

@@ -106,6 +106,7 @@ class Blocks:
             if _is_through(request):
                 continue
             left = remaining_tokens(request) - (request.request_id in held)
+            left += len(request.spec_token_ids)
             tokens = min(left, budget, chunk.at_most)
             if tokens <= 0:
                 continue

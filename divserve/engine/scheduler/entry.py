@@ -18,6 +18,7 @@ from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.group import ADMISSIBLE, Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
@@ -36,6 +37,7 @@ class Entry:
         admission: decides which waiting members may be admitted.
         preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
+        drafts: the draft tokens of groups.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Entry:
         admission: Admission,
         preflight: Preflight,
         alarms: Alarms,
+        drafts: Drafts,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
+        self._drafts = drafts
         self.entering: set[str] = set()
         """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
@@ -83,6 +87,8 @@ class Entry:
                 # As in vLLM: a step that preempted admits nobody.
                 host._pause_state = PauseState.PAUSED_NEW
         self._line_up(joining, looking)
+        if host.num_spec_tokens:
+            self._drafts.trim(len(self.entering))
         whole = self._whole() if is_open and not throttle_prefills else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()
@@ -217,6 +223,8 @@ class Entry:
             blocks = self._blocks.free() - self._blocks.most_of_step(running, budget)
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
         tokens = budget - entering - running - prefills
+        if host.num_spec_tokens:
+            tokens -= sum(len(request.spec_token_ids) for request in host.running)
         left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).surely)
         if host.lora_config:
             left.max_loras = host.lora_config.max_loras

@@ -29,6 +29,7 @@ class Host(Protocol):
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
+    num_spec_tokens: int
     lora_config: Any
     scheduler_config: Any
     _pause_state: PauseState

@@ -13,6 +13,7 @@ from vllm.v1.request import Request, RequestStatus
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.group import Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host, Unit
@@ -28,10 +29,14 @@ class Preflight:
         groups: all groups.
         blocks: the KV cache.
         alarms: requests that wait with their blocks.
+        drafts: are dropped before anything is preempted.
     """
 
-    def __init__(self, host: Host, groups: Groups, blocks: Blocks, alarms: Alarms) -> None:
-        self._host, self._groups, self._blocks, self._alarms = host, groups, blocks, alarms
+    def __init__(
+        self, host: Host, groups: Groups, blocks: Blocks, alarms: Alarms, drafts: Drafts
+    ) -> None:
+        self._host, self._groups, self._blocks = host, groups, blocks
+        self._alarms, self._drafts = alarms, drafts
 
     def secure(self, joining: list[Group], looking: list[Request]) -> bool:
         """Preempts until running requests and ``joining`` fit; returns whether it preempted.
@@ -79,7 +84,7 @@ class Preflight:
 
     def _make_room(self, extra: int) -> bool:
         """Preempts until running requests and ``extra`` blocks fit; returns whether it has."""
-        if extra <= self.left():
+        if extra <= self.left() or (self._drafts.drop() and extra <= self.left()):
             return False
         preempted = False
         units = sorted(self._units(), key=self.eviction_key)

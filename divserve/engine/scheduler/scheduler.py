@@ -8,6 +8,7 @@ of a request. Each uses the objects that own the state:
 `Admission`    which waiting members may be admitted
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
+`Drafts`       draft tokens, the same for all rows of a group
 `Alarms`       look-back: requests that wait for their probes
 `SwitchRules`  when an answer moves to the other engine
 `Reports`      which tokens may be sent, and what is sent with them
@@ -33,7 +34,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
@@ -41,6 +42,7 @@ from divserve.engine.order import Order, set_chosen
 from divserve.engine.scheduler.admission import Admission, Verdict
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.endings import Endings
 from divserve.engine.scheduler.entry import Entry
 from divserve.engine.scheduler.figures import Figures
@@ -75,10 +77,21 @@ class LockstepScheduler(Scheduler):
             self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
         )
         self.alarms = Alarms(self, self.blocks)
-        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms)
+        self.drafts = Drafts(self, self.groups, self.max_model_len)
+        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms, self.drafts)
         self.entry = Entry(
-            self, self.groups, self.blocks, self.admission, self.preflight, self.alarms
+            self,
+            self.groups,
+            self.blocks,
+            self.admission,
+            self.preflight,
+            self.alarms,
+            self.drafts,
         )
+        if self.num_spec_tokens and self.dynamic_sd_lookup is None:
+            # Otherwise vLLM gives a row that enters with one token made-up drafts, or rather admits
+            # nobody; a row that joins its group has room for one token.
+            self.dynamic_sd_lookup = [self.num_spec_tokens] * (self.max_num_active_reqs + 1)
         self.endings = Endings(self, self.groups, self.figures)
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
@@ -227,13 +240,31 @@ class LockstepScheduler(Scheduler):
     def _update_and_ask_rules(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """vLLM appends a request's token and asks whether it ends; a switch also ends it."""
+        """vLLM appends a request's tokens and asks whether it ends; a switch also ends it."""
+        found = self.reports.statistics.get(request.request_id, [])
+        count = self.switch_rules.observe(request.request_id, found[: len(new_token_ids)])
+        if count is not None:
+            # The other model goes on behind this token.
+            del new_token_ids[count:]
         taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        statistics = self.reports.statistics
-        if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
+        if count is not None and not stopped:
+            self.switch_rules.switch(request.request_id)
             request.status = RequestStatus.FINISHED_STOPPED
             stopped = True
         return taken, stopped
+
+    def make_spec_decoding_stats(self, stats: Any, *args: Any, **kwargs: Any) -> Any:
+        """vLLM counts a request's drafts; those of a guide are its primary's."""
+        group = self.groups.get(kwargs["request_id"])
+        if group is not None and group.name != kwargs["request_id"]:
+            return stats
+        return super().make_spec_decoding_stats(stats, *args, **kwargs)
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """vLLM notes the drafts for the next step, as far as the primaries' grammars accept."""
+        super().update_draft_token_ids(draft_token_ids)
+        if len(self.groups):
+            self.drafts.share(draft_token_ids.req_ids)
 
     # A request ends.
 

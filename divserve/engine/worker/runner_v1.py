@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
@@ -78,7 +79,7 @@ class GuidedRunner:
     def _guide(self, state: Any) -> PendingGuidance | None:
         stages, batch = self.divserve_stages, self.input_batch  # type: ignore[attr-defined]
         samples = ~self.discard_request_mask.np[: len(batch.req_ids)]  # type: ignore[attr-defined]
-        if not stages.place(batch.req_ids, samples):
+        if not stages.place(batch.req_ids, samples, _drafts(state.spec_decode_metadata)):
             return None
         self.divserve_placed = True
         model: Any = self.model  # type: ignore[attr-defined]
@@ -139,6 +140,15 @@ class GuidedRunner:
         some = logits.index_select(0, kept.rows)
         sampler: Any = self.sampler  # type: ignore[attr-defined]
         return of_all_rows(sampler(logits=some, sampling_metadata=fewer), kept)
+
+
+def _drafts(metadata: Any) -> np.ndarray | None:
+    """``[R] int64``: draft tokens of each row; None if no row has any.
+
+    Args:
+        metadata: vLLM's ``SpecDecodeMetadata``.
+    """
+    return None if metadata is None else np.array(metadata.num_draft_tokens, np.int64)
 
 
 def _with_temperatures(metadata: Any, own: Temperatures) -> Any:
