@@ -78,8 +78,7 @@ CONFIG = (
     Refusal(
         "--speculative-config with a method other than ngram and suffix",
         "its drafter reads the hidden states or the cache of one row",
-        lambda c: c.speculative_config is not None
-        and c.speculative_config.method not in DRAFTERS,
+        lambda c: c.speculative_config is not None and c.speculative_config.method not in DRAFTERS,
     ),
     Refusal(
         "--kv-transfer-config",

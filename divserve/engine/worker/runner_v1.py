@@ -90,6 +90,13 @@ class GuidedRunner:
         self.execute_model_state = state._replace(logits=logits)
         return pending
 
+    def propose_draft_token_ids(self, *args: Any, **kwargs: Any) -> Any:
+        """Drafts that stay on the device are shared here; of others the scheduler is told."""
+        drafts = super().propose_draft_token_ids(*args, **kwargs)  # type: ignore[misc]
+        if self.divserve_placed and isinstance(drafts, Tensor):
+            self.divserve_stages.copy_tokens(drafts)
+        return drafts
+
     def _hide_idle_generators(self) -> dict[int, Any]:
         """Removes the generators of rows whose sample is discarded (unfinished prefills).
 

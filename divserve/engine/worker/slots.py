@@ -171,9 +171,7 @@ class Slots:
             heapq.heappush(self._free, slot)
         return slot
 
-    def locate(
-        self, req_ids: Sequence[str], samples: np.ndarray, drafts: np.ndarray
-    ) -> Located:
+    def locate(self, req_ids: Sequence[str], samples: np.ndarray, drafts: np.ndarray) -> Located:
         """Finds the guided requests in the batch.
 
         Args:
