@@ -39,7 +39,10 @@ ON_CPU = "asked of a CPU only"
 PINNED = "to or from pinned memory"
 ALLOWED = {
     "grounding.py: grounded.any()": HOST,
-    "pipeline.py: groups.names.tolist()": HOST,
+    "pipeline.py: positions.names.tolist()": HOST,
+    "guide_tokens.py: drafts.any()": HOST,
+    "slots.py: drafts.any()": HOST,
+    "rejection.py: values.repeat_interleave(counts, output_size=num_tokens)": ON_CPU,
     "guide_tokens.py: np.nonzero(groups.rows[:, 1:] != ABSENT)": HOST,
     "look_back.py: located.probes.tolist()": HOST,
     "look_back.py: np.nonzero(known)": HOST,

@@ -29,7 +29,9 @@ ASKED: dict[str, Changes] = {
 """By the name of a mode: the arguments, or the variable of the environment, that ask for it."""
 
 CONFIGURED: dict[str, Changes] = {
-    "--speculative-config": {"speculative_config": object()},
+    "--speculative-config with a method other than ngram and suffix": {
+        "speculative_config": SimpleNamespace(method="eagle3")
+    },
     "--kv-transfer-config": {"kv_transfer_config": object()},
     "--ec-transfer-config": {"ec_transfer_config": object()},
     "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
@@ -49,6 +51,7 @@ CONFIGURED: dict[str, Changes] = {
     "models with recurrent state (hybrid, Mamba)": {"model_config__is_hybrid": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
+    "--speculative-config": {"speculative_config": object()},
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
     "--enable-lora": {"lora_config": object()},
     "--kv-cache-dtype other than auto": {"cache_config__cache_dtype": "fp8"},
@@ -180,6 +183,6 @@ def test_nothing_else_is_refused() -> None:
 
 
 def test_all_refused_modes_are_named_at_once() -> None:
-    changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--speculative-config"]
-    with pytest.raises(StartupError, match=r"--speculative-config \(.*\), --max-num-seqs below 2"):
+    changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--kv-transfer-config"]
+    with pytest.raises(StartupError, match=r"--kv-transfer-config \(.*\), --max-num-seqs below 2"):
         checks.check_config(config(**changes))

@@ -216,7 +216,7 @@ def played(output: Any, sampling: list[str]) -> Any:
         req_id_to_index={name: i for i, name in enumerate(names)},
         sampled_token_ids=[[TOKEN] if name in sampled else [] for name in names],
     )
-    statistics = dict.fromkeys(sampling, (0.5,) * len(STATISTICS))
+    statistics = {name: [(0.5,) * len(STATISTICS)] for name in sampling}
     set_guidance(made, Guidance(statistics, 1e-4))
     assert guidance_of(made).statistics is statistics
     return made

@@ -38,6 +38,20 @@ def prepare() -> None:
             return False
 
     triton.backends.backends["cpu"] = types.SimpleNamespace(driver=NoDriver, compiler=None)
+    _take_any_mask()
+
+
+def _take_any_mask() -> None:
+    """The interpreter makes ``&`` of a tensor and a number an integer, and loads no such mask."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    def of_bool(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(self, ptrs, mask, *args)
+
+    InterpreterBuilder.create_masked_load = of_bool
 
 
 def main(model: Path, mode: str, blocks: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import RequestStatus
 
 from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.group import Group

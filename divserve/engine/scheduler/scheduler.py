@@ -63,6 +63,7 @@ class LockstepScheduler(Scheduler):
     waiting: Any
     kv_holding_waiting: Any
     _pause_state: PauseState
+    dynamic_sd_lookup: list[int] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

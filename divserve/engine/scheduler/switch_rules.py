@@ -2,7 +2,8 @@
 
 The rule needs the entropy of the token just decoded, which the workers report with it. So the rule
 is applied where vLLM checks whether a token ends its request, and a switch is such an end: it costs
-no extra step and adds nothing to the text. Of several tokens of one step it is asked one by one. The state of the rule travels back with the token.
+no extra step and adds nothing to the text. If a step gives several tokens, it is asked one by one.
+The state of the rule travels back with the token.
 """
 
 from __future__ import annotations

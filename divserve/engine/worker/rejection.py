@@ -1,8 +1,8 @@
 """On CPU: the sampling parameters of draft positions are those of their requests.
 
 vLLM's CPU operation that repeats a request's temperature, top-k or top-p for each of its drafts
-works on a copy if these are not int64, and so leaves its output as it was allocated: sampling beside
-drafts is wrong, for plain requests too (vllm-project/vllm issue 55005).
+works on a copy of all but int64, and so leaves its output as it was allocated. Sampling beside
+drafts is wrong without this, for plain requests too (vllm-project/vllm issue 55005).
 """
 
 from __future__ import annotations
