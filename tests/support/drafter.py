@@ -30,6 +30,8 @@ class Drafter:
 
     answers: ClassVar[list[tuple[list[int], list[int]]]] = []
     """Prompts and their answers."""
+    always: ClassVar[list[int]] = []
+    """What it drafts for every row, instead."""
     drafts: ClassVar[bool] = True
     """Whether it drafts anything."""
 
@@ -55,6 +57,8 @@ class Drafter:
         ]
 
     def _of(self, known: list[int]) -> list[int]:
+        if self.always:
+            return self.always[: self._most]
         for prompt, answer in self.answers:
             done = len(known) - len(prompt)
             if done > 0 and known == prompt + answer[:done]:
