@@ -3,6 +3,9 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", "bytes", figure: …}, …]}
 
+With speculative decoding it also has "draft": {"proposed", "accepted", "rounds"}: draft tokens that
+were verified and taken, and the steps that verified any.
+
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
 "model" of every token in its trace.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -66,6 +70,7 @@ class ChoiceReport:
         """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
         self._models: list[str] = []
+        self._drafts: dict[str, int] = {}
 
     def add(self, output: GuidedOutput) -> None:
         """Adds the tokens of one output.
@@ -85,6 +90,8 @@ class ChoiceReport:
         self._models += models
         self.steps += len(figures)
         self._tally.add(figures, models)
+        if (drafts := getattr(output, "drafts", None)) is not None and drafts.rounds:
+            self._add_drafts(asdict(drafts))
         for one in figures:
             for name in self.sums:
                 self.sums[name] += one[name]
@@ -93,6 +100,11 @@ class ChoiceReport:
             self._trace(output.token_ids, figures, details, models)
         if output.finish_reason is not None:
             self.end()
+
+    def _add_drafts(self, drafts: dict[str, int]) -> None:
+        """Takes over the sums of the draft tokens so far."""
+        self._tally.add_drafts({k: n - self._drafts.get(k, 0) for k, n in drafts.items()})
+        self._drafts = drafts
 
     def end(self) -> None:
         """Counts the last tokens in the metrics. Call it when the choice ends early."""
@@ -116,6 +128,8 @@ class ChoiceReport:
         }
         if self._stack.switches:
             summary |= self._moves()
+        if self._drafts:
+            summary["draft"] = dict(self._drafts)
         if self._stack.trace:
             summary["trace"] = self.take_trace()
         return summary

@@ -206,6 +206,8 @@ class Report(msgspec.Struct, omit_defaults=True):
 
     statistics: tuple[Statistics, ...] = ()
     """Statistics of each of its tokens."""
+    drafted: int = 0
+    """Draft tokens that the step has verified for it."""
     switch: Switch | None = None
     """The segment ends here and another engine goes on: the state of the rule."""
     model: ModelSize | None = None

@@ -16,9 +16,26 @@ from divserve import metrics
 from divserve.decoding import ModelSize, Spec
 from divserve.engine.order import Order, Report, Statistics
 
-__all__ = ["Account", "Ledger"]
+__all__ = ["Account", "Drafted", "Ledger"]
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Drafted:
+    """The draft tokens of a choice."""
+
+    proposed: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    """Steps that have verified any."""
+
+    def add(self, proposed: int, tokens: int) -> None:
+        """Adds a step, by its drafts and the tokens that the choice has taken."""
+        if proposed:
+            self.proposed += proposed
+            self.accepted += max(tokens - 1, 0)
+            self.rounds += 1
 
 
 @dataclass(slots=True)
@@ -32,6 +49,8 @@ class Account:
     """Statistics not yet handed out, by choice index."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
     """The model that made each of these tokens, by choice; empty for requests to one model."""
+    drafts: defaultdict[int, Drafted] = field(default_factory=lambda: defaultdict(Drafted))
+    """By choice index."""
     error: str | None = None
     refused: bool = False
     """Whether the error means that the scheduler rejected a group that can never run."""
@@ -113,6 +132,7 @@ class Ledger:
             return
         account, index = entry
         account.statistics[index].extend(report.statistics)
+        account.drafts[index].add(report.drafted, len(report.statistics))
         if report.model is not None:
             account.models[index].extend([report.model] * len(report.statistics))
         if report.error is not None:

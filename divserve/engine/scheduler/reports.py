@@ -54,6 +54,8 @@ class Reports:
         self.statistics: Mapping[str, list[Statistics]] = {}
         """Statistics of this update, by primary request id: of each position where it may have
         taken a token."""
+        self._drafts: Mapping[str, list[int]] = {}
+        """Draft tokens of this update's step, by request id."""
 
     def expect(self, scheduler_output: SchedulerOutput) -> None:
         """A step has been scheduled: every running group owes a report of each token."""
@@ -69,6 +71,7 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
+        self._drafts = scheduler_output.scheduled_spec_decode_tokens
         self._of_step = self._groups_of(scheduler_output)
         statistics, broken, alarmed = guidance.statistics, guidance.broken, []
         for group in self._of_step:
@@ -157,21 +160,23 @@ class Reports:
                 if is_rare or figures.kernel_s is not None or group.waited is not None:
                     self._report(output, group).put_on(output)
                 elif output.new_token_ids:
-                    Report(self._of_tokens(output)).put_on(output)
+                    self._of_tokens(output, Report()).put_on(output)
             kept.append(output)
         return kept
 
-    def _of_tokens(self, output: EngineCoreOutput) -> tuple[Statistics, ...]:
-        """The statistics of an output's tokens; drafts behind them have been rejected."""
+    def _of_tokens(self, output: EngineCoreOutput, report: Report) -> Report:
+        """Adds the statistics of an output's tokens; drafts behind them have been rejected."""
         found = self.statistics.get(output.request_id, [])
-        return tuple(found[: len(output.new_token_ids)])
+        report.statistics = tuple(found[: len(output.new_token_ids)])
+        report.drafted = len(self._drafts.get(output.request_id, ()))
+        return report
 
     def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:
         """The report on a guided or rejected request for the front end."""
         request_id, report = output.request_id, Report()
         if group is not None and output.new_token_ids:
             # `read` has left no token without them; the front end checks again.
-            report.statistics = self._of_tokens(output)
+            self._of_tokens(output, report)
             switch = self._switch_rules.take_switch(request_id)
             # A grammar may have ended the request for another reason in the same update.
             if switch is not None and output.finish_reason == FinishReason.STOP:
