@@ -9,6 +9,7 @@ import pytest
 from vllm import SamplingParams
 
 from divserve.decoding import STATISTICS
+from divserve.engine.scheduler.governor import OPTION
 from tests.engine import test_groups
 from tests.engine.test_groups import TOKENS, Case, greedy, mismatches
 from tests.support import hf
@@ -31,6 +32,8 @@ class Watched:
 
     def __init__(self, model: Any, cases: list[Case], **options: Any) -> None:
         Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
+        # All of its drafts are verified, whatever they cost here.
+        options["additional_config"] = {OPTION: False}
         self.engine = Engine(model, speculative_config=speculative_config(), **options)
         self.steps = self.accepted = self.rejected = 0
         self.uneven: list[str] = []

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divserve.engine.scheduler.acceptance import Acceptance
-from divserve.engine.scheduler.step_cost import Extra, StepCost
+from divserve.engine.scheduler.step_cost import STALE_STEPS, Extra, StepCost
 
 __all__ = ["OPTION", "Governor", "Proposal"]
 
@@ -31,6 +31,8 @@ MOST_STEPS = 10.0
 """The largest allowance, in steps."""
 UNSEEN_STEPS = 64
 """After so many steps without a trial, a unit's acceptance should be measured again."""
+CLOSE, CLOSE_STEPS = 0.2, 8
+"""A plan that loses less than this share of a step is measured after so many steps."""
 ROUNDS = 8
 """More than the search for the best rate needs."""
 
@@ -65,6 +67,10 @@ class _Plan:
     tokens: float
     """Of all units together."""
     seconds: float
+
+    def loss(self, best: _Plan) -> float:
+        """Seconds that it takes longer than the best plan takes for as many tokens."""
+        return max(0.0, self.seconds - self.tokens * best.seconds / best.tokens)
 
 
 class Governor:
@@ -112,10 +118,10 @@ class Governor:
         trial = self._trial(search, best, rows)
         if trial is None:
             return best.lengths
-        loss = trial.seconds - trial.tokens * best.seconds / best.tokens
+        loss = trial.loss(best)
         if loss > self._allowance:
             return best.lengths
-        self._allowance -= max(0.0, loss)
+        self._allowance -= loss
         return trial.lengths
 
     def scheduled(self, output: Any) -> None:
@@ -185,15 +191,27 @@ class Governor:
 
     def _trial(self, search: _Search, best: _Plan, rows: int) -> _Plan | None:
         """Another plan, where there is something to measure."""
-        drafted = any(best.lengths)
-        if drafted and self.cost.plain_is_stale(rows):
-            return search.plan([0] * len(best.lengths))
-        measured = self.cost.measured_lengths(rows)
-        if drafted and measured == 1:
-            return search.plan([(length + 1) // 2 for length in best.lengths])
-        if not drafted and measured < 2:
+        cost, drafted = self.cost, any(best.lengths)
+        if drafted:
+            none = search.plan([0] * len(best.lengths))
+            if cost.plain_age(rows) >= self._interval(none, best):
+                return none
+            if cost.measured_lengths(rows) == 1:
+                return search.plan([(length + 1) // 2 for length in best.lengths])
+        elif (measured := cost.measured_lengths(rows)) < 2:
             return search.longest(best, self._allowance or 0.0, short=measured == 0)
+        elif (other := search.likely()) is not None and (
+            cost.extra_age(rows) >= self._interval(other, best)
+        ):
+            return other
         return search.unseen(best)
+
+    def _interval(self, other: _Plan, best: _Plan) -> int:
+        """Steps between two measurements of a plan that is not the best one.
+
+        A plan that is nearly as good is measured often: it costs little, and may be the better one.
+        """
+        return CLOSE_STEPS if other.loss(best) < CLOSE * best.seconds else STALE_STEPS
 
 
 @dataclass(frozen=True)
@@ -269,6 +287,15 @@ class _Search:
                     return self.plan(found)
         return found and self.plan(found)
 
+    def likely(self) -> _Plan | None:
+        """The drafts that are rather accepted than not, of the units with the fewest rows."""
+        least = min(unit.rows for unit in self._expected)
+        lengths = [
+            sum(chance > 0.5 for chance in unit.survival) if unit.rows == least else 0
+            for unit in self._expected
+        ]
+        return self.plan(lengths) if any(lengths) else None
+
     def unseen(self, best: _Plan) -> _Plan | None:
         """The best plan with a first draft for units whose acceptance may have changed."""
         price = self._extra.each * best.tokens / best.seconds
@@ -282,4 +309,6 @@ class _Search:
 def _worth(unit: _Expected, price: float) -> int:
     """How many drafts of a unit are worth their price."""
     least = price * unit.rows
+    if unit.survival[0] <= least:
+        return 0
     return sum(chance > least for chance in unit.survival)

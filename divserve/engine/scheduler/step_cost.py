@@ -15,7 +15,7 @@ from statistics import median
 
 __all__ = ["Extra", "StepCost"]
 
-WINDOW = 15
+WINDOW = 31
 """Steps of one kind that are remembered. Their median counts, so that a stall does not."""
 ENOUGH = 3
 """Steps without which a duration is not known."""
@@ -115,10 +115,17 @@ class StepCost:
             return None
         return self._fitted(self._by_rows[min(known, key=lambda k: abs(k - kind))])
 
-    def plain_is_stale(self, rows: int) -> bool:
-        """Whether the step without drafts should be measured again."""
+    def plain_age(self, rows: int) -> int:
+        """Steps since one without drafts was measured."""
         own = self._by_rows.get(_kind(rows))
-        return own is None or self._step - own.plain.last > STALE_STEPS
+        return STALE_STEPS if own is None else self._step - own.plain.last
+
+    def extra_age(self, rows: int) -> int:
+        """Steps since one with drafts was measured."""
+        own = self._by_rows.get(_kind(rows))
+        if own is None or not own.extra:
+            return STALE_STEPS
+        return self._step - max(times.last for _, times in own.extra.values())
 
     def measured_lengths(self, rows: int) -> int:
         """How many different numbers of draft tokens have been measured recently."""
