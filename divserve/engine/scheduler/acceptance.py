@@ -21,7 +21,7 @@ WEIGHT = 2.0
 """Trials that the rate of all requests counts for."""
 UNKNOWN = 0.5
 """The rate where nothing has been drafted yet."""
-SURPRISE = 0.3
+SURPRISE = 0.15
 """A draft that is accepted at a lower rate halves the weight of what was seen before."""
 
 

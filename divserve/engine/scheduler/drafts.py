@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm.v1.request import RequestStatus
+from vllm.sampling_params import SamplingType
+from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.governor import Governor, Proposal
@@ -80,6 +81,10 @@ class Drafts:
             if group is None
             or (group.name == request.request_id and group.name not in self._groups.held)
         ]
+        for request, group in units:
+            if request.spec_token_ids and _has_seed(request):
+                # How many random numbers a step takes depends on its drafts, and these on time.
+                _cut(request, group, 0)
         owners = [(request, group) for request, group in units if request.spec_token_ids]
         proposals = [
             Proposal(request.request_id, len(group.members) if group else 1, request.spec_token_ids)
@@ -87,14 +92,8 @@ class Drafts:
         ]
         lengths = self.governor.choose(proposals, len(units), len(running))
         for (request, group), length in zip(owners, lengths, strict=True):
-            drafts = request.spec_token_ids
-            if length == len(drafts):
-                continue
-            if group is None:
-                # A new list: under asynchronous scheduling all requests have the same one.
-                request.spec_token_ids = drafts[:length]
-            else:
-                _set(group, drafts[:length])
+            if length < len(request.spec_token_ids):
+                _cut(request, group, length)
 
     def drop(self) -> bool:
         """Drops the drafts of all running requests; returns whether there were any."""
@@ -102,6 +101,21 @@ class Drafts:
         for request in found:
             request.spec_token_ids = []
         return bool(found)
+
+
+def _cut(request: Request, group: Group | None, length: int) -> None:
+    drafts = request.spec_token_ids[:length]
+    if group is None:
+        # A new list: under asynchronous scheduling all requests have the same one.
+        request.spec_token_ids = drafts
+    else:
+        _set(group, drafts)
+
+
+def _has_seed(request: Request) -> bool:
+    """Whether the same request must be given the same tokens again, although it samples."""
+    params = request.sampling_params
+    return params is not None and params.sampling_type == SamplingType.RANDOM_SEED
 
 
 def _set(group: Group, drafts: list[int]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divserve.engine.scheduler.acceptance import Acceptance
-from divserve.engine.scheduler.step_cost import STALE_STEPS, Extra, StepCost
+from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, Extra, StepCost
 
 __all__ = ["OPTION", "Governor", "Proposal"]
 
@@ -191,27 +191,28 @@ class Governor:
 
     def _trial(self, search: _Search, best: _Plan, rows: int) -> _Plan | None:
         """Another plan, where there is something to measure."""
-        cost, drafted = self.cost, any(best.lengths)
-        if drafted:
+        cost, measured = self.cost, self.cost.measured(rows)
+        if any(best.lengths):
             none = search.plan([0] * len(best.lengths))
-            if cost.plain_age(rows) >= self._interval(none, best):
+            if cost.plain_age(rows) >= _interval(none, best):
                 return none
-            if cost.measured_lengths(rows) == 1:
+            if len(measured) == 1:
                 return search.plan([(length + 1) // 2 for length in best.lengths])
-        elif (measured := cost.measured_lengths(rows)) < 2:
-            return search.longest(best, self._allowance or 0.0, short=measured == 0)
-        elif (other := search.likely()) is not None and (
-            cost.extra_age(rows) >= self._interval(other, best)
-        ):
-            return other
+        elif len(measured) < 2:
+            return search.longest(best, self._allowance or 0.0, short=not measured)
+        elif (other := search.likely()) is not None:
+            unsure = sum(measured) < ENOUGH * len(measured)
+            if cost.extra_age(rows) >= (CLOSE_STEPS if unsure else _interval(other, best)):
+                return other
         return search.unseen(best)
 
-    def _interval(self, other: _Plan, best: _Plan) -> int:
-        """Steps between two measurements of a plan that is not the best one.
 
-        A plan that is nearly as good is measured often: it costs little, and may be the better one.
-        """
-        return CLOSE_STEPS if other.loss(best) < CLOSE * best.seconds else STALE_STEPS
+def _interval(other: _Plan, best: _Plan) -> int:
+    """Steps between two measurements of a plan that is not the best one.
+
+    A plan that is nearly as good is measured often: it costs little, and may be the better one.
+    """
+    return CLOSE_STEPS if other.loss(best) < CLOSE * best.seconds else STALE_STEPS
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ WINDOW = 31
 ENOUGH = 3
 """Steps without which a duration is not known."""
 STALE_STEPS = 256
-"""After so many steps a measurement should be repeated."""
+"""After so many steps a measurement should be repeated; after twice as many it is forgotten."""
+FEW = 0.1
+"""Weight of a duration that is not known well, among others that are."""
 
 
 @dataclass
@@ -41,14 +43,17 @@ class Extra:
 class _Times:
     """Recent values of one kind of step."""
 
-    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    values: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """The step of each, and seconds."""
     middle: float = 0.0
     last: int = 0
     """The step in which the last was measured."""
 
-    def add(self, value: float, step: int) -> None:
-        self.values.append(value)
-        self.middle, self.last = median(self.values), step
+    def add(self, seconds: float, step: int) -> None:
+        self.values.append((step, seconds))
+        while self.values[0][0] < step - 2 * STALE_STEPS:
+            self.values.popleft()
+        self.middle, self.last = median(value for _, value in self.values), step
 
 
 @dataclass
@@ -85,7 +90,8 @@ class StepCost:
         if plain is None:
             return
         _, times = of_rows.extra.setdefault(_kind(drafts), (drafts, _Times()))
-        times.add(seconds - plain, self._step)
+        # A token costs no more than a row does, and drafts no more than another step beside that.
+        times.add(min(seconds - plain, plain * (1 + 2 * drafts / rows)), self._step)
         if times.middle < -plain / 10:
             # Drafts do not make a step shorter: the step without is no longer what it was.
             of_rows.plain.last = -STALE_STEPS
@@ -127,16 +133,25 @@ class StepCost:
             return STALE_STEPS
         return self._step - max(times.last for _, times in own.extra.values())
 
-    def measured_lengths(self, rows: int) -> int:
-        """How many different numbers of draft tokens have been measured recently."""
+    def measured(self, rows: int) -> list[int]:
+        """How often each number of draft tokens has been measured recently."""
         own = self._by_rows.get(_kind(rows), _OfRows())
-        return sum(self._step - times.last <= STALE_STEPS for _, times in own.extra.values())
+        return [len(times.values) for _, times in self._recent(own) if self._is_recent(times)]
+
+    def _is_recent(self, times: _Times) -> bool:
+        return self._step - times.last <= STALE_STEPS
+
+    def _recent(self, of_rows: _OfRows) -> list[tuple[int, _Times]]:
+        """What was measured recently; if nothing was, the last that was measured."""
+        found = [*of_rows.extra.values()]
+        recent = [(d, times) for d, times in found if self._is_recent(times)]
+        return recent or [max(found, key=lambda pair: pair[1].last)] if found else []
 
     def _fitted(self, of_rows: _OfRows) -> Extra:
         """The line through what was measured; neither part of it is negative."""
         points = [
-            (len(times.values) * 0.5 ** ((self._step - times.last) / STALE_STEPS), d, times.middle)
-            for d, times in of_rows.extra.values()
+            (len(times.values) * (1 if len(times.values) >= ENOUGH else FEW), d, times.middle)
+            for d, times in self._recent(of_rows)
         ]
         total = sum(w for w, _, _ in points)
         mean_d = sum(w * d for w, d, _ in points) / total
