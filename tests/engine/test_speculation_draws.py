@@ -13,6 +13,7 @@ from scipy.stats import power_divergence
 from torch import Tensor
 from vllm import SamplingParams
 
+from divserve.engine.scheduler.governor import OPTION
 from divserve.engine.worker.rejection import expand
 from tests.support.drafter import Drafter, speculative_config
 from tests.support.engine import Engine, order
@@ -68,7 +69,13 @@ def test_frequencies(
     likeliest = [int(theory.sum(axis).argmax()) for axis in ((0, 2), (0, 1))]
     monkeypatch.setattr(Drafter, "always", likeliest)
     config: Any = LOOKUP if drafter == "ngram" else speculative_config(2)
-    engine = Engine(model, speculative_config=config, max_num_seqs=256, max_num_batched_tokens=4096)
+    engine = Engine(
+        model,
+        speculative_config=config,
+        max_num_seqs=256,
+        max_num_batched_tokens=4096,
+        additional_config={OPTION: False},
+    )
     counts: Counter[tuple[int, ...]] = Counter()
     accepted = [0, 0]
     update = engine.scheduler.update_from_output

@@ -21,6 +21,8 @@ ENOUGH = 3
 """Steps without which a duration is not known."""
 STALE_STEPS = 256
 """After so many steps a measurement should be repeated; after twice as many it is forgotten."""
+CHANGED = 1.5
+"""A duration that changes by this factor is another one."""
 FEW = 0.1
 """Weight of a duration that is not known well, among others that are."""
 
@@ -84,7 +86,11 @@ class StepCost:
         self._step += 1
         of_rows = self._by_rows.setdefault(_kind(rows), _OfRows())
         if not drafts:
+            before = of_rows.plain.middle
             of_rows.plain.add(seconds, self._step)
+            if not before / CHANGED < of_rows.plain.middle < before * CHANGED:
+                # What drafts add has been measured against the wrong duration.
+                of_rows.extra.clear()
             return
         plain = self.plain(rows)
         if plain is None:
