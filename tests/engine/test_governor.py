@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -301,7 +302,7 @@ def test_a_step_begins_when_the_one_before_it_ends() -> None:
     proposals = [Proposal("0", 1, [-1] * MOST)]
     outputs = [step_of(proposals, [0], 1) for _ in range(ENOUGH + 2)]
     governor.scheduled(outputs[0])
-    for output, following in zip(outputs, outputs[1:], strict=False):
+    for output, following in pairwise(outputs):
         governor.scheduled(following)
         now[0] += 3
         governor.ran(output, made_of(proposals, [[2]]))

@@ -33,7 +33,7 @@ class Watched:
     def __init__(self, model: Any, cases: list[Case], **options: Any) -> None:
         Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
         # All of its drafts are verified, whatever they cost here.
-        options["additional_config"] = {OPTION: False}
+        options.setdefault("additional_config", {OPTION: False})
         self.engine = Engine(model, speculative_config=speculative_config(), **options)
         self.steps = self.accepted = self.rejected = 0
         self.uneven: list[str] = []
@@ -156,3 +156,23 @@ def test_aborts_at_every_step(watched: Watched, cases: list[Case]) -> None:
             watched.engine.core.step()
         watched.engine.core.abort_request([f"gone{i}" for i in range(len(chosen))])
         assert set(watched.engine.leftovers().values()) == {0}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_tokens_are_the_same_with_the_governor(
+    tiny: Any, cases: list[Case], asynchronous: bool
+) -> None:
+    """It verifies more drafts in some runs than in others."""
+    options = {**ROOMY, "additional_config": {}, "asynchronous": asynchronous}
+    if asynchronous:
+        options["speculative_config"] = LOOKUP
+    watched = Watched(tiny, cases, **options)
+    assert watched.engine.scheduler.governor is not None
+    for _ in range(2):
+        answers = test_groups.run(watched.engine, cases)
+        assert mismatches(cases, answers) == []
+    assert watched.uneven == []
+    assert watched.accepted + watched.rejected > 0
+    assert set(watched.engine.leftovers().values()) == {0}
+    watched.engine.close()
