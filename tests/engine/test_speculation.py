@@ -159,15 +159,9 @@ def test_aborts_at_every_step(watched: Watched, cases: list[Case]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_tokens_are_the_same_with_the_governor(
-    tiny: Any, cases: list[Case], asynchronous: bool
-) -> None:
+def test_tokens_are_the_same_with_the_governor(tiny: Any, cases: list[Case]) -> None:
     """It verifies more drafts in some runs than in others."""
-    options = {**ROOMY, "additional_config": {}, "asynchronous": asynchronous}
-    if asynchronous:
-        options["speculative_config"] = LOOKUP
-    watched = Watched(tiny, cases, **options)
+    watched = Watched(tiny, cases, additional_config={}, **ROOMY)
     assert watched.engine.scheduler.governor is not None
     for _ in range(2):
         answers = test_groups.run(watched.engine, cases)
