@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from argparse import ArgumentParser
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divserve.engine.scheduler.acceptance import Acceptance
-from divserve.engine.scheduler.governor import Governor, Proposal
+from divserve.engine.scheduler.governor import OPTION, Governor, Proposal
 from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, WINDOW, StepCost
+from divserve.startup.governor import add_flags, tell_engine
 from tests.support.simulated import MOST, Simulation, made_of, step_of
 
 MS = 1e-3
@@ -314,9 +316,22 @@ def test_outputs_that_are_missing() -> None:
     governor = Governor(MOST, clock=lambda: 1.0)
     proposals = [Proposal("0", 1, [1] * MOST)]
     governor.ran(step_of(proposals, [0], 1), made_of(proposals, [[2]]))
-    for sampled in ([[]], []):
+    nothing: list[list[list[int]]] = [[[]], []]
+    for sampled in nothing:
         assert governor.choose(proposals, 1, 1) == [0]
         output = step_of(proposals, [0], 1)
         governor.scheduled(output)
         governor.ran(output, made_of(proposals, sampled))
     assert governor.choose([], 1, 1) == []
+
+
+def test_the_flag_reaches_the_engine() -> None:
+    parser = ArgumentParser()
+    add_flags(parser)
+    args = parser.parse_args([])
+    tell_engine(args)
+    assert not hasattr(args, "additional_config")
+    args = parser.parse_args(["--no-draft-governor"])
+    args.additional_config = {"a": 1}
+    tell_engine(args)
+    assert args.additional_config == {"a": 1, OPTION: False}

@@ -42,7 +42,7 @@ def test_answers_equal_the_replay(
     threshold: float,
 ) -> None:
     starts = ["small", "large"]
-    options = {"speculative_config": LOOKUP, "additional_config": {OPTION: False}}
+    options: dict[str, Any] = {"speculative_config": LOOKUP, "additional_config": {OPTION: False}}
     with two_engines(large, small, served_model_name=["tiny"], **options) as pair:
         answers = pair.ask_all(
             [

@@ -275,18 +275,17 @@ class _Search:
             range(len(self._expected)),
             key=lambda i: self._expected[i].rows / (self._expected[i].survival[0] + 1e-9),
         )
-        lengths, left, found = [0] * len(order), allowance - self._extra.fixed, None
+        lengths, left = [0] * len(order), allowance - self._extra.fixed
         for i in order:
             unit = self._expected[i]
             for chance in unit.survival:
                 left -= self._extra.each * unit.rows - chance * best.seconds / best.tokens
                 if left < 0:
-                    return found and self.plan(found)
+                    return self.plan(lengths) if any(lengths) else None
                 lengths[i] += 1
-                found = list(lengths)
                 if short:
-                    return self.plan(found)
-        return found and self.plan(found)
+                    return self.plan(lengths)
+        return self.plan(lengths)
 
     def likely(self) -> _Plan | None:
         """The drafts that are rather accepted than not, of the units with the fewest rows."""
