@@ -40,8 +40,8 @@ def test_drafts_without_a_price_are_as_long_as_proposed(rows: list[int], known: 
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("rows", [[1], [2, 2], [1] * 6])
+@pytest.mark.parametrize("chance", [0.1, 0.9])
+@pytest.mark.parametrize("rows", [[1], [2, 2]])
 def test_no_drafts_where_a_token_costs_a_step(rows: list[int], chance: float, known: bool) -> None:
     """Nothing can be saved, so only one percent of the time is spent on finding out."""
     simulation = Simulation(linear(0, 1), rows, [chance] * len(rows), known)
@@ -89,7 +89,7 @@ def check_regret(base: float, each: float, chance: float, rows: tuple[int, ...])
         assert regret(simulated, 2000) <= 1.03, known
 
 
-@pytest.mark.parametrize(("base", "each", "chance", "rows"), GRID[::6])
+@pytest.mark.parametrize(("base", "each", "chance", "rows"), GRID[1::7])
 def test_never_much_slower_than_none_or_all(
     base: float, each: float, chance: float, rows: tuple[int, ...]
 ) -> None:
@@ -143,7 +143,7 @@ def test_follows_the_price() -> None:
     assert mean_lengths(simulation, 100) > [4]
 
 
-@pytest.mark.parametrize("chance", [0.1, 0.9])
+@pytest.mark.parametrize("chance", [0.01, 0.9])
 def test_stalls_change_nothing(chance: float) -> None:
     """One step in 20 takes 50 times as long."""
     rng = random.Random(3)

@@ -36,7 +36,7 @@ def law(model: Path, temperature: float, top_p: float) -> np.ndarray:
     """``[V³] float64``: probability of each three tokens."""
     reference = Reference(model)
     with torch.inference_mode():
-        before = [[]] + [[a] for a in range(VOCAB)]
+        before: list[list[int]] = [[]] + [[a] for a in range(VOCAB)]
         before += [[a, b] for a in range(VOCAB) for b in range(VOCAB)]
         after = {tuple(b): of_next(reference, b, temperature, top_p).numpy() for b in before}
     found = np.zeros((VOCAB, VOCAB, VOCAB))

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from divserve.engine.scheduler.acceptance import Acceptance
 from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, Extra, StepCost
@@ -37,8 +37,7 @@ ROUNDS = 8
 """More than the search for the best rate needs."""
 
 
-@dataclass(frozen=True)
-class Proposal:
+class Proposal(NamedTuple):
     """The drafts of one unit: a plain request or a group, whose rows verify the same drafts."""
 
     name: str
@@ -110,6 +109,9 @@ class Governor:
             return none
         # The worst case, as long as it is not known: a step takes as long as its tokens.
         extra = self.cost.extra(rows) or Extra(0.0, plain / rows)
+        if self._is_hopeless(proposals, units, rows, extra.each / plain):
+            self._proposals = ()
+            return none
         search = _Search([self._expected(p) for p in proposals], units, plain, extra)
         best = search.best()
         if self._allowance is None:
@@ -189,6 +191,21 @@ class Governor:
         survival = unit.survival()[: len(proposal.drafts)]
         return _Expected(survival, proposal.rows, unit.unseen >= UNSEEN_STEPS)
 
+    def _is_hopeless(
+        self, proposals: Sequence[Proposal], units: int, rows: int, share: float
+    ) -> bool:
+        """Whether not even drafts that are certainly accepted would pay, and this is known well.
+
+        Args:
+            proposals: units with drafts.
+            units: all that sample.
+            rows: of the step.
+            share: of a step that a draft token takes.
+        """
+        fewest = min(proposal.rows for proposal in proposals)
+        known = len(self.cost.measured(rows)) > 1 and self.cost.extra_age(rows) < STALE_STEPS
+        return known and share * units * fewest >= 1
+
     def _trial(self, search: _Search, best: _Plan, rows: int) -> _Plan | None:
         """Another plan, where there is something to measure."""
         cost, measured = self.cost, self.cost.measured(rows)
@@ -215,8 +232,7 @@ def _interval(other: _Plan, best: _Plan) -> int:
     return CLOSE_STEPS if other.loss(best) < CLOSE * best.seconds else STALE_STEPS
 
 
-@dataclass(frozen=True)
-class _Expected:
+class _Expected(NamedTuple):
     """What a unit's drafts are expected to do."""
 
     survival: Sequence[float]
@@ -245,7 +261,7 @@ class _Search:
         """What to expect with so many drafts of each unit."""
         pairs = list(zip(self._expected, lengths, strict=True))
         drafts = sum(unit.rows * length for unit, length in pairs)
-        accepted = sum(sum(unit.survival[:length]) for unit, length in pairs)
+        accepted = sum(sum(unit.survival[:length]) for unit, length in pairs if length)
         return _Plan(lengths, self._units + accepted, self._plain + self._extra.of(drafts))
 
     def best(self) -> _Plan:
@@ -309,6 +325,9 @@ class _Search:
 def _worth(unit: _Expected, price: float) -> int:
     """How many drafts of a unit are worth their price."""
     least = price * unit.rows
-    if unit.survival[0] <= least:
-        return 0
-    return sum(chance > least for chance in unit.survival)
+    length = 0
+    for chance in unit.survival:
+        if chance <= least:
+            break
+        length += 1
+    return length
