@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from divserve.engine.scheduler.acceptance import Acceptance
+from divserve.engine.scheduler.draft_search import Expected, Plan, Search
 from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, Extra, StepCost
 
 __all__ = ["OPTION", "Governor", "Proposal"]
@@ -33,8 +34,6 @@ UNSEEN_STEPS = 64
 """After so many steps without a trial, a unit's acceptance should be measured again."""
 CLOSE, CLOSE_STEPS = 0.2, 8
 """A plan that loses less than this share of a step is measured after so many steps."""
-ROUNDS = 8
-"""More than the search for the best rate needs."""
 
 
 class Proposal(NamedTuple):
@@ -56,20 +55,6 @@ class _Step:
     decodes: bool
     """Whether all of its tokens are next tokens and drafts."""
     proposals: Sequence[Proposal]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Drafts of each unit to verify, and what to expect from it."""
-
-    lengths: list[int]
-    tokens: float
-    """Of all units together."""
-    seconds: float
-
-    def loss(self, best: _Plan) -> float:
-        """Seconds that it takes longer than the best plan takes for as many tokens."""
-        return max(0.0, self.seconds - self.tokens * best.seconds / best.tokens)
 
 
 class Governor:
@@ -112,7 +97,7 @@ class Governor:
         if self._is_hopeless(proposals, units, rows, extra.each / plain):
             self._proposals = ()
             return none
-        search = _Search([self._expected(p) for p in proposals], units, plain, extra)
+        search = Search([self._expected(p) for p in proposals], units, plain, extra)
         best = search.best()
         if self._allowance is None:
             self._allowance = FIRST_STEPS * plain
@@ -184,12 +169,12 @@ class Governor:
             beyond = proposal.drafts[verified] == sampled[-1]
         unit.observe(verified, min(len(sampled) - 1, verified), beyond)
 
-    def _expected(self, proposal: Proposal) -> _Expected:
+    def _expected(self, proposal: Proposal) -> Expected:
         unit = self._units.get(proposal.name)
         if unit is None:
             unit = self._units[proposal.name] = Acceptance(self._most, self._everybody)
         survival = unit.survival()[: len(proposal.drafts)]
-        return _Expected(survival, proposal.rows, unit.unseen >= UNSEEN_STEPS)
+        return Expected(survival, proposal.rows, unit.unseen >= UNSEEN_STEPS)
 
     def _is_hopeless(
         self, proposals: Sequence[Proposal], units: int, rows: int, share: float
@@ -206,7 +191,7 @@ class Governor:
         known = len(self.cost.measured(rows)) > 1 and self.cost.extra_age(rows) < STALE_STEPS
         return known and share * units * fewest >= 1
 
-    def _trial(self, search: _Search, best: _Plan, rows: int) -> _Plan | None:
+    def _trial(self, search: Search, best: Plan, rows: int) -> Plan | None:
         """Another plan, where there is something to measure."""
         cost, measured = self.cost, self.cost.measured(rows)
         if any(best.lengths):
@@ -224,110 +209,9 @@ class Governor:
         return search.unseen(best)
 
 
-def _interval(other: _Plan, best: _Plan) -> int:
+def _interval(other: Plan, best: Plan) -> int:
     """Steps between two measurements of a plan that is not the best one.
 
     A plan that is nearly as good is measured often: it costs little, and may be the better one.
     """
     return CLOSE_STEPS if other.loss(best) < CLOSE * best.seconds else STALE_STEPS
-
-
-class _Expected(NamedTuple):
-    """What a unit's drafts are expected to do."""
-
-    survival: Sequence[float]
-    rows: int
-    unseen: bool
-    """Whether its acceptance has not been measured for long."""
-
-
-class _Search:
-    """Finds the drafts of one step.
-
-    Args:
-        expected: of each unit with drafts.
-        units: all units.
-        plain: seconds of the step without drafts.
-        extra: what drafts add.
-    """
-
-    def __init__(
-        self, expected: Sequence[_Expected], units: int, plain: float, extra: Extra
-    ) -> None:
-        self._expected, self._extra = expected, extra
-        self._units, self._plain = max(units, len(expected)), max(plain, 1e-9)
-
-    def plan(self, lengths: list[int]) -> _Plan:
-        """What to expect with so many drafts of each unit."""
-        pairs = list(zip(self._expected, lengths, strict=True))
-        drafts = sum(unit.rows * length for unit, length in pairs)
-        accepted = sum(sum(unit.survival[:length]) for unit, length in pairs if length)
-        return _Plan(lengths, self._units + accepted, self._plain + self._extra.of(drafts))
-
-    def best(self) -> _Plan:
-        """The plan with the most tokens per second (Dinkelbach's method for a ratio).
-
-        At a given rate, a draft pays if it is accepted more often than tokens are made elsewhere
-        in the time that it takes. Taking just these gives a better rate, until nothing changes.
-        """
-        best = self.plan([0] * len(self._expected))
-        for _ in range(ROUNDS):
-            price = self._extra.each * best.tokens / best.seconds
-            plan = self.plan([_worth(unit, price) for unit in self._expected])
-            if plan.tokens * best.seconds <= best.tokens * plan.seconds * (1 + 1e-9):
-                break
-            best = plan
-        return best
-
-    def longest(self, best: _Plan, allowance: float, short: bool) -> _Plan | None:
-        """The most drafts that the allowance pays for, likely ones first.
-
-        Args:
-            best: the best plan.
-            allowance: seconds.
-            short: only one draft.
-        """
-        order = sorted(
-            range(len(self._expected)),
-            key=lambda i: self._expected[i].rows / (self._expected[i].survival[0] + 1e-9),
-        )
-        lengths, left = [0] * len(order), allowance - self._extra.fixed
-        for i in order:
-            unit = self._expected[i]
-            for chance in unit.survival:
-                left -= self._extra.each * unit.rows - chance * best.seconds / best.tokens
-                if left < 0:
-                    return self.plan(lengths) if any(lengths) else None
-                lengths[i] += 1
-                if short:
-                    return self.plan(lengths)
-        return self.plan(lengths)
-
-    def likely(self) -> _Plan | None:
-        """The drafts that are rather accepted than not, of the units with the fewest rows."""
-        least = min(unit.rows for unit in self._expected)
-        lengths = [
-            sum(chance > 0.5 for chance in unit.survival) if unit.rows == least else 0
-            for unit in self._expected
-        ]
-        return self.plan(lengths) if any(lengths) else None
-
-    def unseen(self, best: _Plan) -> _Plan | None:
-        """The best plan with a first draft for units whose acceptance may have changed."""
-        price = self._extra.each * best.tokens / best.seconds
-        lengths = [
-            1 if not length and unit.unseen and price * unit.rows < 1 else length
-            for unit, length in zip(self._expected, best.lengths, strict=True)
-        ]
-        return None if lengths == best.lengths else self.plan(lengths)
-
-
-def _worth(unit: _Expected, price: float) -> int:
-    """How many drafts of a unit are worth their price."""
-    least = price * unit.rows
-    length = 0
-    for chance in unit.survival:
-        if chance <= least:
-            break
-        length += 1
-    return length

@@ -23,6 +23,7 @@ STALE_STEPS = 256
 """After so many steps a measurement should be repeated; after twice as many it is forgotten."""
 CHANGED = 1.5
 """A duration that changes by this factor is another one."""
+SHORTEST_S = 1e-9
 FEW = 0.1
 """Weight of a duration that is not known well, among others that are."""
 
@@ -83,7 +84,7 @@ class StepCost:
             drafts: draft tokens of all rows.
             seconds: its duration.
         """
-        self._step += 1
+        self._step, seconds = self._step + 1, max(seconds, SHORTEST_S)
         of_rows = self._by_rows.setdefault(_kind(rows), _OfRows())
         if not drafts:
             before = of_rows.plain.middle
