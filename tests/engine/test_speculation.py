@@ -9,6 +9,7 @@ import pytest
 from vllm import SamplingParams
 
 from divserve.decoding import STATISTICS
+from divserve.engine.scheduler.governor import OPTION
 from tests.engine import test_groups
 from tests.engine.test_groups import TOKENS, Case, greedy, mismatches
 from tests.support import hf
@@ -31,6 +32,8 @@ class Watched:
 
     def __init__(self, model: Any, cases: list[Case], **options: Any) -> None:
         Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
+        # All of its drafts are verified, whatever they cost here.
+        options.setdefault("additional_config", {OPTION: False})
         self.engine = Engine(model, speculative_config=speculative_config(), **options)
         self.steps = self.accepted = self.rejected = 0
         self.uneven: list[str] = []
@@ -153,3 +156,17 @@ def test_aborts_at_every_step(watched: Watched, cases: list[Case]) -> None:
             watched.engine.core.step()
         watched.engine.core.abort_request([f"gone{i}" for i in range(len(chosen))])
         assert set(watched.engine.leftovers().values()) == {0}
+
+
+@pytest.mark.long
+def test_tokens_are_the_same_with_the_governor(tiny: Any, cases: list[Case]) -> None:
+    """It verifies more drafts in some runs than in others."""
+    watched = Watched(tiny, cases, additional_config={}, **ROOMY)
+    assert watched.engine.scheduler.governor is not None
+    for _ in range(2):
+        answers = test_groups.run(watched.engine, cases)
+        assert mismatches(cases, answers) == []
+    assert watched.uneven == []
+    assert watched.accepted + watched.rejected > 0
+    assert set(watched.engine.leftovers().values()) == {0}
+    watched.engine.close()

@@ -13,6 +13,7 @@ from scipy.stats import power_divergence
 from torch import Tensor
 from vllm import SamplingParams
 
+from divserve.engine.scheduler.governor import OPTION
 from divserve.engine.worker.rejection import expand
 from tests.support.drafter import Drafter, speculative_config
 from tests.support.engine import Engine, order
@@ -35,7 +36,7 @@ def law(model: Path, temperature: float, top_p: float) -> np.ndarray:
     """``[V³] float64``: probability of each three tokens."""
     reference = Reference(model)
     with torch.inference_mode():
-        before = [[]] + [[a] for a in range(VOCAB)]
+        before: list[list[int]] = [[]] + [[a] for a in range(VOCAB)]
         before += [[a, b] for a in range(VOCAB) for b in range(VOCAB)]
         after = {tuple(b): of_next(reference, b, temperature, top_p).numpy() for b in before}
     found = np.zeros((VOCAB, VOCAB, VOCAB))
@@ -68,7 +69,13 @@ def test_frequencies(
     likeliest = [int(theory.sum(axis).argmax()) for axis in ((0, 2), (0, 1))]
     monkeypatch.setattr(Drafter, "always", likeliest)
     config: Any = LOOKUP if drafter == "ngram" else speculative_config(2)
-    engine = Engine(model, speculative_config=config, max_num_seqs=256, max_num_batched_tokens=4096)
+    engine = Engine(
+        model,
+        speculative_config=config,
+        max_num_seqs=256,
+        max_num_batched_tokens=4096,
+        additional_config={OPTION: False},
+    )
     counts: Counter[tuple[int, ...]] = Counter()
     accepted = [0, 0]
     update = engine.scheduler.update_from_output

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from divserve.engine.scheduler.governor import OPTION
 from tests.engine import test_switching
 from tests.engine.test_switching import RULE, TOKENS, agrees, replay
 from tests.support.engine import random_prompt
@@ -41,7 +42,8 @@ def test_answers_equal_the_replay(
     threshold: float,
 ) -> None:
     starts = ["small", "large"]
-    with two_engines(large, small, served_model_name=["tiny"], speculative_config=LOOKUP) as pair:
+    options: dict[str, Any] = {"speculative_config": LOOKUP, "additional_config": {OPTION: False}}
+    with two_engines(large, small, served_model_name=["tiny"], **options) as pair:
         answers = pair.ask_all(
             [
                 (p, switching(threshold=threshold, start=starts[i % 2], **RULE))

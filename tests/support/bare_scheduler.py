@@ -11,6 +11,7 @@ from zlib import crc32
 
 from divserve.decoding import STATISTICS
 from divserve.engine.order import Guidance, Order, guidance_of, set_guidance
+from divserve.engine.scheduler.governor import OPTION
 from tests.support.engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
@@ -21,11 +22,16 @@ TOKEN = 5
 
 
 @functools.cache
-def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
+def configured(
+    model: Path, max_rows: int, max_tokens: int, policy: str, drafts: int = 0, governed: bool = True
+) -> Any:
     """vLLM's configuration; making one takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
 
+    drafter = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
     return EngineArgs(
+        speculative_config=drafter if drafts else None,
+        additional_config={OPTION: governed},
         model=str(model),
         dtype="float32",
         enforce_eager=True,
@@ -53,6 +59,8 @@ class BareScheduler:
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
+        drafts: draft tokens of each row.
+        governed: whether the governor chooses how many of them are verified.
     """
 
     def __init__(
@@ -68,6 +76,8 @@ class BareScheduler:
         window: int = 0,
         longest: int = 0,
         adaptive: bool = False,
+        drafts: int = 0,
+        governed: bool = True,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -78,7 +88,7 @@ class BareScheduler:
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        config = configured(model, max_rows, max_tokens, policy)
+        config = configured(model, max_rows, max_tokens, policy, drafts, governed)
         config.cache_config.num_gpu_blocks = blocks
         shape: Any = {
             "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,
@@ -114,6 +124,7 @@ class BareScheduler:
         order: Order | None = None,
         tokens: int = 4,
         text: str | None = None,
+        seed: int | None = None,
         **fields: Any,
     ) -> None:
         """Adds a request with a prompt of so many tokens; no two prompts have a common prefix.
@@ -124,6 +135,7 @@ class BareScheduler:
             order: what the front end asks for.
             tokens: length limit of the answer.
             text: requests with the same have a common prefix; the name by default.
+            seed: the answer is sampled; None: it is greedy.
             fields: of vLLM's ``Request``.
         """
         from vllm import SamplingParams
@@ -134,7 +146,8 @@ class BareScheduler:
         hashed = get_hash_fn_by_name("sha256")
         init_none_hash(hashed)
         params = SamplingParams(
-            temperature=0,
+            temperature=0 if seed is None else 1,
+            seed=seed,
             max_tokens=tokens,
             ignore_eos=True,
             detokenize=False,

@@ -3,16 +3,19 @@
 A draft token is accepted by the guided distribution before it, so all rows of a group must have
 been given the same drafts. vLLM's drafter proposes some for every row; here those of the guides are
 replaced. vLLM would then shorten a row's drafts by itself where the budget of the step, the context
-or the KV cache ends; so they are shortened before, for all members alike.
+or the KV cache ends; so they are shortened before, for all members alike. Those of all requests are
+shortened further to what pays (`divserve.engine.scheduler.governor`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm.v1.request import RequestStatus
+from vllm.sampling_params import SamplingType
+from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.scheduler.chunks import Chunk
+from divserve.engine.scheduler.governor import Governor, Proposal
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
@@ -27,10 +30,14 @@ class Drafts:
         host: the scheduler.
         groups: all groups.
         max_model_len: the longest context.
+        governor: chooses how many are verified; None: as many as fit.
     """
 
-    def __init__(self, host: Host, groups: Groups, max_model_len: int) -> None:
+    def __init__(
+        self, host: Host, groups: Groups, max_model_len: int, governor: Governor | None = None
+    ) -> None:
         self._host, self._groups, self._max_model_len = host, groups, max_model_len
+        self.governor = governor
 
     def share(self, request_ids: Iterable[str]) -> None:
         """The drafter has proposed tokens for these requests: guides take their primary's."""
@@ -61,12 +68,54 @@ class Drafts:
             left -= len(drafts) * len(group.members)
             _set(group, drafts)
 
+    def govern(self) -> None:
+        """Shortens the drafts of all running requests to what pays."""
+        running = self._host.running
+        if self.governor is None or not any(request.spec_token_ids for request in running):
+            return
+        units = [(r, self._groups.get(r.request_id)) for r in running if not r.is_prefill_chunk]
+        # A group is represented by its primary, and its rows sample only when it is ready.
+        units = [
+            (request, group)
+            for request, group in units
+            if group is None
+            or (group.name == request.request_id and group.name not in self._groups.held)
+        ]
+        for request, group in units:
+            if request.spec_token_ids and _has_seed(request):
+                # How many random numbers a step takes depends on its drafts, and these on time.
+                _cut(request, group, 0)
+        owners = [(request, group) for request, group in units if request.spec_token_ids]
+        proposals = [
+            Proposal(request.request_id, len(group.members) if group else 1, request.spec_token_ids)
+            for request, group in owners
+        ]
+        lengths = self.governor.choose(proposals, len(units), len(running))
+        for (request, group), length in zip(owners, lengths, strict=True):
+            if length < len(request.spec_token_ids):
+                _cut(request, group, length)
+
     def drop(self) -> bool:
         """Drops the drafts of all running requests; returns whether there were any."""
         found = [request for request in self._host.running if request.spec_token_ids]
         for request in found:
             request.spec_token_ids = []
         return bool(found)
+
+
+def _cut(request: Request, group: Group | None, length: int) -> None:
+    drafts = request.spec_token_ids[:length]
+    if group is None:
+        # A new list: under asynchronous scheduling all requests have the same one.
+        request.spec_token_ids = drafts
+    else:
+        _set(group, drafts)
+
+
+def _has_seed(request: Request) -> bool:
+    """Whether the same request must be given the same tokens again, although it samples."""
+    params = request.sampling_params
+    return params is not None and params.sampling_type == SamplingType.RANDOM_SEED
 
 
 def _set(group: Group, drafts: list[int]) -> None:

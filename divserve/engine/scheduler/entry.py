@@ -89,6 +89,7 @@ class Entry:
         self._line_up(joining, looking)
         if host.num_spec_tokens:
             self._drafts.trim(len(self.entering))
+            self._drafts.govern()
         whole = self._whole() if is_open and not throttle_prefills else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()

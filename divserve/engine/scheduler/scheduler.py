@@ -9,6 +9,7 @@ of a request. Each uses the objects that own the state:
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
 `Drafts`       draft tokens, the same for all rows of a group
+`Governor`     how many draft tokens are worth their time
 `Alarms`       look-back: requests that wait for their probes
 `SwitchRules`  when an answer moves to the other engine
 `Reports`      which tokens may be sent, and what is sent with them
@@ -46,6 +47,7 @@ from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.endings import Endings
 from divserve.engine.scheduler.entry import Entry
 from divserve.engine.scheduler.figures import Figures
+from divserve.engine.scheduler.governor import OPTION, Governor
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Unit
@@ -78,7 +80,8 @@ class LockstepScheduler(Scheduler):
             self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
         )
         self.alarms = Alarms(self, self.blocks)
-        self.drafts = Drafts(self, self.groups, self.max_model_len)
+        self.governor = self._governor()
+        self.drafts = Drafts(self, self.groups, self.max_model_len, self.governor)
         self.preflight = Preflight(self, self.groups, self.blocks, self.alarms, self.drafts)
         self.entry = Entry(
             self,
@@ -100,6 +103,11 @@ class LockstepScheduler(Scheduler):
         # Kept as attributes because they are looked up for every row in every step.
         self._held, self._entering = self.groups.held, self.entry.entering
         self._updating = False
+
+    def _governor(self) -> Governor | None:
+        options = self.vllm_config.additional_config
+        wanted = not isinstance(options, dict) or options.get(OPTION, True)
+        return Governor(self.num_spec_tokens) if wanted and self.num_spec_tokens else None
 
     # A request arrives.
 
@@ -135,10 +143,11 @@ class LockstepScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedules one step. Without groups it is vLLM's own."""
         if not len(self.groups):
-            return super().schedule(throttle_prefills)
+            self.drafts.govern()
+            return self._noted(super().schedule(throttle_prefills))
         self.entry.begin(throttle_prefills)
         try:
-            output = super().schedule(throttle_prefills)
+            output = self._noted(super().schedule(throttle_prefills))
         finally:
             self.entry.end()
         admitted = [new.req_id for new in output.scheduled_new_reqs]
@@ -147,6 +156,11 @@ class LockstepScheduler(Scheduler):
         if chosen := self.alarms.chosen(self.entry.looking, output.num_scheduled_tokens):
             set_chosen(output, chosen)
         self.reports.expect(output)
+        return output
+
+    def _noted(self, output: SchedulerOutput) -> SchedulerOutput:
+        if self.governor is not None:
+            self.governor.scheduled(output)
         return output
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
@@ -216,6 +230,8 @@ class LockstepScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows have no output, and primaries' outputs carry statistics."""
+        if self.governor is not None:
+            self.governor.ran(scheduler_output, model_runner_output)
         alarmed = self.reports.read(scheduler_output, model_runner_output)
         if self.endings.failed:
             # A set in vLLM 0.32, a dict from 0.33 on.
@@ -274,6 +290,8 @@ class LockstepScheduler(Scheduler):
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
+        if self.governor is not None:
+            self.governor.forget(request_id)
         if not self.switch_rules:
             self.__dict__.pop("_update_request_with_output", None)
         is_ours = self._is_ours(request)

@@ -1,0 +1,28 @@
+"""The flag of the draft governor, and how the engine is told of it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+__all__ = ["add_flags", "tell_engine"]
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Adds ``--no-draft-governor`` to the parser of ``divserve serve``."""
+    group: Any = parser.add_argument_group("divserve: speculative decoding")
+    group.add_argument(
+        "--no-draft-governor",
+        dest="draft_governor",
+        action="store_false",
+        help="With --speculative-config: verify all proposed draft tokens, as vLLM does, instead "
+        "of those that are expected to save time.",
+    )
+
+
+def tell_engine(args: Namespace) -> None:
+    """Puts the flag where the scheduler, in another process, finds it."""
+    if not args.draft_governor:
+        from divserve.engine.scheduler.governor import OPTION
+
+        args.additional_config = {**(args.additional_config or {}), OPTION: False}
