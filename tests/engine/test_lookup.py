@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from numba.core.errors import NumbaPendingDeprecationWarning
 from vllm import SamplingParams
 
 from divserve.engine.scheduler.members import document_of
@@ -205,7 +207,10 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tiny: Path) -> Iterator[Watched]:
-    watched = Watched(tiny)
+    with warnings.catch_warnings():
+        # vLLM gives its drafter's compiled function a list.
+        warnings.simplefilter("ignore", NumbaPendingDeprecationWarning)
+        watched = Watched(tiny)
     yield watched
     watched.engine.close()
 

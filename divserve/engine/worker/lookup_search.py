@@ -76,8 +76,7 @@ def search(
         counts[i] = count
 
 
-def prepare() -> None:
+def prepare(token_ids: np.ndarray, lengths: np.ndarray) -> None:
     """Compiles the search for the types of the runner's tables, or reads it from the cache."""
-    ids, one = np.zeros((1, 4), np.int32), np.zeros(1, np.int64)
-    lengths, texts = np.full(1, 4, np.int32), np.zeros((1, 3), np.int64)
-    search(ids, lengths, one, texts, 1, 2, np.zeros((1, 2), np.int32), one.copy())
+    rows, texts = np.empty(0, np.int64), np.empty((0, 3), np.int64)
+    search(token_ids, lengths, rows, texts, 1, 2, np.empty((0, 2), np.int32), rows.copy())

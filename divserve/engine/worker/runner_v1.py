@@ -196,14 +196,19 @@ def follow_copies(runner: Any, scheduler_output: SchedulerOutput) -> None:
         store.copied(copies, runner.kv_cache_config.num_blocks)
 
 
-def _lookup_of(config: Any) -> tuple[int, int] | None:
-    """`GuidedRunner.divserve_lookup` by vLLM's ``SpeculativeConfig``; compiles the search."""
+def _lookup_of(runner: Any) -> tuple[int, int] | None:
+    """`GuidedRunner.divserve_lookup` by the configuration; compiles what looks up."""
+    config: Any = runner.speculative_config
     if config is None or config.method != "ngram":
         return None
     # numba takes a second to import.
     from divserve.engine.worker.lookup_search import prepare
 
-    prepare()
+    lengths, token_ids = runner.input_batch.num_tokens_no_spec, runner.input_batch.token_ids_cpu
+    prepare(token_ids, lengths)
+    # vLLM asks for drafts of rows without tokens at start-up, which compiles nothing: the first
+    # step that drafts would take seconds.
+    runner.drafter.propose(config.num_speculative_tokens, [[0]], lengths, token_ids)
     return config.prompt_lookup_min, config.prompt_lookup_max
 
 
@@ -213,4 +218,4 @@ def install(runner: Any) -> None:
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
     vocab = runner.model_config.get_vocab_size()
     runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())
-    runner.divserve_lookup = _lookup_of(runner.speculative_config)
+    runner.divserve_lookup = _lookup_of(runner)
