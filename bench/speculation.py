@@ -11,7 +11,7 @@ One engine with n-gram look-up runs, in turn in each round and over the same doc
 without one. The prefixes of a round's prompts are cached before it. Seconds are those of the wall
 clock and, where other work shares the machine, of the process's own CPU time. Ratios are taken
 within a round; the median and the range over the rounds are reported. With ``--drafts`` the sides
-are guided requests with vLLM's look-up and with ours.
+are guided requests with vLLM's look-up and with ours, and everything proposed is verified.
 
     python -m bench.speculation                                     # an hour on two cores
     python -m bench.speculation --task copying --at-once 1 --at-once 8 --rounds 4
@@ -45,6 +45,8 @@ from loadtest import record
 from tests.support.engine import Engine, order
 
 DRAFTS = 5
+UNGOVERNED = {"additional_config": {"divserve_draft_governor": False}}
+"""Arguments of an engine that verifies everything that is proposed."""
 LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 CLOCKS = ("wall", "cpu")
 
@@ -104,7 +106,9 @@ class Run:
 class Bench:
     """An engine with a drafter that can be taken off."""
 
-    def __init__(self, model: Model, method: str, tokens: int, at_once: int) -> None:
+    def __init__(
+        self, model: Model, method: str, tokens: int, at_once: int, governed: bool
+    ) -> None:
         self._model, self._method, self._tokens = model, method, tokens
         drafter = "ngram_gpu" if model.options.get("asynchronous") else "ngram"
         options = {
@@ -112,6 +116,7 @@ class Bench:
             "max_num_batched_tokens": 1024,
             "max_model_len": 1024,
             "enable_prefix_caching": True,
+            **({} if governed else UNGOVERNED),
             **model.options,
         }
         config = {"method": drafter, "num_speculative_tokens": DRAFTS, **LOOKUP}
@@ -188,7 +193,8 @@ class Bench:
         for side in (PLAIN, GUIDED):
             with self._acting(side):
                 self.engine.generate(self._batch(side, pairs, 1))
-        found, answers = {}, {}
+        found: dict[Side, Run] = {}
+        answers: dict[Side, Any] = {}
         for side in rotated(sides, number):
             found[side], answers[side] = self.run(side, pairs)
         for side, run in found.items():
@@ -256,30 +262,31 @@ def main(
     tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 7,
     drafts: Annotated[bool, typer.Option("--drafts", help="vLLM's look-up against ours.")] = False,
+    governor: Annotated[bool, typer.Option(help="Verify only drafts that are to pay.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="One short round of two tasks.")] = False,
     save: Annotated[bool, typer.Option("--record", help="Append to bench/results.csv.")] = False,
 ) -> None:
     """Measure and print one table."""
     if quick:
         task, at_once, rounds, tokens = [Task.COPY, Task.EDIT], [2], 1, 8
-    table = Table("case", "metric", "median", "range")
-    saved = []
+    console, saved = Console(), []
     with tempfile.TemporaryDirectory() as made, Progress(console=Console(stderr=True)) as progress:
         chosen = Model.chosen(size, dtype, mode, Path(made))
         if model is not None:
             chosen = Model(model.name, model, chosen.vocab, chosen.hidden, chosen.options)
-        bench = Bench(chosen, method, tokens, max(at_once))
+        bench = Bench(chosen, method, tokens, max(at_once), governor and not drafts)
         bar = progress.add_task(chosen.name, total=len(task) * len(at_once))
         for one in task:
             for count in at_once:
                 case = f"{chosen.name}, {one}, {count} at once, {tokens} tokens, {method}, greedy"
                 found = measure(bench, one, count, rounds, drafts)
+                table = Table("metric", "median", "range", title=case)
                 for metric, (value, spread) in found.items():
-                    table.add_row(case, metric, value, spread)
+                    table.add_row(metric, value, spread)
                     saved.append({"case": case, "metric": metric, "value": value, "spread": spread})
+                console.print(table)
                 progress.advance(bar)
         bench.engine.close()
-    Console(width=140).print(table)
     if save:
         record.append("speculation", record.asked("bench.speculation"), saved)
 
