@@ -127,6 +127,8 @@ class GroupOrder:
     output: tuple[int, ...]
     """As in `Order`."""
     look: Look | None
+    document: tuple[int, int] = (0, 0)
+    """Where the part of the prompt that the first guide lacks begins and ends; equal: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from divserve.engine.faults import log_fault, logger
 from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.pipeline import Forward, Pipeline
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance
@@ -199,6 +200,11 @@ class GuidanceStages:
     def sampled_rows(self) -> SampledRows | None:
         """The layout's rows without guides; None if these are none or few."""
         return self._pipeline.guide_tokens.sampled_rows
+
+    @property
+    def lookup(self) -> Lookup:
+        """Drafts for the layout's primaries."""
+        return self._pipeline.lookup
 
     def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:
         """Guides the primaries' rows of the raw logits ``[N, V]``; float32 ones are overwritten.

@@ -21,6 +21,7 @@ from divserve.engine.worker.dropped import DroppedTokens
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guide_tokens import GuideTokens
 from divserve.engine.worker.look_back import LookBack
+from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, Timer
@@ -59,6 +60,7 @@ class Pipeline:
         self._vocabulary = VocabularyCap(vocab)
         self._third_streams = ThirdStreamCheck()
         self.guide_tokens = GuideTokens()
+        self.lookup = Lookup()
         self.names: tuple[str, ...] = ()
         """Primary request ids of the layout, once for each row of its statistics."""
         self.active = False
@@ -86,6 +88,7 @@ class Pipeline:
         prompt = len(new.prompt_token_ids)
         known = len(new.prefill_token_ids or new.prompt_token_ids)
         self.look_back.add(slot, order.look, prompt, known)
+        self.lookup.add(slot, order, prompt)
 
     def lay_out(self, groups: Groups, located: Located) -> Groups:
         """Gives the stages their rows; returns the groups without those that lack a text."""
@@ -98,6 +101,7 @@ class Pipeline:
         groups = Groups.joined(alone, compared)
         looks = self.look_back.lay_out(groups, located, staging)
         self.guide_tokens.lay_out(groups, located.drafts, staging)
+        self.lookup.lay_out(groups, located)
         alone, compared = alone.positions(located.drafts), compared.positions(located.drafts)
         positions = Groups.joined(alone, compared)
         self._temperature.lay_out(positions, staging)

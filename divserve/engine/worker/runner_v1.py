@@ -31,6 +31,8 @@ class GuidedRunner:
     divserve_stages: GuidanceStages
     divserve_placed: bool = False
     """Whether this step has a layout; the same on all ranks, even where guiding it has failed."""
+    divserve_lookup: tuple[int, int] | None = None
+    """Fewest and most tokens of a match, if primaries get drafts from `Lookup`."""
     divserve_fewer: tuple[Any, SampledRows | None, Any] = (None, None, None)
     """vLLM's metadata, the sampled rows, and the metadata of these, while both stay the same."""
 
@@ -90,11 +92,34 @@ class GuidedRunner:
         self.execute_model_state = state._replace(logits=logits)
         return pending
 
-    def propose_draft_token_ids(self, *args: Any, **kwargs: Any) -> Any:
-        """Drafts that stay on the device are shared here; of others the scheduler is told."""
-        drafts = super().propose_draft_token_ids(*args, **kwargs)  # type: ignore[misc]
-        if self.divserve_placed and isinstance(drafts, Tensor):
-            self.divserve_stages.copy_tokens(drafts)
+    def propose_draft_token_ids(
+        self, scheduler_output: SchedulerOutput, sampled_token_ids: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Drafts that stay on the device are shared here; of others the scheduler is told.
+
+        Where vLLM's drafter works on the host, it is not asked for guides and probes; with n-gram
+        look-up the primaries get drafts of ours.
+        """
+        if not self.divserve_placed:
+            return super().propose_draft_token_ids(  # type: ignore[misc]
+                scheduler_output, sampled_token_ids, *args, **kwargs
+            )
+        stages, lengths = self.divserve_stages, self.divserve_lookup
+        sampled, on_host = sampled_token_ids, isinstance(sampled_token_ids, list)
+        if on_host:
+            sampled = stages.lookup.withheld(sampled_token_ids, primaries=lengths is not None)
+        drafts = super().propose_draft_token_ids(  # type: ignore[misc]
+            scheduler_output, sampled, *args, **kwargs
+        )
+        if isinstance(drafts, Tensor):
+            stages.copy_tokens(drafts)
+        elif lengths is not None:
+            batch: Any = self.input_batch  # type: ignore[attr-defined]
+            most = scheduler_output.num_spec_tokens_to_schedule
+            known = batch.token_ids_cpu, batch.num_tokens_no_spec
+            own = stages.lookup.propose(sampled_token_ids, *known, lengths, most)
+            for row, tokens in own.items():
+                drafts[row] = tokens
         return drafts
 
     def _hide_idle_generators(self) -> dict[int, Any]:
@@ -171,9 +196,26 @@ def follow_copies(runner: Any, scheduler_output: SchedulerOutput) -> None:
         store.copied(copies, runner.kv_cache_config.num_blocks)
 
 
+def _lookup_of(runner: Any) -> tuple[int, int] | None:
+    """`GuidedRunner.divserve_lookup` by the configuration; compiles what looks up."""
+    config: Any = runner.speculative_config
+    if config is None or config.method != "ngram":
+        return None
+    # numba takes a second to import.
+    from divserve.engine.worker.lookup_search import prepare
+
+    lengths, token_ids = runner.input_batch.num_tokens_no_spec, runner.input_batch.token_ids_cpu
+    prepare(token_ids, lengths)
+    # vLLM asks for drafts of rows without tokens at start-up, which compiles nothing: the first
+    # step that drafts would take seconds.
+    runner.drafter.propose(config.num_speculative_tokens, [[0]], lengths, token_ids)
+    return config.prompt_lookup_min, config.prompt_lookup_max
+
+
 def install(runner: Any) -> None:
     """Re-classes a V1 runner so that it guides the rows of groups."""
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
     vocab = runner.model_config.get_vocab_size()
     runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())
+    runner.divserve_lookup = _lookup_of(runner)
