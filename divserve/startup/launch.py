@@ -116,6 +116,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     log_format.have_vllm_join(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
+    if _is_cpu():
+        cpu.share_cores(os.environ, _ranks_here(args))
     moved("validate_parsed_serve_args")(args)
     return args
 
@@ -223,6 +225,13 @@ async def listen(
         **({} if log_config is None else {"log_config": log_config}),
     )
     return stopped
+
+
+def _ranks_here(args: Namespace) -> int:
+    """Ranks that this command starts: each is a process with a part of the model, or all of it."""
+    is_external = args.data_parallel_external_lb or args.data_parallel_rank is not None
+    engines = 1 if is_external else args.data_parallel_size_local or args.data_parallel_size
+    return int(engines * args.tensor_parallel_size * args.pipeline_parallel_size)
 
 
 def _is_cpu() -> bool:

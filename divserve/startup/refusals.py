@@ -57,14 +57,24 @@ ARGUMENTS = (
         _several_processes_move_answers,
     ),
     Refusal(
-        "--data-parallel-size above 1",
-        "it is not proven that the ranks are one account",
-        lambda a: a.data_parallel_size > 1,
+        "--data-parallel-multi-port-external-lb",
+        "it starts servers of vLLM's own",
+        lambda a: a.data_parallel_multi_port_external_lb,
     ),
     Refusal(
-        "--data-parallel-external-lb",
-        "it is not proven that the ranks are one account",
-        lambda a: a.data_parallel_external_lb,
+        "--data-parallel-backend ray",
+        "it is not proven with engines that are Ray actors",
+        lambda a: a.data_parallel_backend == "ray",
+    ),
+    Refusal(
+        "--enable-elastic-ep",
+        "it is not proven with ranks that come and go",
+        lambda a: a.enable_elastic_ep,
+    ),
+    Refusal(
+        "--enable-fault-tolerance",
+        "it is not proven with ranks that come and go",
+        lambda a: a.enable_fault_tolerance,
     ),
     Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
     Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
@@ -107,6 +117,11 @@ CONFIG = (
         "batch-sharded sampling",
         "the rows of a group may be sampled on different ranks",
         lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+    ),
+    Refusal(
+        "--enable-dbo and --ubatch-size",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda c: c.parallel_config.enable_dbo or c.parallel_config.ubatch_size > 1,
     ),
     Refusal(
         "--no-enable-chunked-prefill",

@@ -49,7 +49,7 @@ def test_supported_modes_get_our_scheduler_and_worker(
     ("flags", "name"),
     [
         (["--api-server-count", "2", "--small", "SMALL"], "--api-server-count"),
-        (["--data-parallel-size", "2"], "--data-parallel-size"),
+        (["--data-parallel-multi-port-external-lb"], "--data-parallel-multi-port-external-lb"),
         (["--headless"], "--headless"),
         (["--scheduler-cls", "a.B"], "--scheduler-cls"),
         (["--worker-cls", "a.B"], "--worker-cls"),

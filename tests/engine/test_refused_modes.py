@@ -20,8 +20,10 @@ ASKED: dict[str, Changes] = {
     "--headless": {"headless": True},
     "--grpc": {"grpc": True},
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
-    "--data-parallel-size above 1": {"data_parallel_size": 2},
-    "--data-parallel-external-lb": {"data_parallel_external_lb": True},
+    "--data-parallel-multi-port-external-lb": {"data_parallel_multi_port_external_lb": True},
+    "--data-parallel-backend ray": {"data_parallel_backend": "ray"},
+    "--enable-elastic-ep": {"enable_elastic_ep": True},
+    "--enable-fault-tolerance": {"enable_fault_tolerance": True},
     "--scheduler-cls": {"scheduler_cls": "a.B"},
     "--worker-cls": {"worker_cls": "a.B"},
     "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
@@ -38,6 +40,7 @@ CONFIGURED: dict[str, Changes] = {
         "parallel_config__prefill_context_parallel_size": 2
     },
     "batch-sharded sampling": {"parallel_config__enable_batch_sharded_sampling": True},
+    "--enable-dbo and --ubatch-size": {"parallel_config__ubatch_size": 2},
     "--no-enable-chunked-prefill": {"scheduler_config__enable_chunked_prefill": False},
     "--max-num-seqs below 2": {"scheduler_config__max_num_seqs": 1},
     "--max-num-batched-tokens below --max-num-seqs": {
@@ -102,6 +105,8 @@ def config(**changes: Any) -> Any:
                 decode_context_parallel_size=1,
                 prefill_context_parallel_size=1,
                 enable_batch_sharded_sampling=False,
+                enable_dbo=False,
+                ubatch_size=0,
                 worker_cls="vllm.v1.worker.cpu_worker.CPUWorker",
             ),
             "scheduler_config": SimpleNamespace(
@@ -120,7 +125,8 @@ def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
-        "data_parallel_size": 1, "data_parallel_external_lb": False, "scheduler_cls": None,
+        "data_parallel_multi_port_external_lb": False, "data_parallel_backend": "mp",
+        "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
         "worker_cls": "auto",
     }  # fmt: skip
     return changed(parts, changes)
