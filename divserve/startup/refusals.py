@@ -42,6 +42,26 @@ def _several_processes_move_answers(args: Namespace) -> bool:
     return (args.api_server_count or 1) > 1 and args.small is not None
 
 
+def _experts_without_gather(config: Any) -> bool:
+    if not _shared_experts(config) or not _on_cpu(config):
+        return False
+    from vllm.distributed.device_communicators.base_device_communicator import (
+        DeviceCommunicatorBase,
+    )
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    return CpuCommunicator.all_gatherv is DeviceCommunicatorBase.all_gatherv
+
+
+def _shared_experts(config: Any) -> bool:
+    """Whether ranks work together in the experts' layers."""
+    return bool(config.model_config.is_moe and config.parallel_config.data_parallel_size > 1)
+
+
+def _on_cpu(config: Any) -> bool:
+    return bool(config.device_config.device_type == "cpu")
+
+
 def _rust_front_end(_: Namespace) -> bool:
     return os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0")
 
@@ -55,6 +75,11 @@ ARGUMENTS = (
         "--api-server-count above 1 with --small",
         "one process must be the client of both engines between which answers move",
         _several_processes_move_answers,
+    ),
+    Refusal(
+        "--data-parallel-size above 1 with --small",
+        "it is not proven that an answer moves between ranks",
+        lambda a: a.data_parallel_size > 1 and a.small is not None,
     ),
     Refusal(
         "--data-parallel-multi-port-external-lb",
@@ -117,6 +142,11 @@ CONFIG = (
         "batch-sharded sampling",
         "the rows of a group may be sampled on different ranks",
         lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+    ),
+    Refusal(
+        "--data-parallel-size above 1 with a mixture of experts on CPU",
+        "vLLM's CPU back end lacks all_gatherv, which gathers the ranks' tokens",
+        _experts_without_gather,
     ),
     Refusal(
         "--enable-dbo and --ubatch-size",
@@ -193,6 +223,11 @@ LOOK_BACK = (
         lambda c: c.model_config.attention_chunk_size is not None,
     ),
     Refusal(
+        "--data-parallel-size above 1 with a mixture of experts",
+        "it is not proven for ranks that wait for each other in every step",
+        _shared_experts,
+    ),
+    Refusal(
         "multimodal models",
         "their probes would need the pictures again",
         lambda c: c.model_config.is_multimodal_model,
@@ -201,6 +236,11 @@ LOOK_BACK = (
 """Of vLLM's ``VllmConfig``, with ``--look-back``: hidden states cannot be stored and compared."""
 
 AMATEUR = (
+    Refusal(
+        "--data-parallel-size above 1 with a mixture of experts",
+        "it is not proven for ranks that wait for each other in every step",
+        lambda asked: _shared_experts(asked.config),
+    ),
     Refusal(
         "multimodal models",
         "vLLM feeds them embeddings, and an amateur reads token ids",

@@ -45,7 +45,7 @@ class GuidedClient:
 
     def __init__(self, inner: AsyncLLM, extras: frozenset[str] = frozenset()) -> None:
         self.inner = inner
-        self.capacity = Capacity(inner.vllm_config)
+        self.capacity = Capacity(inner.vllm_config, len(inner.engine_core.core_engines))
         self.extras = extras
         """Names of the models beside the served one."""
         half_characters.install(inner.output_processor)
