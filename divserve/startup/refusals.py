@@ -53,6 +53,13 @@ def _experts_without_gather(config: Any) -> bool:
     return CpuCommunicator.all_gatherv is DeviceCommunicatorBase.all_gatherv
 
 
+def _dense_ranks_apart(config: Any) -> bool:
+    # vLLM says so itself, but not where it takes --data-parallel-hybrid-lb of one rank for it.
+    parallel = config.parallel_config
+    several = parallel.data_parallel_size > 1 and parallel.data_parallel_external_lb
+    return bool(several and not config.model_config.is_moe)
+
+
 def _shared_experts(config: Any) -> bool:
     """Whether ranks work together in the experts' layers."""
     return bool(config.model_config.is_moe and config.parallel_config.data_parallel_size > 1)
@@ -60,6 +67,12 @@ def _shared_experts(config: Any) -> bool:
 
 def _on_cpu(config: Any) -> bool:
     return bool(config.device_config.device_type == "cpu")
+
+
+def _one_rank_and_several(args: Namespace) -> bool:
+    one = args.data_parallel_external_lb or args.data_parallel_rank is not None
+    several = args.data_parallel_hybrid_lb or args.data_parallel_start_rank is not None
+    return one and several
 
 
 def _rust_front_end(_: Namespace) -> bool:
@@ -80,6 +93,11 @@ ARGUMENTS = (
         "--data-parallel-size above 1 with --small",
         "it is not proven that an answer moves between ranks",
         lambda a: a.data_parallel_size > 1 and a.small is not None,
+    ),
+    Refusal(
+        "--data-parallel-rank with --data-parallel-start-rank or --data-parallel-hybrid-lb",
+        "a server has either one rank or several",
+        _one_rank_and_several,
     ),
     Refusal(
         "--data-parallel-multi-port-external-lb",
@@ -147,6 +165,11 @@ CONFIG = (
         "--data-parallel-size above 1 with a mixture of experts on CPU",
         "vLLM's CPU back end lacks all_gatherv, which gathers the ranks' tokens",
         _experts_without_gather,
+    ),
+    Refusal(
+        "--data-parallel-external-lb with a dense model",
+        "such ranks share nothing: start servers without data-parallel flags, and balance them",
+        _dense_ranks_apart,
     ),
     Refusal(
         "--enable-dbo and --ubatch-size",

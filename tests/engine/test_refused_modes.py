@@ -21,6 +21,10 @@ ASKED: dict[str, Changes] = {
     "--grpc": {"grpc": True},
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
     "--data-parallel-size above 1 with --small": {"data_parallel_size": 2, "small": "SMALL"},
+    "--data-parallel-rank with --data-parallel-start-rank or --data-parallel-hybrid-lb": {
+        "data_parallel_rank": 1,
+        "data_parallel_start_rank": 2,
+    },
     "--data-parallel-multi-port-external-lb": {"data_parallel_multi_port_external_lb": True},
     "--data-parallel-backend ray": {"data_parallel_backend": "ray"},
     "--enable-elastic-ep": {"enable_elastic_ep": True},
@@ -43,6 +47,10 @@ CONFIGURED: dict[str, Changes] = {
     },
     "batch-sharded sampling": {"parallel_config__enable_batch_sharded_sampling": True},
     "--data-parallel-size above 1 with a mixture of experts on CPU": EXPERTS,
+    "--data-parallel-external-lb with a dense model": {
+        "parallel_config__data_parallel_size": 2,
+        "parallel_config__data_parallel_external_lb": True,
+    },
     "--enable-dbo and --ubatch-size": {"parallel_config__ubatch_size": 2},
     "--no-enable-chunked-prefill": {"scheduler_config__enable_chunked_prefill": False},
     "--max-num-seqs below 2": {"scheduler_config__max_num_seqs": 1},
@@ -109,6 +117,7 @@ def config(**changes: Any) -> Any:
             "parallel_config": SimpleNamespace(
                 tensor_parallel_size=1,
                 data_parallel_size=1,
+                data_parallel_external_lb=False,
                 pipeline_parallel_size=1,
                 decode_context_parallel_size=1,
                 prefill_context_parallel_size=1,
@@ -133,7 +142,10 @@ def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
-        "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False, "data_parallel_backend": "mp",
+        "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False,
+        "data_parallel_rank": None, "data_parallel_start_rank": None,
+        "data_parallel_external_lb": False, "data_parallel_hybrid_lb": False,
+        "data_parallel_backend": "mp",
         "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
         "worker_cls": "auto",
     }  # fmt: skip

@@ -100,12 +100,24 @@ async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event)
 
 
 def assert_all_are_told(
-    url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
+    url: str,
+    process: subprocess.Popen[bytes],
+    signalled: signal.Signals,
+    within_s: float,
+    name: str = "EngineCore",
 ) -> None:
     """Every client gets an error, new requests are sent elsewhere, and the exit code is a
-    failure."""
+    failure.
+
+    Args:
+        url: the server's address.
+        process: the server's.
+        signalled: what the engine's process gets.
+        within_s: how soon all are told.
+        name: part of the name of the engine's process.
+    """
     processes = tree(psutil.Process(process.pid))
-    (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
+    (engine,) = (p for p in processes if name in p.cmdline()[0])
     errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))
     start = time.monotonic()
     code = process.wait(LEAVES_WITHIN_S)
