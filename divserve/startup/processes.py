@@ -21,6 +21,7 @@ from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing import connection
 from typing import Any
 
 from divserve.startup import leaving
@@ -33,6 +34,8 @@ Worker = Callable[[str, Any, Namespace, dict[str, Any]], Coroutine[Any, Any, int
 
 CLOSE_S = 10.0
 """Longest wait, after the time to finish requests, for processes to end their streams and close."""
+LINGER_MS = 4000
+"""Longest wait for a message to be taken, as in vLLM's engines."""
 OVERHEAD_S = 15.0
 """Longest time for the processes to be gone after that; vLLM kills them when theirs is up."""
 
@@ -82,11 +85,12 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
         # If an API process fails to start, the engine's start is aborted too.
         launched.watched_frontend_processes = servers.processes
     engines, coordinator = launched.engine_manager, launched.coordinator
+    watched = _Engines(engines, launched.addresses.outputs) if engines else None
     last_resort = leaving.LastResort()
     try:
         stopping.take_signals(servers.processes)
         wait_for_completion_or_failure(
-            api_server_manager=servers, engine_manager=engines, coordinator=coordinator
+            api_server_manager=servers, engine_manager=watched, coordinator=coordinator
         )
     finally:
         # After a signal they may finish their requests; without one, a process has died.
@@ -96,6 +100,41 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
             for processes in (coordinator, engines, servers):
                 if processes is not None:
                     last_first.callback(_end, processes, deadline)
+
+
+class _Engines:
+    """Watches the engines for ``wait_for_completion_or_failure``, in place of vLLM's manager.
+
+    vLLM's ends all other ranks first when one dies, and these end their requests as if clients had
+    aborted them; and the API processes never hear of an engine that was killed. Here they are told
+    in the words of a dying engine, end their requests with its error, and exit.
+
+    Args:
+        manager: vLLM's.
+        outputs: where the API processes receive the engines' outputs.
+    """
+
+    def __init__(self, manager: Any, outputs: Sequence[str]) -> None:
+        self.failed_proc_name: str | None = None
+        self._processes, self._outputs = manager.processes, outputs
+
+    def monitor_engine_liveness(self) -> None:
+        """Waits until an engine dies and the API processes have had time to exit."""
+        sentinels = {process.sentinel: process.name for process in self._processes}
+        died = connection.wait([*sentinels])
+        self._tell()
+        self.failed_proc_name = sentinels[died[0]]
+        time.sleep(CLOSE_S)
+
+    def _tell(self) -> None:
+        import zmq
+        from vllm.utils.network_utils import make_zmq_socket
+        from vllm.v1.engine.core import EngineCoreProc
+
+        with zmq.Context() as context:
+            for address in self._outputs:
+                with make_zmq_socket(context, address, zmq.PUSH, linger=LINGER_MS) as socket:
+                    socket.send(EngineCoreProc.ENGINE_CORE_DEAD)
 
 
 class _Stop:

@@ -17,7 +17,8 @@ from tests.support.server import API_KEY, TOGETHER, Started, get, serving
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
-ROWS, SILENT_S, TOLD_WITHIN_S = 4, 3, 60
+ROWS, QUEUE = 4, 8
+SILENT_S, TOLD_WITHIN_S = 3, 60
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def started(
     tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
     log = tmp_path_factory.mktemp("ranks") / "log.txt"
-    flags = (*FLAGS, "--max-num-seqs", str(ROWS), "--max-queue", "4")
+    flags = (*FLAGS, "--max-num-seqs", str(ROWS), "--max-queue", str(QUEUE))
     flags += ("--engine-timeout", str(SILENT_S))
     with serving(tiny_with_tokenizer, log, flags, environment=TOGETHER) as (url, process):
         yield Started(url, process, log)
@@ -44,7 +45,7 @@ def test_a_request_may_name_its_rank(started: Started, client: openai.OpenAI) ->
     for rank in ("0", "1"):
         before = tokens_of(started.url, rank)
         answer = complete(
-            client, guided("cad"), n=2, max_tokens=8,
+            client, guided("cad"), n=2, max_tokens=8, temperature=1e-4,
             extra_headers={"X-data-parallel-rank": rank}, extra_body={"ignore_eos": True},
         )  # fmt: skip
         texts |= {choice.text for choice in answer.choices}
@@ -56,19 +57,19 @@ def test_a_request_may_name_its_rank(started: Started, client: openai.OpenAI) ->
 
 
 def test_the_queue_begins_behind_the_rows_of_all_ranks(client: openai.OpenAI) -> None:
-    """Four rows for each of two ranks, and four that wait."""
+    """Those of both, and eight that wait."""
     long = {"max_tokens": 200, "stream": True, "extra_body": {"ignore_eos": True}}
-    streams = [complete(client, prompt=[PROMPT] * 3, **long) for _ in range(4)]
+    streams = [complete(client, prompt=[PROMPT] * 4, **long) for _ in range(4)]
     with pytest.raises(openai.RateLimitError, match="queue is full"):
         complete(client)
     for stream in streams:
-        assert sum(bool(c.choices and c.choices[0].finish_reason) for c in stream) == 3
+        assert sum(bool(c.choices and c.choices[0].finish_reason) for c in stream) == 4
 
 
 def test_one_silent_rank_ends_the_server(started: Started) -> None:
     """The other one answers, but requests would wait forever. Runs last."""
     url, process = started.url, started.process
-    assert_all_are_told(url, process, signal.SIGSTOP, TOLD_WITHIN_S, name="EngineCore_DP1")
+    assert_all_are_told(url, process, signal.SIGSTOP, TOLD_WITHIN_S, rank=1)
 
 
 def test_a_killed_rank_ends_the_server(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_killed_rank_ends_the_server(tiny_with_tokenizer: Path, tmp_path: Path
     flags = (*FLAGS, "--api-server-count", "2")
     log = tmp_path / "log.txt"
     with serving(tiny_with_tokenizer, log, flags, environment=TOGETHER) as (url, process):
-        assert_all_are_told(url, process, signal.SIGKILL, TOLD_WITHIN_S, name="EngineCore_DP1")
+        assert_all_are_told(url, process, signal.SIGKILL, TOLD_WITHIN_S, rank=1)
 
 
 def tokens_of(url: str, rank: str) -> float:

@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vllm import SamplingParams
 
+from divserve.decoding import METHODS, Stack
+from divserve.engine.order import Order
 from divserve.errors import InvalidRequest
+from divserve.startup.extras import Extras
 from tests.engine.cases import mismatches, mixed_cases
-from tests.support.data_parallel import Ranks, data_parallel, spec
-from tests.support.engine import random_prompt
+from tests.support.data_parallel import PROMPT, Ranks, data_parallel, spec
+from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
 from tests.support.models import TINY_VOCAB
 from tests.support.platform import cpu_only
@@ -21,11 +25,12 @@ pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
 REQUESTS, LEAVING = 60, 0.3
 TOO_LONG = 2000
+AMATEURS = {"amateur": "drop:1"}
 
 
 @pytest.fixture(scope="module")
 def ranks(tiny: Path) -> Iterator[Ranks]:
-    with data_parallel(tiny) as ranks:
+    with data_parallel(tiny, Extras(AMATEURS, look_back=True)) as ranks:
         yield ranks
 
 
@@ -66,6 +71,23 @@ def test_choices_come_from_several_ranks_under_one_ticket(
     assert [answer.tokens for answer in answers] == [expected.tokens] * 4
     assert [len(answer.rows) for answer in answers] == [tokens] * 4
     assert [b - a for a, b in zip(before, after, strict=True)] == [2 * tokens] * 2
+
+
+def test_each_rank_has_what_runs_beside_the_model(ranks: Ranks, tiny: Path) -> None:
+    """As in a single engine: an amateur, and stored states with alarms that end in probes."""
+    single = Engine(tiny, amateurs=AMATEURS, look_back=True)
+    for fields in ({"method": "contrastive"}, {"method": "look_back", "threshold": 1000, "k": 4}):
+        method = METHODS[str(fields["method"])].model_validate(fields)
+        order = Stack([method]).spec(0.0, [None])
+        params = SamplingParams(
+            temperature=0, max_tokens=12, ignore_eos=True, detokenize=False,
+            extra_args=Order(order).pack(),
+        )  # fmt: skip
+        (alone,) = single.generate([(PROMPT, params)])
+        for rank in (0, 1):
+            answer = ranks.run(ranks.ask_rank(rank, order, 12))
+            assert answer == list(alone.outputs[0].token_ids), (fields, rank)
+    single.close()
 
 
 def test_nothing_is_left_after_a_storm(ranks: Ranks) -> None:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from divserve.decoding import METHODS, Stack
+from divserve.startup.extras import Extras
 from tests.support.engine import DEFAULTS
 from tests.support.two_engines import Pair
 
-__all__ = ["FLAGS", "GAUGES", "Ranks", "data_parallel", "spec"]
+__all__ = ["FLAGS", "GAUGES", "PROMPT", "Ranks", "data_parallel", "spec"]
 
 FLAGS = ("--data-parallel-size", "2", "--distributed-executor-backend", "uni")
 """Of ``divserve serve``; the workers run inside the ranks' processes, which saves two starts."""
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 SIZE = 2
+PROMPT = list(range(20, 60))
+"""What `Ranks.ask_rank` asks."""
 
 
 class Ranks(Pair):
@@ -56,15 +59,20 @@ class Ranks(Pair):
             },
         }
 
-    async def ask_rank(self, rank: int) -> None:
-        """A short plain request to one rank, as the header ``X-data-parallel-rank`` asks for it."""
+    async def ask_rank(self, rank: int, order: Any = None, tokens: int = 1) -> list[int]:
+        """A request to one rank, as the header ``X-data-parallel-rank`` asks for it."""
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, detokenize=False)
-        inputs = {"type": "token", "prompt_token_ids": [9, 8]}
-        name = f"to-{rank}"
-        async for _ in self.client.generate(inputs, params, name, data_parallel_rank=rank):
-            pass
+        params = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False,
+            extra_args=None if order is None else {"divserve": order},
+        )  # fmt: skip
+        self._requests += 1
+        inputs = {"type": "token", "prompt_token_ids": PROMPT}
+        name, answer = f"r{self._requests}", []
+        async for output in self.client.generate(inputs, params, name, data_parallel_rank=rank):
+            answer = list(output.outputs[0].token_ids)
+        return answer
 
 
 def spec(method: str, guide: list[int] | None) -> Any:
@@ -76,8 +84,8 @@ def spec(method: str, guide: list[int] | None) -> Any:
 
 
 @contextmanager
-def data_parallel(model: Path, **options: Any) -> Iterator[Ranks]:
-    """Starts two ranks; stops them at the end."""
+def data_parallel(model: Path, extras: Extras | None = None, **options: Any) -> Iterator[Ranks]:
+    """Starts two ranks, with what runs beside the model; stops them at the end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     from divserve.startup.engines import guided_engine
@@ -88,7 +96,7 @@ def data_parallel(model: Path, **options: Any) -> Iterator[Ranks]:
     }  # fmt: skip
     args = AsyncEngineArgs(model=str(model), **settings | options)
     with asyncio.Runner() as runner:
-        engine = guided_engine(args)
+        engine = guided_engine(args, extras)
         client = runner.run(engine.__aenter__())
         try:
             yield Ranks(runner, client)

@@ -1,7 +1,8 @@
-"""Data parallelism of a mixture of experts on a CPU: the two collectives that vLLM lacks there.
+"""Data parallelism of a mixture of experts on a CPU: what vLLM lacks there.
 
 vLLM's ranks gather each other's tokens before the experts' layers and add up what the experts make
-of them. Here both go through gloo, so that steps, waves and dummy batches are vLLM's own.
+of them. Here both go through gloo, so that steps, waves and dummy batches are vLLM's own. If each
+rank has whole experts, it leaves out the others'.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
 from divserve.engine.worker.worker import GuidedCPUWorker
 
@@ -39,6 +41,22 @@ def reduce_scatterv(self: Any, input_: Any, dim: int = -1, sizes: list[int] | No
     return total.split(sizes)[self.rank_in_group].clone()
 
 
+def apply(self: Any, **fields: Any) -> Any:
+    """Leaves out what other ranks' experts make; vLLM's kernel for CPUs ends the process there."""
+    mapped, ids = fields["expert_map"], fields["topk_ids"]
+    if mapped is not None:
+        local = mapped[ids.long()]
+        weights = fields["topk_weights"].masked_fill(local < 0, 0)
+        fields |= {
+            "topk_ids": local.clamp(min=0).to(ids.dtype),
+            "topk_weights": weights,
+            "expert_map": None,
+        }
+    return _apply(self, **fields)
+
+
+_apply = CPUUnquantizedExperts.apply
+CPUUnquantizedExperts.apply = apply
 CpuCommunicator.all_gatherv = all_gatherv
 CpuCommunicator.reduce_scatterv = reduce_scatterv
 
