@@ -62,9 +62,12 @@ def seconds(side: Ranks, requests: int, tokens: int, seed: int) -> float:
     """Wall time of guided answers, all requested at once."""
     rng = random.Random(seed)
     asked = [
-        (random_prompt(rng, PROMPT, TINY_VOCAB), spec("adacad", random_prompt(rng, GUIDE, TINY_VOCAB)))
+        (
+            random_prompt(rng, PROMPT, TINY_VOCAB),
+            spec("adacad", random_prompt(rng, GUIDE, TINY_VOCAB)),
+        )
         for _ in range(requests)
-    ]  # fmt: skip
+    ]
     begun = time.perf_counter()
     answers = side.ask_all(asked, max_tokens=tokens, detokenize=False)
     took = time.perf_counter() - begun

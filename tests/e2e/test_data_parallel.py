@@ -26,8 +26,8 @@ def started(
     tiny_with_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
     log = tmp_path_factory.mktemp("ranks") / "log.txt"
-    flags = (*FLAGS, "--max-num-seqs", str(ROWS), "--max-queue", str(QUEUE))
-    flags += ("--engine-timeout", str(SILENT_S))
+    flags = [*FLAGS, "--max-num-seqs", str(ROWS), "--max-queue", str(QUEUE)]
+    flags += ["--engine-timeout", str(SILENT_S)]
     with serving(tiny_with_tokenizer, log, flags, environment=TOGETHER) as (url, process):
         yield Started(url, process, log)
 

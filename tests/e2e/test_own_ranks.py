@@ -78,13 +78,13 @@ def servers(
 ) -> Iterator[list[Started]]:
     """Started at once: the first waits for the ranks of the second."""
     folder, port = tmp_path_factory.mktemp("servers"), str(free_port())
-    shared = ("--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", port)
-    shared += ("--distributed-executor-backend", "uni")
+    shared = ["--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", port]
+    shared += ["--distributed-executor-backend", "uni"]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
 
         def start(number: int) -> Started:
             log = folder / f"{number}.txt"
-            flags = (*shared, *mode.flags[number])
+            flags = [*shared, *mode.flags[number]]
             url, process = stack.enter_context(serving(model, log, flags, mode.module, TOGETHER))
             return Started(url, process, log)
 
