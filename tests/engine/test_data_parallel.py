@@ -18,7 +18,7 @@ from tests.engine.cases import mismatches, mixed_cases
 from tests.support.data_parallel import PROMPT, Ranks, data_parallel, spec
 from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
-from tests.support.models import TINY_VOCAB
+from tests.support.models import TINY_VOCAB, make_tiny
 from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
@@ -29,14 +29,24 @@ AMATEURS = {"amateur": "drop:1"}
 
 
 @pytest.fixture(scope="module")
-def ranks(tiny: Path) -> Iterator[Ranks]:
-    with data_parallel(tiny, Extras(AMATEURS, look_back=True)) as ranks:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("three"), layers=3)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> Reference:
+    return Reference(model)
+
+
+@pytest.fixture(scope="module")
+def ranks(model: Path) -> Iterator[Ranks]:
+    with data_parallel(model, Extras(AMATEURS, look_back=True)) as ranks:
         yield ranks
 
 
-def test_both_ranks_answer_as_the_reference(ranks: Ranks, tiny_reference: Reference) -> None:
+def test_both_ranks_answer_as_the_reference(ranks: Ranks, reference: Reference) -> None:
     """The second round hits the prefix cache of one rank or the other."""
-    cases = mixed_cases(tiny_reference, guided=6, plain=4, longest=200, seed=11)
+    cases = mixed_cases(reference, guided=6, plain=4, longest=200, seed=11)
 
     async def ask_all() -> list[list[int]]:
         asked = (
@@ -56,10 +66,10 @@ def test_both_ranks_answer_as_the_reference(ranks: Ranks, tiny_reference: Refere
 
 
 def test_choices_come_from_several_ranks_under_one_ticket(
-    ranks: Ranks, tiny_reference: Reference
+    ranks: Ranks, reference: Reference
 ) -> None:
     prompt, guide, tokens = list(range(20, 60)), list(range(40, 60)), 12
-    expected = tiny_reference.greedy(prompt, guide, "cad", tokens)
+    expected = reference.greedy(prompt, guide, "cad", tokens)
     # Until then vLLM balances by what the ranks had to do before.
     ranks.run(asyncio.sleep(0.5))
     before = [ranks.sample("generation_tokens_total", rank) for rank in (0, 1)]
@@ -73,9 +83,9 @@ def test_choices_come_from_several_ranks_under_one_ticket(
     assert [b - a for a, b in zip(before, after, strict=True)] == [2 * tokens] * 2
 
 
-def test_each_rank_has_what_runs_beside_the_model(ranks: Ranks, tiny: Path) -> None:
+def test_each_rank_has_what_runs_beside_the_model(ranks: Ranks, model: Path) -> None:
     """As in a single engine: an amateur, and stored states with alarms that end in probes."""
-    single = Engine(tiny, amateurs=AMATEURS, look_back=True)
+    single = Engine(model, amateurs=AMATEURS, look_back=True)
     for fields in ({"method": "contrastive"}, {"method": "look_back", "threshold": 1000, "k": 4}):
         method = METHODS[str(fields["method"])].model_validate(fields)
         order = Stack([method]).spec(0.0, [None])

@@ -102,6 +102,16 @@ def test_any_answer_is_a_sign_of_life(answer: Answer) -> None:
     assert not engine.errored
 
 
+def test_ranks_without_their_coordinator_are_given_up() -> None:
+    """Also when they have no requests: the next one might wait forever."""
+    engine = Engine(at_once)
+    engine.resources.coordinator = SimpleNamespace(proc=SimpleNamespace(exitcode=None))
+    assert watched(engine, busy=lambda now: False) == DAY_S
+    engine.resources.coordinator.proc.exitcode = -9
+    assert watched(engine, busy=lambda now: False) <= LONGEST_TICK_S
+    assert isinstance(engine.outputs_queue.get_nowait(), EngineDeadError)
+
+
 class Ranks(Engine):
     """Two data-parallel ranks, asked by vLLM's own client; the second one is silent."""
 
