@@ -139,8 +139,9 @@ _CLIENT = (
     ),
     *seams(
         "vllm.v1.engine.core_client:BackgroundResources", WATCHDOG, "read",
-        engine_manager="processes to end",
+        engine_manager="processes to end", coordinator="of data-parallel ranks",
     ),
+    *seams("vllm.v1.engine.coordinator:DPCoordinator", WATCHDOG, "read", proc="must be alive"),
     *seams(
         "vllm.v1.engine.core_client:MPClient", WATCHDOG, "copied",
         start_engine_core_monitor="what vLLM does when an engine's process is gone",
