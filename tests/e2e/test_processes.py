@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.chat import PROMPT, account, chat, guided
 from tests.support.data_parallel import FLAGS as RANKS
 from tests.support.metrics import documented, families, parse, scraped
-from tests.support.platform import ON_GPU
+from tests.support.platform import cpu_only
 from tests.support.server import API_KEY, TOGETHER, hang_up, serving
 
 REQUESTS, LEAVING = 24, 8
@@ -38,12 +38,12 @@ FLAGS = ("--api-server-count", "2", "--log-format", "json", "--max-model-len", "
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "ranks", [1, pytest.param(2, marks=cpu_only("one GPU has no second rank"))]
+)
 def test_guided_requests_over_two_processes(
     tiny_with_tokenizer: Path, tmp_path: Path, ranks: int
 ) -> None:
-    if ranks > 1 and ON_GPU:
-        pytest.skip("one GPU has no second rank")
     log = tmp_path / "log.txt"
     more: Any = (RANKS, TOGETHER) if ranks > 1 else ((), {})
     flags = (*FLAGS, *more[0])
