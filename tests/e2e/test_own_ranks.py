@@ -40,7 +40,11 @@ MODES = {
     # vLLM leaves dense models to independent servers.
     "external, experts": Mode(
         "tests.support.gathering_server",
-        tuple(("--data-parallel-size", "2", "--data-parallel-rank", str(i)) for i in range(2)),
+        tuple(
+            ("--data-parallel-size", "2", "--data-parallel-rank", str(i),
+             "--enable-expert-parallel")
+            for i in range(2)
+        ),
         ({"0"}, {"1"}),
     ),
     "hybrid, dense": Mode(

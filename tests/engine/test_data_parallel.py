@@ -15,7 +15,7 @@ from divserve.engine.order import Order
 from divserve.errors import InvalidRequest
 from divserve.startup.extras import Extras
 from tests.engine.cases import mismatches, mixed_cases
-from tests.support.data_parallel import PROMPT, Ranks, data_parallel, spec
+from tests.support.data_parallel import PROMPT, SEED, Ranks, data_parallel, spec
 from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
 from tests.support.models import TINY_VOCAB, make_tiny
@@ -90,7 +90,7 @@ def test_each_rank_has_what_runs_beside_the_model(ranks: Ranks, model: Path) -> 
         method = METHODS[str(fields["method"])].model_validate(fields)
         order = Stack([method]).spec(0.0, [None])
         params = SamplingParams(
-            temperature=0, max_tokens=12, ignore_eos=True, detokenize=False,
+            temperature=0, seed=SEED, max_tokens=12, ignore_eos=True, detokenize=False,
             extra_args=Order(order).pack(),
         )  # fmt: skip
         (alone,) = single.generate([(PROMPT, params)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,23 +18,20 @@ from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
-MODES: dict[str, dict[str, Any]] = {
-    "parts of experts, prefills in every fourth step": {"prefill_schedule_interval": 4},
-    "whole experts": {"enable_expert_parallel": True},
-}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return architectures.make("qwen3-moe", tmp_path_factory.mktemp("experts"))
 
 
-@pytest.fixture(params=MODES)
-def ranks(
-    model: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Ranks]:
+@pytest.fixture
+def ranks(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
+    """Each has a part of every expert, and reads prompts in every fourth step.
+
+    `tests/e2e/test_own_ranks.py` has ranks with whole experts.
+    """
     monkeypatch.setattr(worker, "GuidedCPUWorker", GatheringWorker)
-    with data_parallel(model, **MODES[request.param]) as ranks:
+    with data_parallel(model, prefill_schedule_interval=4) as ranks:
         yield ranks
 
 

@@ -13,7 +13,7 @@ from divserve.startup.extras import Extras
 from tests.support.engine import DEFAULTS
 from tests.support.two_engines import Pair
 
-__all__ = ["FLAGS", "GAUGES", "PROMPT", "Ranks", "data_parallel", "spec"]
+__all__ = ["FLAGS", "GAUGES", "PROMPT", "SEED", "Ranks", "data_parallel", "spec"]
 
 FLAGS = ("--data-parallel-size", "2", "--distributed-executor-backend", "uni")
 """Of ``divserve serve``; the workers run inside the ranks' processes, which saves two starts."""
@@ -22,6 +22,8 @@ GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 SIZE = 2
 PROMPT = list(range(20, 60))
 """What `Ranks.ask_rank` asks."""
+SEED = 7
+"""Of its draws."""
 
 
 class Ranks(Pair):
@@ -62,9 +64,12 @@ class Ranks(Pair):
     async def ask_rank(self, rank: int, order: Any = None, tokens: int = 1) -> list[int]:
         """A request to one rank, as the header ``X-data-parallel-rank`` asks for it."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False,
+            seed=SEED,
+            output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=None if order is None else {"divserve": order},
         )  # fmt: skip
         self._requests += 1
