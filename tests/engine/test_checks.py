@@ -12,7 +12,7 @@ import pytest
 from divserve.decoding import METHODS, Stack
 from divserve.engine.client.orders import check_adapters
 from divserve.errors import InvalidRequest, StartupError
-from divserve.startup import checks, cpu, engines, launch
+from divserve.startup import checks, container, cpu, engines, launch
 from tests.engine.test_refused_modes import config
 from tests.support.platform import cpu_only
 
@@ -113,7 +113,7 @@ def test_each_rank_gets_cores_of_its_own(
 ) -> None:
     """vLLM takes one list per rank."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(cpu.container, "core_limit", lambda: None)
+    monkeypatch.setattr(container, "core_limit", lambda: None)
     environment: dict[str, str] = {}
     cpu.environment_defaults(environment, None)
     cpu.share_cores(environment, ranks)
@@ -138,7 +138,7 @@ def test_ranks_of_this_machine_share_its_cores(
 ) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ.pop(cpu.BINDING, None)
-    monkeypatch.setattr(cpu.container, "core_limit", lambda: None)
+    monkeypatch.setattr(container, "core_limit", lambda: None)
     launch.parse([str(tiny), *flags])
     assert len(os.environ[cpu.BINDING].split("|")) == ranks
 
