@@ -20,7 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, log_format, shutdown
+from divserve.startup import checks, cpu, extras, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -117,7 +117,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     configure_logging_from_args(args)
     checks.check_arguments(args)
     if _is_cpu():
-        cpu.share_cores(os.environ, _ranks_here(args))
+        cpu.share_cores(os.environ, ranks.here(args))
     moved("validate_parsed_serve_args")(args)
     return args
 
@@ -225,13 +225,6 @@ async def listen(
         **({} if log_config is None else {"log_config": log_config}),
     )
     return stopped
-
-
-def _ranks_here(args: Namespace) -> int:
-    """Ranks that this command starts: each is a process with a part of the model, or all of it."""
-    is_external = args.data_parallel_external_lb or args.data_parallel_rank is not None
-    engines = 1 if is_external else args.data_parallel_size_local or args.data_parallel_size
-    return int(engines * args.tensor_parallel_size * args.pipeline_parallel_size)
 
 
 def _is_cpu() -> bool:

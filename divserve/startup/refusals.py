@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divserve.errors import StartupError
+from divserve.startup import ranks
 
 __all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "Refusal", "refuse"]
 
@@ -42,39 +43,6 @@ def _several_processes_move_answers(args: Namespace) -> bool:
     return (args.api_server_count or 1) > 1 and args.small is not None
 
 
-def _experts_without_gather(config: Any) -> bool:
-    if not _shared_experts(config) or not _on_cpu(config):
-        return False
-    from vllm.distributed.device_communicators.base_device_communicator import (
-        DeviceCommunicatorBase,
-    )
-    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
-
-    return CpuCommunicator.all_gatherv is DeviceCommunicatorBase.all_gatherv
-
-
-def _dense_ranks_apart(config: Any) -> bool:
-    # vLLM says so itself, but not where it takes --data-parallel-hybrid-lb of one rank for it.
-    parallel = config.parallel_config
-    several = parallel.data_parallel_size > 1 and parallel.data_parallel_external_lb
-    return bool(several and not config.model_config.is_moe)
-
-
-def _shared_experts(config: Any) -> bool:
-    """Whether ranks work together in the experts' layers."""
-    return bool(config.model_config.is_moe and config.parallel_config.data_parallel_size > 1)
-
-
-def _on_cpu(config: Any) -> bool:
-    return bool(config.device_config.device_type == "cpu")
-
-
-def _one_rank_and_several(args: Namespace) -> bool:
-    one = args.data_parallel_external_lb or args.data_parallel_rank is not None
-    several = args.data_parallel_hybrid_lb or args.data_parallel_start_rank is not None
-    return one and several
-
-
 def _rust_front_end(_: Namespace) -> bool:
     return os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0")
 
@@ -97,7 +65,7 @@ ARGUMENTS = (
     Refusal(
         "--data-parallel-rank with --data-parallel-start-rank or --data-parallel-hybrid-lb",
         "a server has either one rank or several",
-        _one_rank_and_several,
+        ranks.one_rank_and_several,
     ),
     Refusal(
         "--data-parallel-multi-port-external-lb",
@@ -164,12 +132,12 @@ CONFIG = (
     Refusal(
         "--data-parallel-size above 1 with a mixture of experts on CPU",
         "vLLM's CPU back end lacks all_gatherv, which gathers the ranks' tokens",
-        _experts_without_gather,
+        ranks.experts_without_gather,
     ),
     Refusal(
         "--data-parallel-external-lb with a dense model",
         "such ranks share nothing: start servers without data-parallel flags, and balance them",
-        _dense_ranks_apart,
+        ranks.dense_ranks_apart,
     ),
     Refusal(
         "--enable-dbo and --ubatch-size",
@@ -248,7 +216,7 @@ LOOK_BACK = (
     Refusal(
         "--data-parallel-size above 1 with a mixture of experts",
         "it is not proven for ranks that wait for each other in every step",
-        _shared_experts,
+        ranks.shared_experts,
     ),
     Refusal(
         "multimodal models",
@@ -262,7 +230,7 @@ AMATEUR = (
     Refusal(
         "--data-parallel-size above 1 with a mixture of experts",
         "it is not proven for ranks that wait for each other in every step",
-        lambda asked: _shared_experts(asked.config),
+        lambda asked: ranks.shared_experts(asked.config),
     ),
     Refusal(
         "multimodal models",
