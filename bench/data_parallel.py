@@ -101,7 +101,9 @@ def main(
                 "2 ranks / all cores": whole / two,
             }
             keep(figures, ratios, number)
-    case = f"{model}, {requests} pairs, {tokens} tokens, load {before:.1f} before"
+    # The engines themselves make up to three processes that compute, and some that wait.
+    load = f"load {before:.1f} to {os.getloadavg()[0]:.1f}"
+    case = f"{model}, {requests} pairs, {tokens} tokens, {load}"
     table = Table("tokens per second", "ratio", "range", title=case)
     lines = []
     for name, values in figures.items():
