@@ -82,6 +82,8 @@ class Replica:
 
         if (args.api_server_count or 1) > 1:
             raise StartupError("--api-server-count: Ray Serve starts more replicas instead")
+        if args.data_parallel_size > 1:
+            raise StartupError("--data-parallel-size: Ray Serve starts more replicas instead")
 
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.reasoning import ReasoningParserManager

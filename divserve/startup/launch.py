@@ -20,7 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, log_format, shutdown
+from divserve.startup import checks, cpu, extras, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -116,6 +116,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     log_format.have_vllm_join(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
+    if _is_cpu():
+        cpu.share_cores(os.environ, ranks.here(args))
     moved("validate_parsed_serve_args")(args)
     return args
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divserve.errors import StartupError
+from divserve.startup import ranks
 
 __all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "Refusal", "refuse"]
 
@@ -57,14 +58,34 @@ ARGUMENTS = (
         _several_processes_move_answers,
     ),
     Refusal(
-        "--data-parallel-size above 1",
-        "it is not proven that the ranks are one account",
-        lambda a: a.data_parallel_size > 1,
+        "--data-parallel-size above 1 with --small",
+        "it is not proven that an answer moves between ranks",
+        lambda a: a.data_parallel_size > 1 and a.small is not None,
     ),
     Refusal(
-        "--data-parallel-external-lb",
-        "it is not proven that the ranks are one account",
-        lambda a: a.data_parallel_external_lb,
+        "--data-parallel-rank with --data-parallel-start-rank or --data-parallel-hybrid-lb",
+        "a server has either one rank or several",
+        ranks.one_rank_and_several,
+    ),
+    Refusal(
+        "--data-parallel-multi-port-external-lb",
+        "it starts servers of vLLM's own",
+        lambda a: a.data_parallel_multi_port_external_lb,
+    ),
+    Refusal(
+        "--data-parallel-backend ray",
+        "it is not proven with engines that are Ray actors",
+        lambda a: a.data_parallel_backend == "ray",
+    ),
+    Refusal(
+        "--enable-elastic-ep",
+        "it is not proven with ranks that come and go",
+        lambda a: a.enable_elastic_ep,
+    ),
+    Refusal(
+        "--enable-fault-tolerance",
+        "it is not proven with ranks that come and go",
+        lambda a: a.enable_fault_tolerance,
     ),
     Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
     Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
@@ -107,6 +128,21 @@ CONFIG = (
         "batch-sharded sampling",
         "the rows of a group may be sampled on different ranks",
         lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+    ),
+    Refusal(
+        "--data-parallel-size above 1 with a mixture of experts on CPU",
+        "vLLM's CPU back end lacks all_gatherv, which gathers the ranks' tokens",
+        ranks.experts_without_gather,
+    ),
+    Refusal(
+        "--data-parallel-external-lb with a dense model",
+        "such ranks share nothing: start servers without data-parallel flags, and balance them",
+        ranks.dense_ranks_apart,
+    ),
+    Refusal(
+        "--enable-dbo and --ubatch-size",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda c: c.parallel_config.enable_dbo or c.parallel_config.ubatch_size > 1,
     ),
     Refusal(
         "--no-enable-chunked-prefill",
@@ -178,6 +214,11 @@ LOOK_BACK = (
         lambda c: c.model_config.attention_chunk_size is not None,
     ),
     Refusal(
+        "--data-parallel-size above 1 with a mixture of experts",
+        "it is not proven for ranks that wait for each other in every step",
+        ranks.shared_experts,
+    ),
+    Refusal(
         "multimodal models",
         "their probes would need the pictures again",
         lambda c: c.model_config.is_multimodal_model,
@@ -186,6 +227,11 @@ LOOK_BACK = (
 """Of vLLM's ``VllmConfig``, with ``--look-back``: hidden states cannot be stored and compared."""
 
 AMATEUR = (
+    Refusal(
+        "--data-parallel-size above 1 with a mixture of experts",
+        "it is not proven for ranks that wait for each other in every step",
+        lambda asked: ranks.shared_experts(asked.config),
+    ),
     Refusal(
         "multimodal models",
         "vLLM feeds them embeddings, and an amateur reads token ids",

@@ -20,14 +20,22 @@ ASKED: dict[str, Changes] = {
     "--headless": {"headless": True},
     "--grpc": {"grpc": True},
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
-    "--data-parallel-size above 1": {"data_parallel_size": 2},
-    "--data-parallel-external-lb": {"data_parallel_external_lb": True},
+    "--data-parallel-size above 1 with --small": {"data_parallel_size": 2, "small": "SMALL"},
+    "--data-parallel-rank with --data-parallel-start-rank or --data-parallel-hybrid-lb": {
+        "data_parallel_rank": 1,
+        "data_parallel_start_rank": 2,
+    },
+    "--data-parallel-multi-port-external-lb": {"data_parallel_multi_port_external_lb": True},
+    "--data-parallel-backend ray": {"data_parallel_backend": "ray"},
+    "--enable-elastic-ep": {"enable_elastic_ep": True},
+    "--enable-fault-tolerance": {"enable_fault_tolerance": True},
     "--scheduler-cls": {"scheduler_cls": "a.B"},
     "--worker-cls": {"worker_cls": "a.B"},
     "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
 }
 """By the name of a mode: the arguments, or the variable of the environment, that ask for it."""
 
+EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
     "--speculative-config": {"speculative_config": object()},
     "--kv-transfer-config": {"kv_transfer_config": object()},
@@ -38,6 +46,12 @@ CONFIGURED: dict[str, Changes] = {
         "parallel_config__prefill_context_parallel_size": 2
     },
     "batch-sharded sampling": {"parallel_config__enable_batch_sharded_sampling": True},
+    "--data-parallel-size above 1 with a mixture of experts on CPU": EXPERTS,
+    "--data-parallel-external-lb with a dense model": {
+        "parallel_config__data_parallel_size": 2,
+        "parallel_config__data_parallel_external_lb": True,
+    },
+    "--enable-dbo and --ubatch-size": {"parallel_config__ubatch_size": 2},
     "--no-enable-chunked-prefill": {"scheduler_config__enable_chunked_prefill": False},
     "--max-num-seqs below 2": {"scheduler_config__max_num_seqs": 1},
     "--max-num-batched-tokens below --max-num-seqs": {
@@ -55,9 +69,11 @@ WITH_LOOK_BACK: dict[str, Changes] = {
     "--no-enable-prefix-caching": {"cache_config__enable_prefix_caching": False},
     "models with sliding-window layers": {"model_config__get_sliding_window": lambda: 4096},
     "models with chunked attention": {"model_config__attention_chunk_size": 8192},
+    "--data-parallel-size above 1 with a mixture of experts": EXPERTS,
     "multimodal models": {"model_config__is_multimodal_model": True},
 }
 WITH_AMATEUR: dict[str, Changes] = {
+    "--data-parallel-size above 1 with a mixture of experts": EXPERTS,
     "multimodal models": {"model_config__is_multimodal_model": True},
     "--enable-prompt-embeds": {"model_config__enable_prompt_embeds": True},
     "--enable-lora with drop:N": {"lora_config": object()},
@@ -83,6 +99,7 @@ def config(**changes: Any) -> Any:
             "kv_transfer_config": None,
             "ec_transfer_config": None,
             "lora_config": None,
+            "device_config": SimpleNamespace(device_type="cpu"),
             "cache_config": SimpleNamespace(
                 kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=True
             ),
@@ -91,6 +108,7 @@ def config(**changes: Any) -> Any:
                 is_encoder_decoder=False,
                 is_hybrid=False,
                 is_attention_free=False,
+                is_moe=False,
                 is_multimodal_model=False,
                 enable_prompt_embeds=False,
                 attention_chunk_size=None,
@@ -98,10 +116,14 @@ def config(**changes: Any) -> Any:
             ),
             "parallel_config": SimpleNamespace(
                 tensor_parallel_size=1,
+                data_parallel_size=1,
+                data_parallel_external_lb=False,
                 pipeline_parallel_size=1,
                 decode_context_parallel_size=1,
                 prefill_context_parallel_size=1,
                 enable_batch_sharded_sampling=False,
+                enable_dbo=False,
+                ubatch_size=0,
                 worker_cls="vllm.v1.worker.cpu_worker.CPUWorker",
             ),
             "scheduler_config": SimpleNamespace(
@@ -120,7 +142,11 @@ def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
-        "data_parallel_size": 1, "data_parallel_external_lb": False, "scheduler_cls": None,
+        "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False,
+        "data_parallel_rank": None, "data_parallel_start_rank": None,
+        "data_parallel_external_lb": False, "data_parallel_hybrid_lb": False,
+        "data_parallel_backend": "mp",
+        "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
         "worker_cls": "auto",
     }  # fmt: skip
     return changed(parts, changes)

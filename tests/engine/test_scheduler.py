@@ -268,6 +268,25 @@ def test_prompts_above_the_threshold_are_read_in_chunks(
     assert set(alone.scheduler.groups.ready) == {"short"}
 
 
+@pytest.mark.parametrize("lengths", [(100, 1), (1, 100), (9, 9)])
+def test_a_step_that_leaves_prefills_to_others(
+    tiny: Path, kind: str, lengths: tuple[int, int]
+) -> None:
+    """A row of one token is no prefill to vLLM: it must not sample while the others are put off."""
+    cls, ahead = SCHEDULERS[kind]
+    watched = Unlucky(cls, tiny, ahead=ahead, interval=4, fault="alarm")
+    free = free_blocks(watched)
+    prompt, guide = lengths
+    watched.add("plain", 9, tokens=40)
+    watched.step()
+    watched.add("pair", prompt, guided(guide))
+    looks = Order(Spec(Program(form=0.0), look=Look(1.0, 2, 0, "prefix+generated", True)))
+    watched.add("looks", 9, looks)
+    watched.run()
+    assert watched.answers == {"plain": 40, "pair": 4, "looks": 4}
+    assert set(leftovers(watched, free).values()) == {0}
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.integers(1, 90),
@@ -292,6 +311,7 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
     st.sampled_from([0, 0, 24]),
     st.booleans(),
     st.sampled_from([(0, False), (1, False), (20, False), (7, True)]),
+    st.sampled_from([1, 1, 2, 5]),
 )
 @settings(max_examples=60)
 def test_any_mix_of_requests(
@@ -304,6 +324,7 @@ def test_any_mix_of_requests(
     window: int,
     alike: bool,
     chunks: tuple[int, bool],
+    interval: int,
 ) -> None:
     """All requests end, whenever they come or are aborted, and however little memory there is."""
     shared, (longest, adaptive) = "the same" if alike else None, chunks
@@ -312,7 +333,7 @@ def test_any_mix_of_requests(
     for kind in SCHEDULERS:
         watched = made(
             kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48, window=window,
-            longest=longest, adaptive=adaptive,
+            longest=longest, adaptive=adaptive, interval=interval,
         )  # fmt: skip
         free = free_blocks(watched)
         expected = {}

@@ -53,6 +53,8 @@ class BareScheduler:
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
+        interval: vLLM's ``--prefill-schedule-interval``: data-parallel ranks leave prefills to
+            every so many steps.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class BareScheduler:
         window: int = 0,
         longest: int = 0,
         adaptive: bool = False,
+        interval: int = 1,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -98,7 +101,7 @@ class BareScheduler:
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK,
         )
-        self._window = window
+        self._window, self._interval = window, interval
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
         """Tokens of each request, by name."""
@@ -154,7 +157,7 @@ class BareScheduler:
 
     def step(self) -> None:
         """Schedules a step, and runs the oldest pending one once there are enough."""
-        output = self.scheduler.schedule()
+        output = self.scheduler.schedule(self.steps % self._interval != 0)
         requests = self.scheduler.requests
         sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
         if self._window:

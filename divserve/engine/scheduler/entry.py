@@ -62,13 +62,16 @@ class Entry:
         """Prepares the lists for vLLM's loops.
 
         Args:
-            throttle_prefills: vLLM may postpone prefills in this step.
+            throttle_prefills: vLLM may postpone prefills in this step (data-parallel ranks make
+                them in the same steps). To vLLM a row of one token is no prefill, but its group
+                is put off with its last tokens, so nobody joins it.
         """
         host = self._host
         self._pause, self._lines = host._pause_state, (host.waiting, host.kv_holding_waiting)
         self._keep_one_partial()
         rows = self._free_rows()
         is_open = host._pause_state == PauseState.UNPAUSED and not self._others_hold_blocks()
+        is_open = is_open and not throttle_prefills
         joining = self._admission.joining(rows) if is_open else []
         rows -= sum(len(group.members) - group.running() for group in joining)
         looking = self._alarms.enter(rows)
@@ -83,7 +86,7 @@ class Entry:
                 # As in vLLM: a step that preempted admits nobody.
                 host._pause_state = PauseState.PAUSED_NEW
         self._line_up(joining, looking)
-        whole = self._whole() if is_open and not throttle_prefills else []
+        whole = self._whole() if is_open else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()
         if host.running[: len(front)] != front:

@@ -13,6 +13,7 @@ CORE = "vllm.v1.engine.core_client:AsyncMPClient"
 ARGS = "vllm.engine.arg_utils:AsyncEngineArgs"
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
+DEAD_RANKS = "divserve/engine/client/dead_ranks.py"
 GONE = "divserve/engine/client/gone.py"
 GUIDED = "divserve/engine/client/guided.py"
 HALVES = "divserve/engine/client/half_characters.py"
@@ -49,6 +50,16 @@ _CLIENT = (
     *seams(
         "vllm.v1.engine.output_processor:RequestOutputCollector", GUIDED, "called",
         put="an exception ends the request",
+    ),
+    *seams(CORE, GUIDED, "read", core_engines="number of data-parallel ranks"),
+    *seams(PROCESSOR, DEAD_RANKS, "patched", process_outputs="an end that is no answer"),
+    *seams(
+        "vllm.v1.engine.core_client:BackgroundResources", DEAD_RANKS, "written",
+        engine_dead="as soon as one rank is",
+    ),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", DEAD_RANKS, "read",
+        failed_proc_name="whether a rank has died",
     ),
     *seams(CORE, GUIDED, "called", abort_requests_async="the engine drops what it ran"),
     *seams("vllm.outputs:RequestOutput", GUIDED, "read", outputs="get ``guidance`` and ``models``"),
@@ -128,8 +139,9 @@ _CLIENT = (
     ),
     *seams(
         "vllm.v1.engine.core_client:BackgroundResources", WATCHDOG, "read",
-        engine_manager="processes to end",
+        engine_manager="processes to end", coordinator="of data-parallel ranks",
     ),
+    *seams("vllm.v1.engine.coordinator:DPCoordinator", WATCHDOG, "read", proc="must be alive"),
     *seams(
         "vllm.v1.engine.core_client:MPClient", WATCHDOG, "copied",
         start_engine_core_monitor="what vLLM does when an engine's process is gone",
@@ -189,6 +201,18 @@ _STARTUP = (
     *seams(
         ARGS, PROCESSES, "written",
         _api_process_count="several API processes", _api_process_rank="-1: their parent",
+    ),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", PROCESSES, "copied",
+        monitor_engine_liveness="leaves the other ranks alone",
+    ),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", PROCESSES, "read",
+        failed_proc_name="ours has one too", processes="watched",
+    ),
+    *seams(
+        "vllm.v1.engine.core:EngineCoreProc", PROCESSES, "read",
+        ENGINE_CORE_DEAD="tells the API processes of an engine that was killed",
     ),
     *seams(
         "vllm.v1.engine.utils:CoreEngineLaunch", PROCESSES, "written",
