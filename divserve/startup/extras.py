@@ -18,7 +18,7 @@ from typing import Any
 from divserve.decoding import SMALL_SUFFIX
 from divserve.errors import StartupError, one_line
 from divserve.startup.checks import check_look_back
-from divserve.startup.refusals import AMATEUR, refuse
+from divserve.startup.refusals import AMATEUR, RECURRENT, refuse
 
 __all__ = ["Extras", "add_flags"]
 
@@ -130,6 +130,8 @@ class Extras:
         refuse(AMATEUR, SimpleNamespace(config=config, drops=drops), " with --amateur")
         for model in self.amateurs.values():
             amateur = amateur_config(config.model_config, model)
+            own = SimpleNamespace(config=SimpleNamespace(model_config=amateur))
+            refuse((RECURRENT,), own, " with --amateur")
             if not model.startswith("drop:"):
                 check_tokenizer(config.model_config, model)
             check_vocabulary(config.model_config, amateur, model)

@@ -14,7 +14,7 @@ from typing import Any
 from divserve.errors import StartupError
 from divserve.startup import ranks
 
-__all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "Refusal", "refuse"]
+__all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "RECURRENT", "Refusal", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ def _several_processes_move_answers(args: Namespace) -> bool:
 
 def _rust_front_end(_: Namespace) -> bool:
     return os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0")
+
+
+def _is_recurrent(model: Any) -> bool:
+    """Whether rows have a recurrent state, alone or beside attention."""
+    return bool(model.is_hybrid or model.is_attention_free)
 
 
 OWN_ENGINE = "it would replace divserve's own"
@@ -174,11 +179,6 @@ CONFIG = (
         "a guide has no encoder input of its own",
         lambda c: c.model_config.is_encoder_decoder,
     ),
-    Refusal(
-        "models with recurrent state (hybrid, Mamba)",
-        "their block account is not proven",
-        lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free,
-    ),
 )
 """Of vLLM's ``VllmConfig``: modes in which the rows of a group cannot be kept in one step."""
 
@@ -219,12 +219,24 @@ LOOK_BACK = (
         ranks.shared_experts,
     ),
     Refusal(
+        "models with recurrent state (hybrid, Mamba)",
+        "a probe cannot start from its request's state, which is overwritten in place",
+        lambda c: _is_recurrent(c.model_config),
+    ),
+    Refusal(
         "multimodal models",
         "their probes would need the pictures again",
         lambda c: c.model_config.is_multimodal_model,
     ),
 )
 """Of vLLM's ``VllmConfig``, with ``--look-back``: hidden states cannot be stored and compared."""
+
+RECURRENT = Refusal(
+    "models with recurrent state (hybrid, Mamba)",
+    "vLLM chooses the size of blocks for the states of one model",
+    lambda asked: _is_recurrent(asked.config.model_config),
+)
+"""The served model or its amateur."""
 
 AMATEUR = (
     Refusal(
@@ -247,6 +259,7 @@ AMATEUR = (
         "the adapter would reach only some of the modules that both models share",
         lambda asked: asked.config.lora_config is not None and asked.drops,
     ),
+    RECURRENT,
 )
 """With ``--amateur``; of an object with vLLM's ``config``, and with ``drops``: an amateur is made
 from the served model's own layers."""

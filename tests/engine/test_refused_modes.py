@@ -60,7 +60,6 @@ CONFIGURED: dict[str, Changes] = {
     "--kv-sharing-fast-prefill": {"cache_config__kv_sharing_fast_prefill": True},
     "--runner other than generate": {"model_config__runner_type": "pooling"},
     "encoder-decoder models": {"model_config__is_encoder_decoder": True},
-    "models with recurrent state (hybrid, Mamba)": {"model_config__is_hybrid": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
@@ -70,6 +69,7 @@ WITH_LOOK_BACK: dict[str, Changes] = {
     "models with sliding-window layers": {"model_config__get_sliding_window": lambda: 4096},
     "models with chunked attention": {"model_config__attention_chunk_size": 8192},
     "--data-parallel-size above 1 with a mixture of experts": EXPERTS,
+    "models with recurrent state (hybrid, Mamba)": {"model_config__is_hybrid": True},
     "multimodal models": {"model_config__is_multimodal_model": True},
 }
 WITH_AMATEUR: dict[str, Changes] = {
@@ -77,6 +77,7 @@ WITH_AMATEUR: dict[str, Changes] = {
     "multimodal models": {"model_config__is_multimodal_model": True},
     "--enable-prompt-embeds": {"model_config__enable_prompt_embeds": True},
     "--enable-lora with drop:N": {"lora_config": object()},
+    "models with recurrent state (hybrid, Mamba)": {"model_config__is_attention_free": True},
 }
 
 

@@ -216,13 +216,30 @@ def test_a_window_is_whole_after_a_hit(tiny: Path, kind: str, length: int) -> No
     assert watched.answers == {f"pair{i}": 4 for i in range(3)}
 
 
-def test_blocks_behind_a_window_count_for_nobody(tiny: Path, kind: str) -> None:
+@pytest.mark.parametrize("length", [16, 17, 33, 48, 50])
+def test_a_row_reads_its_own_state(tiny: Path, kind: str, length: int) -> None:
+    """`BareScheduler` asserts it. vLLM cuts prompts at blocks, to cache the state there, so none
+    that is longer than a block is read in the step in which its group samples."""
+    watched = made(kind, tiny, recurrent="align")
+    for i in range(3):
+        order = Order(Spec(CONTRAST, [list(range(500, 520))]))
+        watched.add(f"pair{i}", length, order, text="the same")
+        watched.add(f"short guide{i}", length, guided(1), text="the same")
+        watched.run()
+    names = [f"{name}{i}" for name in ("pair", "short guide") for i in range(3)]
+    assert watched.answers == dict.fromkeys(names, 4)
+
+
+@pytest.mark.parametrize("kinds", [{"window": 32}, {"recurrent": "align"}, {"recurrent": "none"}])
+def test_blocks_that_rows_give_back_count_for_nobody(
+    tiny: Path, kind: str, kinds: dict[str, Any]
+) -> None:
     """The answers of a pair are as long as those of its rows alone, in the same memory."""
-    plain = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    plain = made(kind, tiny, **kinds, blocks=100, max_tokens=32)
     for i in range(2):
         plain.add(str(i), 500, tokens=60)
     plain.run()
-    pair = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    pair = made(kind, tiny, **kinds, blocks=100, max_tokens=32)
     pair.add("pair", 500, guided(490), tokens=60)
     pair.run()
     assert set(plain.answers.values()) == set(pair.answers.values()) == {60}
@@ -308,7 +325,7 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
     ABORTS,
     st.sampled_from([12, 20, 64]),
     st.sampled_from([3, 4, 16]),
-    st.sampled_from([0, 0, 24]),
+    st.sampled_from([(0, ""), (0, ""), (24, ""), (0, "align"), (0, "none"), (24, "align")]),
     st.booleans(),
     st.sampled_from([(0, False), (1, False), (20, False), (7, True)]),
     st.sampled_from([1, 1, 2, 5]),
@@ -321,19 +338,20 @@ def test_any_mix_of_requests(
     aborts: Any,
     blocks: int,
     rows: int,
-    window: int,
+    kinds: tuple[int, str],
     alike: bool,
     chunks: tuple[int, bool],
     interval: int,
 ) -> None:
     """All requests end, whenever they come or are aborted, and however little memory there is."""
     shared, (longest, adaptive) = "the same" if alike else None, chunks
+    window, recurrent = kinds
     # vLLM only starts if the longest context fits, so a plain request always does.
-    blocks += 8 * bool(window)
+    blocks += 8 * bool(window) + 4 * bool(recurrent)
     for kind in SCHEDULERS:
         watched = made(
             kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48, window=window,
-            longest=longest, adaptive=adaptive, interval=interval,
+            recurrent=recurrent, longest=longest, adaptive=adaptive, interval=interval,
         )  # fmt: skip
         free = free_blocks(watched)
         expected = {}

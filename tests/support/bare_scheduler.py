@@ -15,7 +15,7 @@ from tests.support.engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 
-BLOCK = 16
+BLOCK, LONGEST = 16, 1024
 TOKEN = 5
 """The token that every row samples."""
 
@@ -30,7 +30,7 @@ def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
         dtype="float32",
         enforce_eager=True,
         skip_tokenizer_init=True,
-        max_model_len=1024,
+        max_model_len=LONGEST,
         block_size=BLOCK,
         max_num_seqs=max_rows,
         max_num_batched_tokens=max_tokens,
@@ -51,6 +51,8 @@ class BareScheduler:
         policy: ``"fcfs"`` or ``"priority"``.
         ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
+        recurrent: vLLM's ``mamba_cache_mode`` of a KV cache group with recurrent state: ``"align"``
+            with the prefix cache, ``"none"`` without it; empty: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
         interval: vLLM's ``--prefill-schedule-interval``: data-parallel ranks leave prefills to
@@ -68,6 +70,7 @@ class BareScheduler:
         policy: str = "fcfs",
         ahead: int = 1,
         window: int = 0,
+        recurrent: str = "",
         longest: int = 0,
         adaptive: bool = False,
         interval: int = 1,
@@ -77,6 +80,7 @@ class BareScheduler:
             FullAttentionSpec,
             KVCacheConfig,
             KVCacheGroupSpec,
+            MambaSpec,
             SlidingWindowSpec,
         )
         from vllm.v1.structured_output import StructuredOutputManager
@@ -89,6 +93,16 @@ class BareScheduler:
         specs = {"layer": FullAttentionSpec(**shape)}
         if window:
             specs["window"] = SlidingWindowSpec(**shape, sliding_window=window)
+        if recurrent:
+            specs["state"] = MambaSpec(
+                block_size=LONGEST if recurrent == "none" else BLOCK,
+                shapes=((1,),),
+                dtypes=(torch.float32,),
+                mamba_cache_mode=recurrent,
+            )
+        config.cache_config.mamba_cache_mode = recurrent or "none"
+        config.cache_config.enable_prefix_caching = recurrent != "none"
+        config.scheduler_config.async_scheduling = ahead > 1
         config.scheduler_config.long_prefill_token_threshold = longest
         config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
         self.scheduler = cls(
@@ -99,9 +113,11 @@ class BareScheduler:
                 kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
             ),
             structured_output_manager=StructuredOutputManager(config),
-            block_size=BLOCK,
+            block_size=LONGEST if recurrent == "none" else BLOCK,
+            hash_block_size=BLOCK,
         )
         self._window, self._interval = window, interval
+        self._states = States(self.scheduler) if recurrent == "align" else None
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
         """Tokens of each request, by name."""
@@ -162,6 +178,8 @@ class BareScheduler:
         sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
         if self._window:
             self._check_windows(output)
+        if self._states is not None:
+            self._states.run(output)
         self._steps.append((output, sampling))
         self.steps += 1
         if len(self._steps) >= self._ahead:
@@ -207,6 +225,31 @@ class BareScheduler:
                 return
             self.step()
         raise RuntimeError(f"stuck: {[*self.scheduler.requests]}")
+
+
+class States:
+    """What the blocks of recurrent state hold, as the workers write them."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        *_, self._manager = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._texts: dict[int, tuple[int, ...]] = {}
+        """By block: the tokens after which the state is that of the block."""
+
+    def run(self, output: Any) -> None:
+        """Runs a step, whose rows first read their states; asserts that they find them."""
+        written: dict[int, tuple[int, ...]] = {}
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = self._scheduler.requests[name]
+            done, prompt = request.num_computed_tokens, request.prompt_token_ids
+            text = (*prompt, *[TOKEN] * (done - len(prompt)))[:done]
+            blocks = self._manager.req_to_blocks[name]
+            if before := done - tokens:
+                source = blocks[(before - 1) // BLOCK]
+                assert not source.is_null, name
+                assert self._texts[source.block_id] == text[:before], f"not its state: {name}"
+            written[blocks[(done - 1) // BLOCK].block_id] = text
+        self._texts |= written
 
 
 def played(output: Any, sampling: list[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -14,6 +15,47 @@ from divserve.engine.scheduler.group import remaining_tokens
 __all__ = ["Blocks"]
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the rows of one KV cache group use blocks."""
+
+    size: int
+    """Tokens of a block."""
+    cap: int | None
+    """The most blocks that a row ever holds. Windows and chunks give back the blocks behind them,
+    recurrent states those before the last; None: a row keeps all."""
+    of_state: int = 0
+    """The most new blocks of a row in a step, if they hold recurrent state; else 0."""
+
+    @classmethod
+    def of(cls, group: Any, most_steps: int) -> Kind:
+        """Reads vLLM's ``SingleTypeKVCacheManager``.
+
+        Args:
+            group: the manager of a KV cache group.
+            most_steps: steps that are scheduled before the first of them has run, and this one.
+        """
+        spec, cap = group.kv_cache_spec, group.max_admission_blocks_per_request
+        if (mode := getattr(spec, "mamba_cache_mode", None)) is None:
+            return cls(group.block_size, cap)
+        # Each of these steps may write a state into a new block, from that of the step before.
+        changing = 1 + most_steps if mode == "align" else 1
+        extra = spec.num_speculative_blocks + spec.num_prefill_checkpoint_blocks
+        # A state in a shared block is copied before it is changed.
+        return cls(group.block_size, changing + extra, 2 + extra)
+
+    def held(self, num_tokens: int) -> int:
+        """Blocks that a row needs for this many tokens."""
+        need = cdiv(num_tokens, self.size)
+        return need if self.cap is None else min(need, self.cap)
+
+    def most_of_step(self, num_rows: int, budget: int) -> int:
+        """An upper bound of the new blocks of a step with so many rows and tokens."""
+        if self.of_state:
+            return self.of_state * num_rows
+        return 2 * num_rows + cdiv(budget, self.size)
+
+
 class Blocks:
     """The KV cache of one engine, counted in blocks.
 
@@ -22,6 +64,7 @@ class Blocks:
         holds_blocks: whether a waiting request has blocks.
         lookahead: tokens beyond those of a step for which vLLM reserves slots.
         max_model_len: the longest context.
+        most_steps: steps that are scheduled before the first of them has run, and this one.
     """
 
     def __init__(
@@ -30,14 +73,12 @@ class Blocks:
         holds_blocks: Callable[[Request], bool],
         lookahead: int,
         max_model_len: int,
+        most_steps: int,
     ) -> None:
         self._manager = manager
-        self._caps = [
-            (group.block_size, group.max_admission_blocks_per_request)
-            for group in manager.coordinator.single_type_managers
+        self._kinds = [
+            Kind.of(group, most_steps) for group in manager.coordinator.single_type_managers
         ]
-        """By KV cache group: tokens of a block, and the most blocks that a row ever holds, or None.
-        Windows and chunks give back the blocks behind them."""
         self._holds_blocks = holds_blocks
         self._lookahead, self._max_model_len = lookahead, max_model_len
 
@@ -56,8 +97,7 @@ class Blocks:
 
     def of_tokens(self, num_tokens: int) -> int:
         """Blocks that one row needs for this many tokens."""
-        needs = ((cdiv(num_tokens, size), cap) for size, cap in self._caps)
-        return sum(need if cap is None else min(need, cap) for need, cap in needs)
+        return sum(kind.held(num_tokens) for kind in self._kinds)
 
     def cached(self, request: Request, most: int) -> tuple[Any, int, int]:
         """The cached blocks at the start of a request's tokens, at most so many tokens.
@@ -88,7 +128,7 @@ class Blocks:
             num_rows: running rows.
             budget: tokens of the step.
         """
-        return sum(2 * num_rows + cdiv(budget, size) for size, _ in self._caps)
+        return sum(kind.most_of_step(num_rows, budget) for kind in self._kinds)
 
     def of_step(
         self, running: Iterable[Request], held: Iterable[str], budget: int, chunk: Chunk

@@ -220,7 +220,7 @@ class Entry:
             blocks = self._blocks.free() - self._blocks.most_of_step(running, budget)
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
         tokens = budget - entering - running - prefills
-        left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).surely)
+        left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).whole)
         if host.lora_config:
             left.max_loras = host.lora_config.max_loras
             left.loras = {r.lora_request.lora_int_id for r in host.running if r.lora_request}

@@ -26,6 +26,9 @@ class Host(Protocol):
     requests: dict[str, Request]
     policy: SchedulingPolicy
     block_size: int
+    hash_block_size: int
+    need_mamba_block_aligned_split: bool
+    mamba_partial_cache_hit: bool
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int

@@ -70,6 +70,7 @@ class LockstepScheduler(Scheduler):
             self._holds_kv_blocks,
             self.num_lookahead_tokens,
             self.max_model_len,
+            self.vllm_config.max_concurrent_batches,
         )
         self.admission = Admission(
             self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
