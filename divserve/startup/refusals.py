@@ -89,9 +89,13 @@ CONFIG = (
         lambda c: c.ec_transfer_config is not None,
     ),
     Refusal(
-        "--pipeline-parallel-size above 1",
-        "it is not proven that a group stays in one batch",
-        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "--pipeline-parallel-size above 1 with --async-scheduling and Model Runner V1",
+        "vLLM does not support it",
+        lambda c: (
+            c.parallel_config.pipeline_parallel_size > 1
+            and c.scheduler_config.async_scheduling
+            and not c.use_v2_model_runner
+        ),
     ),
     Refusal(
         "--decode-context-parallel-size above 1",
@@ -148,6 +152,11 @@ CONFIG = (
 
 LOOK_BACK = (
     Refusal(
+        "--pipeline-parallel-size above 1",
+        "every stage would keep a store, but only the last one has the hidden states",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+    ),
+    Refusal(
         "--tensor-parallel-size above 1",
         "each rank has only a part of the head",
         lambda c: c.parallel_config.tensor_parallel_size > 1,
@@ -186,6 +195,11 @@ LOOK_BACK = (
 """Of vLLM's ``VllmConfig``, with ``--look-back``: hidden states cannot be stored and compared."""
 
 AMATEUR = (
+    Refusal(
+        "--pipeline-parallel-size above 1",
+        "the states of an amateur are not passed from stage to stage",
+        lambda asked: asked.config.parallel_config.pipeline_parallel_size > 1,
+    ),
     Refusal(
         "multimodal models",
         "vLLM feeds them embeddings, and an amateur reads token ids",

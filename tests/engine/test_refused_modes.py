@@ -32,7 +32,10 @@ CONFIGURED: dict[str, Changes] = {
     "--speculative-config": {"speculative_config": object()},
     "--kv-transfer-config": {"kv_transfer_config": object()},
     "--ec-transfer-config": {"ec_transfer_config": object()},
-    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
+    "--pipeline-parallel-size above 1 with --async-scheduling and Model Runner V1": {
+        "parallel_config__pipeline_parallel_size": 2,
+        "scheduler_config__async_scheduling": True,
+    },
     "--decode-context-parallel-size above 1": {"parallel_config__decode_context_parallel_size": 2},
     "--prefill-context-parallel-size above 1": {
         "parallel_config__prefill_context_parallel_size": 2
@@ -49,6 +52,7 @@ CONFIGURED: dict[str, Changes] = {
     "models with recurrent state (hybrid, Mamba)": {"model_config__is_hybrid": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
+    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
     "--enable-lora": {"lora_config": object()},
     "--kv-cache-dtype other than auto": {"cache_config__cache_dtype": "fp8"},
@@ -58,6 +62,7 @@ WITH_LOOK_BACK: dict[str, Changes] = {
     "multimodal models": {"model_config__is_multimodal_model": True},
 }
 WITH_AMATEUR: dict[str, Changes] = {
+    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "multimodal models": {"model_config__is_multimodal_model": True},
     "--enable-prompt-embeds": {"model_config__enable_prompt_embeds": True},
     "--enable-lora with drop:N": {"lora_config": object()},
@@ -83,6 +88,7 @@ def config(**changes: Any) -> Any:
             "kv_transfer_config": None,
             "ec_transfer_config": None,
             "lora_config": None,
+            "use_v2_model_runner": False,
             "cache_config": SimpleNamespace(
                 kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=True
             ),

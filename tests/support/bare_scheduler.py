@@ -53,6 +53,8 @@ class BareScheduler:
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
+        stages: of a pipeline.
+        v2: whether the workers run Model Runner V2.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class BareScheduler:
         window: int = 0,
         longest: int = 0,
         adaptive: bool = False,
+        stages: int = 1,
+        v2: bool = False,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -88,6 +92,7 @@ class BareScheduler:
             specs["window"] = SlidingWindowSpec(**shape, sliding_window=window)
         config.scheduler_config.long_prefill_token_threshold = longest
         config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
+        config.parallel_config.pipeline_parallel_size = stages
         self.scheduler = cls(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
@@ -98,6 +103,7 @@ class BareScheduler:
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK,
         )
+        self.scheduler.use_v2_model_runner = v2
         self._window = window
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}

@@ -26,6 +26,8 @@ class Host(Protocol):
     requests: dict[str, Request]
     policy: SchedulingPolicy
     block_size: int
+    current_step: int
+    """Number of the last step."""
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
