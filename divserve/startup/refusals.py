@@ -66,6 +66,16 @@ ARGUMENTS = (
         "it is not proven that the ranks are one account",
         lambda a: a.data_parallel_external_lb,
     ),
+    Refusal(
+        "--nnodes above 1",
+        "the other nodes would start vLLM's own workers, which do not guide",
+        lambda a: a.nnodes > 1,
+    ),
+    Refusal(
+        "--distributed-executor-backend external_launcher",
+        "every rank would be a server of its own",
+        lambda a: a.distributed_executor_backend == "external_launcher",
+    ),
     Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
     Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
     Refusal("VLLM_USE_RUST_FRONTEND", "that server does not know 'decoding'", _rust_front_end),

@@ -17,6 +17,7 @@ from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second stage")]
 
+
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Iterator[Engine]:
     """Two worker processes, each with one of the two layers, and little memory."""

@@ -22,6 +22,10 @@ ASKED: dict[str, Changes] = {
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
     "--data-parallel-size above 1": {"data_parallel_size": 2},
     "--data-parallel-external-lb": {"data_parallel_external_lb": True},
+    "--nnodes above 1": {"nnodes": 2},
+    "--distributed-executor-backend external_launcher": {
+        "distributed_executor_backend": "external_launcher"
+    },
     "--scheduler-cls": {"scheduler_cls": "a.B"},
     "--worker-cls": {"worker_cls": "a.B"},
     "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
@@ -127,7 +131,7 @@ def arguments(**changes: Any) -> Any:
     parts: Changes = {
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
         "data_parallel_size": 1, "data_parallel_external_lb": False, "scheduler_cls": None,
-        "worker_cls": "auto",
+        "worker_cls": "auto", "nnodes": 1, "distributed_executor_backend": None,
     }  # fmt: skip
     return changed(parts, changes)
 

@@ -13,6 +13,11 @@ from typing import Any
 from tests.support.child_mixed import prepare
 
 
+def runner(worker: Any) -> list[str]:
+    """Modules of the classes of a worker's runner."""
+    return [cls.__module__ for cls in type(worker.model_runner).__mro__]
+
+
 def main(model: Path, mode: str, blocks: int) -> None:
     """Runs a mixed batch twice, then aborts all requests after each number of steps."""
     from vllm import SamplingParams
@@ -33,7 +38,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
     preempted = counted(engine.scheduler, "_preempt_request")
     wrong = [line for _ in range(2) for line in mismatches(cases, run(engine, cases))]
     result: dict[str, object] = {
-        "runner": engine.llm.collective_rpc(RUNNER)[-1],
+        "runner": engine.llm.collective_rpc(runner)[-1],
         "mismatches": wrong,
         "preempted": len(preempted),
         "leftovers": engine.leftovers(),

@@ -71,7 +71,7 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
     def load_model(self, **kwargs: Any) -> None:
         """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
-        _make_room_for_states(self.model_runner)
+        _make_room_for_states(self)
         _check_store(self)
 
     def update_config(self, overrides: dict[str, Any]) -> None:
@@ -120,11 +120,12 @@ def _install(worker: Any) -> None:
     module.install(worker.model_runner)
 
 
-def _make_room_for_states(runner: Any) -> None:
+def _make_room_for_states(worker: Any) -> None:
     """Allocates what a later stage of a pipeline receives.
 
     Model runner V1 of vLLM 0.32 does so in its warm-up, which it leaves out on CPU.
     """
+    runner = worker.model_runner
     if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
         runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
             batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
