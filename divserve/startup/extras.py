@@ -67,8 +67,8 @@ def add_flags(parser: ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="The small engine's tensor parallelism (default: 1), on the first N of the devices that "
-        "the served model uses, too.",
+        help="The small engine's tensor parallelism (default: 1), on the first N of the "
+        "served model's devices.",
     )
 
     group.add_argument(

@@ -109,7 +109,7 @@ CONFIG = (
     ),
     Refusal(
         "--decode-context-parallel-size above 1",
-        "vLLM's CPU back end cannot run it, so it is not proven",
+        "not proven: vLLM's attention on CPU does not return the log-sum-exps that it needs",
         lambda c: c.parallel_config.decode_context_parallel_size > 1,
     ),
     Refusal(

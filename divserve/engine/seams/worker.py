@@ -77,7 +77,7 @@ _WORKER = (
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "read", parallel_config="number of ranks",
     ),
     *seams(
-        "vllm.config.parallel:ParallelConfig", WORKER, "read", world_size="whether there are others",
+        "vllm.config.parallel:ParallelConfig", WORKER, "read", world_size="number of ranks",
     ),
     *seams(
         "vllm.distributed.parallel_state", WORKER, "called", get_pp_group="the stages",
