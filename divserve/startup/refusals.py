@@ -92,6 +92,16 @@ ARGUMENTS = (
         "it is not proven with ranks that come and go",
         lambda a: a.enable_fault_tolerance,
     ),
+    Refusal(
+        "--nnodes above 1",
+        "the other nodes would start vLLM's own workers, which do not guide",
+        lambda a: a.nnodes > 1,
+    ),
+    Refusal(
+        "--distributed-executor-backend external_launcher",
+        "every rank would be a server of its own",
+        lambda a: a.distributed_executor_backend == "external_launcher",
+    ),
     Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
     Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
     Refusal("VLLM_USE_RUST_FRONTEND", "that server does not know 'decoding'", _rust_front_end),
@@ -115,13 +125,17 @@ CONFIG = (
         lambda c: c.ec_transfer_config is not None,
     ),
     Refusal(
-        "--pipeline-parallel-size above 1",
-        "it is not proven that a group stays in one batch",
-        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "--pipeline-parallel-size above 1 with --async-scheduling and Model Runner V1",
+        "vLLM does not support it",
+        lambda c: (
+            c.parallel_config.pipeline_parallel_size > 1
+            and c.scheduler_config.async_scheduling
+            and not c.use_v2_model_runner
+        ),
     ),
     Refusal(
         "--decode-context-parallel-size above 1",
-        "vLLM's CPU back end cannot run it, so it is not proven",
+        "not proven: vLLM's attention on CPU does not return the log-sum-exps that it needs",
         lambda c: c.parallel_config.decode_context_parallel_size > 1,
     ),
     Refusal(
@@ -184,6 +198,11 @@ CONFIG = (
 
 LOOK_BACK = (
     Refusal(
+        "--pipeline-parallel-size above 1",
+        "every stage would keep a store, but only the last one has the hidden states",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+    ),
+    Refusal(
         "--tensor-parallel-size above 1",
         "each rank has only a part of the head",
         lambda c: c.parallel_config.tensor_parallel_size > 1,
@@ -243,6 +262,11 @@ AMATEUR = (
         "--data-parallel-size above 1 with a mixture of experts",
         "it is not proven for ranks that wait for each other in every step",
         lambda asked: ranks.shared_experts(asked.config),
+    ),
+    Refusal(
+        "--pipeline-parallel-size above 1",
+        "the states of an amateur are not passed from stage to stage",
+        lambda asked: asked.config.parallel_config.pipeline_parallel_size > 1,
     ),
     Refusal(
         "multimodal models",

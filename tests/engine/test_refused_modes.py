@@ -29,6 +29,10 @@ ASKED: dict[str, Changes] = {
     "--data-parallel-backend ray": {"data_parallel_backend": "ray"},
     "--enable-elastic-ep": {"enable_elastic_ep": True},
     "--enable-fault-tolerance": {"enable_fault_tolerance": True},
+    "--nnodes above 1": {"nnodes": 2},
+    "--distributed-executor-backend external_launcher": {
+        "distributed_executor_backend": "external_launcher"
+    },
     "--scheduler-cls": {"scheduler_cls": "a.B"},
     "--worker-cls": {"worker_cls": "a.B"},
     "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
@@ -40,7 +44,10 @@ CONFIGURED: dict[str, Changes] = {
     "--speculative-config": {"speculative_config": object()},
     "--kv-transfer-config": {"kv_transfer_config": object()},
     "--ec-transfer-config": {"ec_transfer_config": object()},
-    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
+    "--pipeline-parallel-size above 1 with --async-scheduling and Model Runner V1": {
+        "parallel_config__pipeline_parallel_size": 2,
+        "scheduler_config__async_scheduling": True,
+    },
     "--decode-context-parallel-size above 1": {"parallel_config__decode_context_parallel_size": 2},
     "--prefill-context-parallel-size above 1": {
         "parallel_config__prefill_context_parallel_size": 2
@@ -62,6 +69,7 @@ CONFIGURED: dict[str, Changes] = {
     "encoder-decoder models": {"model_config__is_encoder_decoder": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
+    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
     "--enable-lora": {"lora_config": object()},
     "--kv-cache-dtype other than auto": {"cache_config__cache_dtype": "fp8"},
@@ -74,6 +82,7 @@ WITH_LOOK_BACK: dict[str, Changes] = {
 }
 WITH_AMATEUR: dict[str, Changes] = {
     "--data-parallel-size above 1 with a mixture of experts": EXPERTS,
+    "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "multimodal models": {"model_config__is_multimodal_model": True},
     "--enable-prompt-embeds": {"model_config__enable_prompt_embeds": True},
     "--enable-lora with drop:N": {"lora_config": object()},
@@ -101,6 +110,7 @@ def config(**changes: Any) -> Any:
             "ec_transfer_config": None,
             "lora_config": None,
             "device_config": SimpleNamespace(device_type="cpu"),
+            "use_v2_model_runner": False,
             "cache_config": SimpleNamespace(
                 kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=True
             ),
@@ -148,7 +158,7 @@ def arguments(**changes: Any) -> Any:
         "data_parallel_external_lb": False, "data_parallel_hybrid_lb": False,
         "data_parallel_backend": "mp",
         "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
-        "worker_cls": "auto",
+        "worker_cls": "auto", "nnodes": 1, "distributed_executor_backend": None,
     }  # fmt: skip
     return changed(parts, changes)
 

@@ -57,6 +57,8 @@ class BareScheduler:
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
         interval: vLLM's ``--prefill-schedule-interval``: data-parallel ranks leave prefills to
             every so many steps.
+        stages: of a pipeline.
+        v2: whether the workers run Model Runner V2.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class BareScheduler:
         longest: int = 0,
         adaptive: bool = False,
         interval: int = 1,
+        stages: int = 1,
+        v2: bool = False,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -105,6 +109,7 @@ class BareScheduler:
         config.scheduler_config.async_scheduling = ahead > 1
         config.scheduler_config.long_prefill_token_threshold = longest
         config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
+        config.parallel_config.pipeline_parallel_size = stages
         self.scheduler = cls(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(
@@ -118,6 +123,7 @@ class BareScheduler:
         )
         self._window, self._interval = window, interval
         self._states = States(self.scheduler) if recurrent == "align" else None
+        self.scheduler.use_v2_model_runner = v2
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
         """Tokens of each request, by name."""

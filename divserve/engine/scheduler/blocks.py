@@ -131,7 +131,7 @@ class Blocks:
         return sum(kind.most_of_step(num_rows, budget) for kind in self._kinds)
 
     def of_step(
-        self, running: Iterable[Request], held: Iterable[str], budget: int, chunk: Chunk
+        self, running: Iterable[Request], held: Iterable[str], budget: int, chunk: Chunk, step: int
     ) -> int:
         """New blocks that vLLM's loop will ask for in this step; may be too high, never too low.
 
@@ -140,10 +140,12 @@ class Blocks:
             held: ids of the requests that stop one token short.
             budget: tokens of the step.
             chunk: how many of them a request gets at most.
+            step: number of the step, as vLLM counts them.
         """
         manager, need = self._manager, 0
         for request in running:
-            if _is_through(request):
+            if _is_through(request) or step < request.next_decode_eligible_step:
+                # It leaves its share of the budget to those behind it.
                 continue
             left = remaining_tokens(request) - (request.request_id in held)
             tokens = min(left, budget, chunk.at_most)

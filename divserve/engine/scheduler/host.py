@@ -29,6 +29,8 @@ class Host(Protocol):
     hash_block_size: int
     need_mamba_block_aligned_split: bool
     mamba_partial_cache_hit: bool
+    current_step: int
+    """Number of the last step."""
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int

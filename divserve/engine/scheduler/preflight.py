@@ -69,7 +69,9 @@ class Preflight:
         """Free blocks minus those that running requests will ask for."""
         host = self._host
         budget, chunk = host.max_num_scheduled_tokens, Chunk.of(host)
-        need = self._blocks.of_step(host.running, self._groups.held, budget, chunk)
+        # vLLM counts a step when it begins one.
+        step = host.current_step + 1
+        need = self._blocks.of_step(host.running, self._groups.held, budget, chunk, step)
         return self._blocks.free() - need
 
     def eviction_key(self, unit: Unit) -> tuple[int, float]:

@@ -123,7 +123,7 @@ _PREFLIGHT = (
     *seams(
         SCHEDULER, PREFLIGHT, "read",
         max_num_scheduled_tokens="need of all rows", policy="whom to preempt",
-        running="whole units of it are preempted",
+        running="whole units of it are preempted", current_step="which rows take part",
     ),
     *seams(SCHEDULER, CHUNKS, "copied", schedule="how much of a prompt it reads in a step"),
     *seams(

@@ -159,4 +159,4 @@ def install(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
     vocab = runner.model_config.get_vocab_size()
-    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())
+    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_logits())
