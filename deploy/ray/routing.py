@@ -1,11 +1,11 @@
 """Prefix-aware routing: requests whose prompts begin alike go to the same replica.
 
-Ray's proxy chooses a replica before it has read the body, so it cannot know the prompt. `Front` reads
-the body, and its handle to the replicas chooses one with `PrefixRouter`. A request and its guides are
-one body, so they go together, and what a replica has cached for one of them it has for the others.
+Ray's proxy chooses a replica before it has read the body, so it cannot know the prompt. `Front`
+reads the body, and its handle to the replicas chooses one with `PrefixRouter`. A request and its
+guides are one body, so they go together, and a replica has cached both or neither.
 
-Ray's own ``PrefixCacheAffinityRouter`` is not used: it needs the packages of ``ray[llm]``, and reads
-text only, so that other models, tools and adapters would look alike.
+Ray's own ``PrefixCacheAffinityRouter`` is not used: it needs the packages of ``ray[llm]``, and
+reads text only, so that other models, tools and adapters would look alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from divserve.http.asgi import EMPTY, is_json, read_body
 __all__ = ["Call", "Front", "PrefixRouter", "answered", "blocks_of"]
 
 BLOCK = 256
-"""Characters of a prompt that are compared at a time; shorter prompts go where there is least to do."""
+"""Characters of a prompt that are compared at a time; shorter prompts go where there is room."""
 MOST_BLOCKS = 64
 """Blocks of a prompt that are compared: the rest hardly decides between replicas."""
 KNOWN = 100_000
@@ -157,7 +157,7 @@ def _call(request: PendingRequest | None) -> Call:
 class Front:
     """Reads the body of each request and passes it on, without an engine.
 
-    A body that is too large or too slow is rejected here as a replica would, before its key is known.
+    A body that is too large or too slow is rejected here as by a replica, before its key is known.
     Flags for that in a file of ``--config`` are not seen here.
     """
 

@@ -58,7 +58,7 @@ class Options(BaseModel):
     preferred."""
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
-    """GPUs of a replica: as many as tensor times data parallel size in `argv`. All are on one node."""
+    """GPUs of a replica, all on one node: tensor times data parallel size in `argv`."""
     drain_timeout_s: float = Field(30, ge=0)
     """Longest wait for the requests of a replica that is being stopped."""
     metrics_port: int = Field(0, ge=0, le=65_535 - METRICS_PORTS)
