@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from argparse import Namespace
 from typing import Any
 
@@ -21,11 +20,11 @@ __all__ = ["run"]
 
 logger = logging.getLogger("vllm.divserve")
 
-STOP_S = 5.0
+STOP_S = 10.0
 """Longest wait for engines to stop; the head has drained them."""
 OVERHEAD_S = 15.0
 LOST = 1
-"""The exit code that makes a supervisor restart the host: an engine or the head has died."""
+"""The exit code when an engine of this host has died."""
 
 
 def run(args: Namespace) -> int:
@@ -35,7 +34,7 @@ def run(args: Namespace) -> int:
         args: the parsed arguments.
 
     Returns:
-        The exit code: 0 after a signal or an orderly stop of the head, else `LOST`.
+        The exit code: 0 after a signal or the end of the head, else `LOST`.
 
     Raises:
         StartupError: vLLM or divserve rejects the configuration, or the head has another one.
@@ -108,24 +107,20 @@ class _End:
 
     def __init__(self) -> None:
         self.code = LOST
-        self._asked = threading.Event()
+        self._asked = False
 
     def take_signals(self) -> None:
         """From now on a signal stops the engines; until then it leaves at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
-    def with_head(self, in_order: bool) -> None:
+    def with_head(self) -> None:
         """The head has ended."""
-        if in_order:
-            logger.info("Headless: the head has stopped")
-        else:
-            logger.error("Headless: the head is lost")
-            self._asked.set()
+        logger.info("Headless: the head has ended")
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_signal(self, *_: object) -> None:
-        if not self._asked.is_set():
-            self._asked.set()
-            self.code = 0
-        raise SystemExit
+        # A later one changes nothing: there is a deadline already.
+        if not self._asked:
+            self._asked, self.code = True, 0
+            raise SystemExit

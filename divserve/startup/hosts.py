@@ -29,7 +29,7 @@ __all__ = ["Head", "Link", "agreement", "has_nodes", "heading"]
 
 logger = logging.getLogger("vllm.divserve")
 
-AGREED, STOPPED = b"agreed", b"stopped"
+AGREED = b"agreed"
 LONGEST_LINE = 65_536
 PATIENCE_S = 600.0
 """Longest wait of a node for its head to be started."""
@@ -129,17 +129,17 @@ class Head:
         self._on_loss = on_loss
 
     def close(self) -> None:
-        """Tells the nodes that the server has stopped."""
+        """Ends the nodes."""
         with self._lock:
             self._closed = True
-            self._listener.close()
-            for node in self._nodes:
+            # Closing a listener does not end the wait for it.
+            for connection in (self._listener, *self._nodes):
                 with suppress(OSError):
-                    node.sendall(STOPPED + b"\n")
-                    node.shutdown(socket.SHUT_RDWR)
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
 
     def _listen(self) -> None:
-        # Closing the listener ends the wait with an error.
+        # The wait ends with an error when the listener is shut down.
         with suppress(OSError):
             while True:
                 node, (host, *_) = self._listener.accept()
@@ -220,15 +220,12 @@ class Link:
         connection.settimeout(None)
         return cls(connection)
 
-    def watch(self, on_end: Callable[[bool], None]) -> None:
-        """Sets what is called, in a thread of its own, once the head has ended.
-
-        Args:
-            on_end: told whether it has stopped in order.
-        """
+    def watch(self, on_end: Callable[[], None]) -> None:
+        """Sets what is called, in a thread of its own, once the head has ended."""
 
         def wait() -> None:
-            on_end(_until_closed(self._connection) == STOPPED)
+            _until_closed(self._connection)
+            on_end()
 
         _in_thread(wait)
 
@@ -275,10 +272,8 @@ def _send_line(connection: socket.socket, text: bytes) -> bool:
     return True
 
 
-def _until_closed(connection: socket.socket) -> bytes:
-    """Waits until the other side has gone; its last words."""
+def _until_closed(connection: socket.socket) -> None:
+    """Waits until the other side has gone."""
     connection.settimeout(None)
-    try:
-        return _read_line(connection)
-    except OSError:
-        return b""
+    with suppress(OSError):
+        _read_line(connection)

@@ -82,7 +82,21 @@ def _rust_front_end(_: Namespace) -> bool:
 OWN_ENGINE = "it would replace divserve's own"
 
 ARGUMENTS = (
-    Refusal("--headless", "it starts vLLM's own scheduler and workers", lambda a: a.headless),
+    Refusal(
+        "--headless with --api-server-count",
+        "the head serves HTTP",
+        lambda a: a.headless and a.api_server_count is not None,
+    ),
+    Refusal(
+        "--headless with --small",
+        "the small model's engine runs on the head",
+        lambda a: a.headless and a.small is not None,
+    ),
+    Refusal(
+        "--distributed-executor-backend ray",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda a: a.distributed_executor_backend == "ray",
+    ),
     Refusal("--grpc", "that server does not know 'decoding'", lambda a: a.grpc),
     Refusal(
         "--api-server-count above 1 with --small",

@@ -17,7 +17,9 @@ from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Ref
 Changes = dict[str, Any]
 
 ASKED: dict[str, Changes] = {
-    "--headless": {"headless": True},
+    "--headless with --api-server-count": {"headless": True, "api_server_count": 0},
+    "--headless with --small": {"headless": True, "small": "SMALL"},
+    "--distributed-executor-backend ray": {"distributed_executor_backend": "ray"},
     "--grpc": {"grpc": True},
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
     "--data-parallel-size above 1 with --small": {"data_parallel_size": 2, "small": "SMALL"},
@@ -147,7 +149,7 @@ def arguments(**changes: Any) -> Any:
         "data_parallel_external_lb": False, "data_parallel_hybrid_lb": False,
         "data_parallel_backend": "mp",
         "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
-        "worker_cls": "auto",
+        "worker_cls": "auto", "distributed_executor_backend": None,
     }  # fmt: skip
     return changed(parts, changes)
 
