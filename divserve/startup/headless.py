@@ -44,7 +44,6 @@ def run(args: Namespace) -> int:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = configured(engine_args, headless=True)
     args.extras.install(config)
-    logger.info("Headless: waiting for the head")
     link = Link.connect(config, args.extras)
     end = _End()
     if config.parallel_config.node_rank_within_dp > 0:

@@ -6,7 +6,8 @@ the host that serves HTTP, the head, keeps a connection with each headless host 
 nothing once both have agreed: whoever ends, or is killed, closes it. A machine that loses power
 does not, so the kernel asks after it (keep-alive).
 
-The head listens at ``--data-parallel-address``, one port above ``--data-parallel-rpc-port``.
+The head listens at ``--data-parallel-address`` (with ``--nnodes`` at ``--master-addr``), one port
+above ``--data-parallel-rpc-port``.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def agreement(config: Any, extras: Extras) -> dict[str, Any]:
 
 def _where(config: Any) -> tuple[str, int]:
     parallel = config.parallel_config
-    return parallel.data_parallel_master_ip, parallel.data_parallel_rpc_port + 1
+    # With --nnodes and one engine vLLM forgets the other address.
+    host = parallel.master_addr if parallel.nnodes > 1 else parallel.data_parallel_master_ip
+    return host, parallel.data_parallel_rpc_port + 1
 
 
 @contextmanager
@@ -200,6 +203,7 @@ class Link:
     def to(cls, address: tuple[str, int], terms: dict[str, Any], patience_s: float) -> Link:
         """As `connect`, with the address and the terms themselves."""
         host, port = address
+        logger.info("Headless: the head is awaited at %s:%d", host, port)
         end = time.monotonic() + patience_s
         while True:
             try:
