@@ -16,7 +16,7 @@ from divserve.startup import leaving
 from divserve.startup.engines import configured
 from divserve.startup.hosts import Link
 
-__all__ = ["run"]
+__all__ = ["run", "watch"]
 
 logger = logging.getLogger("vllm.divserve")
 
@@ -45,11 +45,22 @@ def run(args: Namespace) -> int:
     config = configured(engine_args, headless=True)
     args.extras.install(config)
     link = Link.connect(config, args.extras)
-    end = _End()
     if config.parallel_config.node_rank_within_dp > 0:
-        engines: Any = _Parts(config)
-    else:
-        engines = _engines(config, log_stats=not engine_args.disable_log_stats)
+        return watch(_Parts(config), link)
+    return watch(_engines(config, log_stats=not engine_args.disable_log_stats), link)
+
+
+def watch(engines: Any, link: Link) -> int:
+    """Waits for what ends this host, and stops its engines.
+
+    Args:
+        engines: vLLM's manager of their processes, or `_Parts`.
+        link: to the head.
+
+    Returns:
+        The exit code.
+    """
+    end = _End()
     end.take_signals()
     link.watch(end.with_head)
     try:
@@ -57,6 +68,7 @@ def run(args: Namespace) -> int:
     except SystemExit:
         logger.info("Headless: stopping")
     finally:
+        end.has_begun()
         leaving.LastResort().within(STOP_S + OVERHEAD_S)
         engines.shutdown(timeout=STOP_S)
     return end.code
@@ -106,7 +118,7 @@ class _End:
 
     def __init__(self) -> None:
         self.code = LOST
-        self._asked = False
+        self._begun = False
 
     def take_signals(self) -> None:
         """From now on a signal stops the engines; until then it leaves at once."""
@@ -118,8 +130,11 @@ class _End:
         logger.info("Headless: the head has ended")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def has_begun(self) -> None:
+        """From now on signals change nothing: there is a deadline already."""
+        self._begun = True
+
     def _on_signal(self, *_: object) -> None:
-        # A later one changes nothing: there is a deadline already.
-        if not self._asked:
-            self._asked, self.code = True, 0
+        if not self._begun:
+            self._begun, self.code = True, 0
             raise SystemExit

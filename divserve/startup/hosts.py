@@ -152,9 +152,8 @@ class Head:
         with node:
             try:
                 _keep_alive(node)
-                said = _read_line(node)
-                unlike = _differences(self._terms, json.loads(said))
-            except (OSError, ValueError):
+                unlike = _differences(self._terms, json.loads(_read_line(node)))
+            except (AttributeError, OSError, ValueError):
                 # Not one of ours, such as a scan of ports.
                 return
             if unlike:
@@ -218,11 +217,18 @@ class Link:
             connection.sendall(json.dumps(terms).encode() + b"\n")
             answer = _read_line(connection)
         except OSError as error:
-            raise StartupError(f"the head at {host}:{port} does not answer: {error}") from None
+            answer = f"no answer ({error})".encode()
         if answer != AGREED:
-            raise StartupError(f"the head at {host}:{port} differs: {answer.decode() or 'closed'}")
-        connection.settimeout(None)
+            connection.close()
+            reason = answer.decode() or "it hung up"
+            raise StartupError(f"the head at {host}:{port} is another: {reason}")
         return cls(connection)
+
+    def close(self) -> None:
+        """Leaves the head, which takes it for a loss."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
 
     def watch(self, on_end: Callable[[], None]) -> None:
         """Sets what is called, in a thread of its own, once the head has ended."""
