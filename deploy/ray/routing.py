@@ -216,13 +216,14 @@ async def answered(app: Any, call: Call) -> AsyncIterator[list[dict[str, Any]]]:
 
     task = asyncio.create_task(run())
     try:
-        while (reply := await replies.get()) is not None:
-            batch = [reply]
-            while not replies.empty() and (reply := replies.get_nowait()) is not None:
-                batch.append(reply)
-            yield batch
-            if reply is None:
-                break
+        ended = False
+        while not ended:
+            batch = [await replies.get()]
+            while not replies.empty():
+                batch.append(replies.get_nowait())
+            ended = batch[-1] is None
+            if made := [reply for reply in batch if reply is not None]:
+                yield made
         await task
     finally:
         task.cancel()

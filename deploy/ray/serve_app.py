@@ -92,8 +92,9 @@ class Engine:
 
         if (args.api_server_count or 1) > 1:
             raise StartupError("--api-server-count: Ray Serve starts more replicas instead")
-        if args.data_parallel_size > 1:
-            raise StartupError("--data-parallel-size: Ray Serve starts more replicas instead")
+        ranks_here = args.data_parallel_size_local or args.data_parallel_size
+        if args.headless or args.nnodes > 1 or ranks_here < args.data_parallel_size:
+            raise StartupError("a replica of Ray Serve runs on one node")
 
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.reasoning import ReasoningParserManager
