@@ -165,7 +165,8 @@ class Front:
         parser = ArgumentParser(allow_abbrev=False)
         edge_flags.add_flags(parser)
         args, _ = parser.parse_known_args(argv)
-        self._replicas = replicas.options(stream=True)
+        # Made once: a handle made for each request would know nothing of the others.
+        self._answers = replicas.options(stream=True, method_name="answer")
         self._app = GuardBody(self._pass_on, edge_flags.EdgeSettings(**vars(args)))
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -180,7 +181,7 @@ class Front:
             return
         body = b"".join(message.get("body", b"") for message in messages)
         blocks = blocks_of(body) if is_json(scope) else []
-        async for replies in self._replicas.answer.remote(Call(_plain(scope), body, blocks)):
+        async for replies in self._answers.remote(Call(_plain(scope), body, blocks)):
             for reply in replies:
                 await send(reply)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ pytestmark = [
     cpu_only("the replicas of this file have no GPU"),
 ]
 
-METRICS = 19_500
+METRICS, COUNTED_WITHIN_S = 19_500, 5
 DOCUMENT = "The tower now stands in Berlin. " * 20
 
 
@@ -94,32 +95,41 @@ def chat(client: openai.OpenAI, document: str, **options: Any) -> Any:
     )
 
 
-def guided_tokens() -> list[float]:
-    """How many each replica has made, by its own metrics."""
-    found = []
-    for port in (METRICS, METRICS + 1):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        (total,) = [line for line in lines if line.startswith("divserve_guided_steps_total ")]
-        found.append(float(total.split()[1]))
-    return found
+def guided_tokens(total: float) -> list[float]:
+    """How many each replica has made, by its own metrics, once they are `total` together.
+
+    An answer is counted after it has been sent.
+    """
+    deadline = time.monotonic() + COUNTED_WITHIN_S
+    while True:
+        found = []
+        for port in (METRICS, METRICS + 1):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            (line,) = [one for one in lines if one.startswith("divserve_guided_steps_total ")]
+            found.append(float(line.split()[1]))
+        if sum(found) == total or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def test_a_prompt_goes_where_its_beginning_is_cached(by_prefix: str) -> None:
     """Its guide as well; and other prompts go to the other replica."""
     cached: list[list[int]] = []
+    made = [0.0, 0.0]
     with connected(by_prefix) as client:
         for number in range(4):
-            before, document = guided_tokens(), f"Document {number}. {DOCUMENT}"
+            before, document = made, f"Document {number}. {DOCUMENT}"
             answers = [chat(client, document) for _ in range(3)]
             cached.append([each.usage.prompt_tokens_details.cached_tokens for each in answers])
             assert len({each.choices[0].message.content for each in answers}) == 1
-            made = [after - start for after, start in zip(guided_tokens(), before, strict=True)]
-            assert sorted(made) == [0, 3 * 8]
+            made = guided_tokens(sum(before) + 3 * 8)
+            new = [after - start for after, start in zip(made, before, strict=True)]
+            assert sorted(new) == [0, 3 * 8]
         chunks = [chunk for chunk in chat(client, DOCUMENT, stream=True) if chunk.choices]
     assert len(chunks) > 4
     assert all(first < 32 < min(later) for first, *later in cached)
-    assert all(guided_tokens())
+    assert all(made)
 
 
 def test_answers_by_prefix_are_the_reference_s(by_prefix: str, cases: list[Case]) -> None:
