@@ -114,7 +114,7 @@ class PrefixRouter(RequestRouter):
         idle = [each for each in candidate_replicas if loads[each.replica_id] == least]
         idle.sort(key=lambda each: self._used.get(each.replica_id, 0))
         ranks = [idle[:1], candidate_replicas]
-        for block in reversed(_call(pending_request).blocks):
+        for block in reversed(_blocks(pending_request)):
             owner = self._sent_to.get(block)
             if owner in loads:
                 if loads[owner] - least <= self._most_ahead:
@@ -126,7 +126,7 @@ class PrefixRouter(RequestRouter):
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
     ) -> None:
         """Called once a replica has accepted a request."""
-        for block in _call(pending_request).blocks:
+        for block in _blocks(pending_request):
             self._sent_to[block] = replica_id
             self._sent_to.move_to_end(block)
         while len(self._sent_to) > KNOWN:
@@ -146,10 +146,10 @@ class PrefixRouter(RequestRouter):
             del self._under_way[replica_id]
 
 
-def _call(request: PendingRequest | None) -> Call:
-    if request is not None and request.args and isinstance(request.args[0], Call):
-        return request.args[0]
-    return Call({}, b"")
+def _blocks(request: PendingRequest | None) -> list[bytes]:
+    # Ray sends a router as a copy of its code, whose `Call` is another class than the front's.
+    found: list[bytes] = getattr(request.args[0], "blocks", []) if request and request.args else []
+    return found
 
 
 @serve.deployment(name="front")

@@ -125,7 +125,7 @@ def test_a_prompt_goes_where_its_beginning_is_cached(by_prefix: str) -> None:
             assert len({each.choices[0].message.content for each in answers}) == 1
             made = guided_tokens(sum(before) + 3 * 8)
             new = [after - start for after, start in zip(made, before, strict=True)]
-            assert sorted(new) == [0, 3 * 8]
+            assert sorted(new) == [0, 3 * 8], (number, cached)
         chunks = [chunk for chunk in chat(client, DOCUMENT, stream=True) if chunk.choices]
     assert len(chunks) > 4
     assert all(first < 32 < min(later) for first, *later in cached)
