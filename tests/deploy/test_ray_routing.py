@@ -81,7 +81,8 @@ class Routed:
 
     def send(self, content: bytes) -> str:
         """Routes a request to the replica that is liked best; its name."""
-        call = Call({}, content, blocks_of(content))
+        # As from the front: the router is a copy, to which the front's `Call` is a stranger.
+        call = SimpleNamespace(blocks=blocks_of(content))
         request: Any = SimpleNamespace(args=[call], routing_context=SimpleNamespace())
         ranks = asyncio.run(self.router.choose_replicas(self.replicas, request))
         assert ranks[-1] == self.replicas
