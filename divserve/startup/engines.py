@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from divserve.engine.client.watchdog import watching
 from divserve.errors import StartupError, one_line
-from divserve.startup import checks, cpu
+from divserve.startup import checks, cpu, leaving
 from divserve.startup.extras import Extras
+from divserve.startup.hosts import heading
 
-__all__ = ["configured", "guided_engine", "install"]
+__all__ = ["configured", "end_engines", "guided_engine", "install"]
 
 
 def install(config: Any) -> None:
@@ -65,6 +67,9 @@ async def guided_engine(
     config = configured(engine_args)
     extras.install(config)
     with ExitStack() as started:
+        head = None
+        if client_config is None:
+            head = started.enter_context(heading(config, extras))
         small = None
         if extras.small is not None:
             small = _small_engine(engine_args, config, extras)
@@ -74,9 +79,26 @@ async def guided_engine(
         started.callback(client.shutdown, timeout=config.shutdown_timeout)
         if small is not None:
             client.attach_small(GuidedClient(small))
+        if head is not None:
+            head.watch(partial(end_engines, client.inner.engine_core.resources.engine_manager))
         await client.inner.reset_mm_cache()
         started.enter_context(watching(client, timeout_s))
         yield client
+
+
+def end_engines(manager: Any) -> None:
+    """Kills the engines of this host, or leaves if it has none: some on another host are lost.
+
+    Args:
+        manager: vLLM's manager of their processes, or None.
+    """
+    from vllm.utils.system_utils import kill_process_tree
+
+    processes = getattr(manager, "processes", ())
+    for process in processes:
+        kill_process_tree(process.pid)
+    if not processes:
+        leaving.leave(leaving.STUCK)
 
 
 def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[str, Any]:
@@ -90,14 +112,22 @@ def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[
     return {"client_addresses": addresses, **found}
 
 
-def configured(engine_args: Any) -> Any:
-    """The resolved ``VllmConfig``, with the lock-step engine in it."""
+def configured(engine_args: Any, headless: bool = False) -> Any:
+    """The resolved ``VllmConfig``, with the lock-step engine in it.
+
+    Args:
+        engine_args: vLLM's ``AsyncEngineArgs``.
+        headless: whether another host serves HTTP.
+
+    Raises:
+        StartupError: vLLM or divserve rejects the configuration.
+    """
     from vllm.usage.usage_lib import UsageContext
 
     usage = UsageContext.OPENAI_API_SERVER
     engine_args = cpu.with_working_dtype(engine_args)
     try:
-        config = engine_args.create_engine_config(usage_context=usage)
+        config = engine_args.create_engine_config(usage_context=usage, headless=headless)
     except (OSError, ValueError) as error:
         raise StartupError(f"vLLM refuses the configuration: {one_line(error)}") from error
     install(config)

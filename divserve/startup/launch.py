@@ -20,7 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, log_format, ranks, shutdown
+from divserve.startup import checks, cpu, extras, headless, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -48,7 +48,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
             module-level function, because it may be sent to other processes.
 
     Returns:
-        The exit code: 0 after a signal, `DEAD` when the engine has died or the shut-down failed.
+        The exit code: 0 after a signal, `DEAD` when an engine or another host has died or the
+        shut-down failed.
 
     Raises:
         StartupError: versions, flags or modes that are not supported.
@@ -56,6 +57,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
+    if args.headless:
+        return headless.run(args)
     several = (args.api_server_count or 1) > 1
     address, sock = _listen(args, several)
     worker = partial(_serve, build_app)

@@ -25,7 +25,8 @@ from multiprocessing import connection
 from typing import Any
 
 from divserve.startup import leaving
-from divserve.startup.engines import configured
+from divserve.startup.engines import configured, end_engines
+from divserve.startup.hosts import heading
 
 __all__ = ["Worker", "serve_many"]
 
@@ -66,6 +67,8 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
     engine_args._api_process_rank = -1
     config = configured(engine_args)
     args.extras.install(config)
+    nodes = ExitStack()
+    head = nodes.enter_context(heading(config, args.extras))
     listeners = bind_engine_zmq_listeners(config, args.api_server_count)
     log_stats = not engine_args.disable_log_stats
     with launch_core_engines(
@@ -89,6 +92,8 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
     last_resort = leaving.LastResort()
     try:
         stopping.take_signals(servers.processes)
+        if head is not None:
+            head.watch(partial(end_engines, engines))
         wait_for_completion_or_failure(
             api_server_manager=servers, engine_manager=watched, coordinator=coordinator
         )
@@ -97,6 +102,7 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
         deadline = stopping.deadline(args.edges.drain_timeout)
         last_resort.within((_left(deadline) or 0.0) + OVERHEAD_S)
         with ExitStack() as last_first:
+            last_first.push(nodes)
             for processes in (coordinator, engines, servers):
                 if processes is not None:
                     last_first.callback(_end, processes, deadline)

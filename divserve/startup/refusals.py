@@ -55,7 +55,21 @@ def _is_recurrent(model: Any) -> bool:
 OWN_ENGINE = "it would replace divserve's own"
 
 ARGUMENTS = (
-    Refusal("--headless", "it starts vLLM's own scheduler and workers", lambda a: a.headless),
+    Refusal(
+        "--headless with --api-server-count",
+        "the head serves HTTP",
+        lambda a: a.headless and a.api_server_count is not None,
+    ),
+    Refusal(
+        "--headless with --small",
+        "the small model's engine runs on the head",
+        lambda a: a.headless and a.small is not None,
+    ),
+    Refusal(
+        "--distributed-executor-backend ray",
+        "vLLM's CPU back end cannot run it, so it is not proven",
+        lambda a: a.distributed_executor_backend == "ray",
+    ),
     Refusal("--grpc", "that server does not know 'decoding'", lambda a: a.grpc),
     Refusal(
         "--api-server-count above 1 with --small",
@@ -91,11 +105,6 @@ ARGUMENTS = (
         "--enable-fault-tolerance",
         "it is not proven with ranks that come and go",
         lambda a: a.enable_fault_tolerance,
-    ),
-    Refusal(
-        "--nnodes above 1",
-        "the other nodes would start vLLM's own workers, which do not guide",
-        lambda a: a.nnodes > 1,
     ),
     Refusal(
         "--distributed-executor-backend external_launcher",

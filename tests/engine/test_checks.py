@@ -50,7 +50,7 @@ def test_supported_modes_get_our_scheduler_and_worker(
     [
         (["--api-server-count", "2", "--small", "SMALL"], "--api-server-count"),
         (["--data-parallel-multi-port-external-lb"], "--data-parallel-multi-port-external-lb"),
-        (["--headless"], "--headless"),
+        (["--headless", "--api-server-count", "0"], "--headless"),
         (["--scheduler-cls", "a.B"], "--scheduler-cls"),
         (["--worker-cls", "a.B"], "--worker-cls"),
         ([], "name a model"),

@@ -17,7 +17,9 @@ from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Ref
 Changes = dict[str, Any]
 
 ASKED: dict[str, Changes] = {
-    "--headless": {"headless": True},
+    "--headless with --api-server-count": {"headless": True, "api_server_count": 0},
+    "--headless with --small": {"headless": True, "small": "SMALL"},
+    "--distributed-executor-backend ray": {"distributed_executor_backend": "ray"},
     "--grpc": {"grpc": True},
     "--api-server-count above 1 with --small": {"api_server_count": 2, "small": "SMALL"},
     "--data-parallel-size above 1 with --small": {"data_parallel_size": 2, "small": "SMALL"},
@@ -29,7 +31,6 @@ ASKED: dict[str, Changes] = {
     "--data-parallel-backend ray": {"data_parallel_backend": "ray"},
     "--enable-elastic-ep": {"enable_elastic_ep": True},
     "--enable-fault-tolerance": {"enable_fault_tolerance": True},
-    "--nnodes above 1": {"nnodes": 2},
     "--distributed-executor-backend external_launcher": {
         "distributed_executor_backend": "external_launcher"
     },
@@ -158,7 +159,7 @@ def arguments(**changes: Any) -> Any:
         "data_parallel_external_lb": False, "data_parallel_hybrid_lb": False,
         "data_parallel_backend": "mp",
         "enable_elastic_ep": False, "enable_fault_tolerance": False, "scheduler_cls": None,
-        "worker_cls": "auto", "nnodes": 1, "distributed_executor_backend": None,
+        "worker_cls": "auto", "distributed_executor_backend": None,
     }  # fmt: skip
     return changed(parts, changes)
 

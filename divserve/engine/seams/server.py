@@ -25,6 +25,8 @@ WATCHDOG = "divserve/engine/client/watchdog.py"
 COMPAT = "divserve/engine/compat.py"
 ENGINES = "divserve/startup/engines.py"
 EXTRAS = "divserve/startup/extras.py"
+HEADLESS = "divserve/startup/headless.py"
+HOSTS = "divserve/startup/hosts.py"
 LAUNCH = "divserve/startup/launch.py"
 PROCESSES = "divserve/startup/processes.py"
 SHUTDOWN = "divserve/startup/shutdown.py"
@@ -228,6 +230,30 @@ _STARTUP = (
         __init__="starts API processes", shutdown="stops them",
     ),
     *seams("vllm.v1.utils:APIServerProcessManager", PROCESSES, "read", processes="signalled"),
+    *seams("vllm.entrypoints.cli.serve", HEADLESS, "copied", run_headless="with our engines"),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", HEADLESS, "called",
+        __init__="starts a host's engines", monitor_engine_liveness="waits until one has died",
+        shutdown="stops them",
+    ),
+    *seams(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor", HEADLESS, "called",
+        __init__="starts a host's part of an engine",
+        start_worker_monitor="waits until a worker has died", shutdown="stops them",
+    ),
+    *seams(
+        "vllm.config.parallel:ParallelConfig", HEADLESS, "read",
+        node_rank_within_dp="a part of an engine, or whole ones",
+        data_parallel_rank="of the first engine", data_parallel_size_local="how many there are",
+    ),
+    *seams(
+        "vllm.config.parallel:ParallelConfig", HOSTS, "read",
+        local_engines_only="no other host, or each is a server",
+        data_parallel_size="fewer on this host: there are others",
+        data_parallel_size_local="likewise", nnodes="likewise, of one engine",
+        data_parallel_master_ip="where hosts meet", data_parallel_rpc_port="the port below theirs",
+        master_addr="where the hosts of one engine meet",
+    ),
     *seams(
         "vllm.entrypoints.launchers.launcher", SHUTDOWN, "copied",
         serve_http="its signal handlers are replaced; ``app.state.server`` is uvicorn's",
