@@ -21,7 +21,7 @@ TOKEN = 5
 
 
 @functools.cache
-def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
+def configured(model: Path, max_rows: int, max_tokens: int, policy: str, max_loras: int) -> Any:
     """vLLM's configuration; making one takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -36,6 +36,8 @@ def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
         max_num_batched_tokens=max_tokens,
         scheduling_policy=policy,
         async_scheduling=False,
+        enable_lora=max_loras > 0,
+        max_loras=max(max_loras, 1),
     ).create_engine_config()
 
 
@@ -53,6 +55,7 @@ class BareScheduler:
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
+        max_loras: vLLM's ``--max-loras``; 0: no adapters.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class BareScheduler:
         window: int = 0,
         longest: int = 0,
         adaptive: bool = False,
+        max_loras: int = 0,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -78,7 +82,7 @@ class BareScheduler:
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        config = configured(model, max_rows, max_tokens, policy)
+        config = configured(model, max_rows, max_tokens, policy, max_loras)
         config.cache_config.num_gpu_blocks = blocks
         shape: Any = {
             "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,
