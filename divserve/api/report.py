@@ -3,6 +3,8 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", "bytes", figure: …}, …]}
 
+With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
+
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
 "model" of every token in its trace.
@@ -114,6 +116,8 @@ class ChoiceReport:
                 k: _number(total / steps) if steps else None for k, total in self.sums.items()
             },
         }
+        if models := self._stack.guide_models:
+            summary["guide_models"] = models
         if self._stack.switches:
             summary |= self._moves()
         if self._stack.trace:

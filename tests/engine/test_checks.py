@@ -147,8 +147,19 @@ def test_a_grounding_text_beside_adapters_is_refused() -> None:
     spec = Stack(METHODS["vdgd"].model_validate({"method": "vdgd", "grounding": "a text"})).spec(
         1.0, [None], [5, 6]
     )
-    check_adapters(spec, adapters=False)
+    check_adapters(spec, None, 0)
     with pytest.raises(InvalidRequest, match="--enable-lora") as refused:
-        check_adapters(spec, adapters=True)
+        check_adapters(spec, None, 1)
     assert refused.value.code == "method_unavailable"
-    check_adapters(replace(spec, grounding=[]), adapters=True)
+    check_adapters(replace(spec, grounding=[]), None, 1)
+
+
+def test_a_request_that_needs_more_adapters_than_a_step_has_is_refused() -> None:
+    """Else it would wait forever."""
+    own = LoRARequest("own", 1, "path/of/own")
+    spec = Spec(Program(), [[1], [2]], adapters=(("other", 2, "path/of/other"), BASE))
+    check_adapters(spec, own, 2)
+    check_adapters(spec, None, 1)
+    with pytest.raises(InvalidRequest, match="need 2 LoRA adapters .* --max-loras 1") as refused:
+        check_adapters(spec, own, 1)
+    assert refused.value.param == "decoding.guide.model"

@@ -21,7 +21,7 @@ TOKEN = 5
 
 
 @functools.cache
-def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
+def configured(model: Path, max_rows: int, max_tokens: int, policy: str, max_loras: int) -> Any:
     """vLLM's configuration; making one takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -36,6 +36,8 @@ def configured(model: Path, max_rows: int, max_tokens: int, policy: str) -> Any:
         max_num_batched_tokens=max_tokens,
         scheduling_policy=policy,
         async_scheduling=False,
+        enable_lora=max_loras > 0,
+        max_loras=max(max_loras, 1),
     ).create_engine_config()
 
 
@@ -59,6 +61,7 @@ class BareScheduler:
             every so many steps.
         stages: of a pipeline.
         v2: whether the workers run Model Runner V2.
+        max_loras: vLLM's ``--max-loras``; 0: no adapters.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class BareScheduler:
         interval: int = 1,
         stages: int = 1,
         v2: bool = False,
+        max_loras: int = 0,
     ) -> None:
         import torch
         from vllm.v1.kv_cache_interface import (
@@ -89,7 +93,7 @@ class BareScheduler:
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        config = configured(model, max_rows, max_tokens, policy)
+        config = configured(model, max_rows, max_tokens, policy, max_loras)
         config.cache_config.num_gpu_blocks = blocks
         shape: Any = {
             "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,

@@ -136,7 +136,8 @@ class GuidedClient:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
         self.capacity.check(len(prompt["prompt_token_ids"]), [len(s) for s in spec.texts])
         check_extras(spec, self.extras)
-        check_adapters(spec, self.inner.vllm_config.lora_config is not None)
+        adapters = self.inner.vllm_config.lora_config
+        check_adapters(spec, options.get("lora_request"), adapters.max_loras if adapters else 0)
         if spec.switch is not None:
             check_switch(prompt["prompt_token_ids"], params, options, self._shared_vocab())
         vocab = None if spec.switch is None else self._shared_vocab()

@@ -14,6 +14,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request
 
+from divserve.engine.scheduler.adapters import Adapters
 from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
@@ -36,6 +37,7 @@ class Entry:
         admission: decides which waiting members may be admitted.
         preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
+        adapters: the LoRA adapters in use.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Entry:
         admission: Admission,
         preflight: Preflight,
         alarms: Alarms,
+        adapters: Adapters,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
+        self._adapters = adapters
         self.entering: set[str] = set()
         """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
@@ -68,6 +72,7 @@ class Entry:
         """
         host = self._host
         self._pause, self._lines = host._pause_state, (host.waiting, host.kv_holding_waiting)
+        self._adapters.begin()
         self._keep_one_partial()
         rows = self._free_rows()
         is_open = host._pause_state == PauseState.UNPAUSED and not self._others_hold_blocks()
@@ -221,7 +226,6 @@ class Entry:
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
         tokens = budget - entering - running - prefills
         left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).whole)
-        if host.lora_config:
-            left.max_loras = host.lora_config.max_loras
-            left.loras = {r.lora_request.lora_int_id for r in host.running if r.lora_request}
+        if self._adapters.most:
+            left.max_loras, left.loras = self._adapters.most, self._adapters.used()
         return left

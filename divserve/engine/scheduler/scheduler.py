@@ -5,6 +5,7 @@ of a request. Each uses the objects that own the state:
 
 =============  =====================================================
 `Groups`       all groups, and which of them sample
+`Adapters`     which LoRA adapters are in use
 `Admission`    which waiting members may be admitted
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
@@ -38,6 +39,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
 from divserve.engine.order import Order, set_chosen
+from divserve.engine.scheduler.adapters import Adapters
 from divserve.engine.scheduler.admission import Admission, Verdict
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
@@ -72,13 +74,20 @@ class LockstepScheduler(Scheduler):
             self.max_model_len,
             self.vllm_config.max_concurrent_batches,
         )
+        self.adapters = Adapters(self, self.groups)
         self.admission = Admission(
-            self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
+            self.groups, self.blocks, self.adapters, self.max_num_active_reqs, self.max_model_len
         )
         self.alarms = Alarms(self, self.blocks)
         self.preflight = Preflight(self, self.groups, self.blocks, self.alarms)
         self.entry = Entry(
-            self, self.groups, self.blocks, self.admission, self.preflight, self.alarms
+            self,
+            self.groups,
+            self.blocks,
+            self.admission,
+            self.preflight,
+            self.alarms,
+            self.adapters,
         )
         self.endings = Endings(self, self.groups, self.figures)
         self.reports = Reports(
@@ -149,8 +158,10 @@ class LockstepScheduler(Scheduler):
             self.endings.failed[request_id] = why
             return False
         group = self.groups.get(request_id)
-        if group is None or request_id in self.entry.entering:
+        if request_id in self.entry.entering:
             return True
+        if group is None:
+            return self.adapters.admits((request,))
         verdict = self.admission.verdict(request, group, len(self.running))
         if verdict is Verdict.STOP:
             self._pause_state = PauseState.PAUSED_NEW
