@@ -20,6 +20,7 @@ from tests.support.hf import Reference
 from tests.support.hosts import HEAD, Hosts, hosts
 from tests.support.losses import lose
 from tests.support.models import make_tiny
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 from tests.support.server import API_KEY, get
 
@@ -81,6 +82,15 @@ def test_two_ranks_on_two_hosts_answer_until_one_is_lost(
     assert {error["code"] for error in errors} == {"engine_unavailable"}
     assert took_s < TOLD_WITHIN_S
     assert head.wait(LEAVES_WITHIN_S) == 1
+    record(
+        Row(
+            "hosts",
+            "`--data-parallel-size 2`, a rank on each of two hosts",
+            "guided and plain over HTTP, both ranks, streamed; a killed host",
+            "tiny Llama, float32, V1, CPU, two network namespaces",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 def test_one_engine_on_two_hosts_ends_with_the_head(
@@ -92,3 +102,12 @@ def test_one_engine_on_two_hosts_ends_with_the_head(
     assert_streams(two.url)
     head.send_signal(signal.SIGTERM)
     assert (head.wait(LEAVES_WITHIN_S), node.wait(LEAVES_WITHIN_S)) == (0, 0)
+    record(
+        Row(
+            "hosts",
+            "`--tensor-parallel-size 2 --nnodes 2`",
+            "guided and plain over HTTP, streamed; a drain",
+            "tiny Llama, float32, V1, CPU, two network namespaces",
+            "Hugging Face float32, token by token",
+        )
+    )

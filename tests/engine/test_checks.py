@@ -8,8 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from vllm.lora.request import LoRARequest
 
-from divserve.decoding import METHODS, Stack
+from divserve.decoding import BASE, METHODS, Program, Spec, Stack
 from divserve.engine.client.orders import check_adapters
 from divserve.errors import InvalidRequest, StartupError
 from divserve.startup import checks, container, cpu, engines, launch
@@ -160,6 +161,6 @@ def test_a_request_that_needs_more_adapters_than_a_step_has_is_refused() -> None
     spec = Spec(Program(), [[1], [2]], adapters=(("other", 2, "path/of/other"), BASE))
     check_adapters(spec, own, 2)
     check_adapters(spec, None, 1)
-    with pytest.raises(InvalidRequest, match="need 2 LoRA adapters .* --max-loras 1") as refused:
+    with pytest.raises(InvalidRequest, match=r"need 2 LoRA adapters .* --max-loras 1") as refused:
         check_adapters(spec, own, 1)
     assert refused.value.param == "decoding.guide.model"

@@ -19,6 +19,7 @@ from tests.support.data_parallel import PROMPT, SEED, Ranks, data_parallel, spec
 from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
 from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
@@ -63,6 +64,15 @@ def test_both_ranks_answer_as_the_reference(ranks: Ranks, reference: Reference) 
         assert mismatches(cases, ranks.run(ask_all())) == []
     after = [ranks.sample("request_success_total", r, finished_reason="length") for r in (0, 1)]
     assert all(b > a for a, b in zip(before, after, strict=True)), "both have worked"
+    record(
+        Row(
+            "parallel",
+            "`--data-parallel-size 2`",
+            "6 guided and 4 plain, two rounds, on both ranks; a storm leaves nothing",
+            "tiny Llama, float32, V1, CPU",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 def test_choices_come_from_several_ranks_under_one_ticket(

@@ -13,6 +13,7 @@ from tests.engine.cases import Case, mismatches, mixed_cases, order_of, run
 from tests.engine.test_runners import EAGER, ran
 from tests.support.engine import Engine, counted
 from tests.support.hf import Reference
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second stage")]
@@ -38,6 +39,15 @@ def test_a_mixed_batch_equals_the_reference(engine: Engine, cases: list[Case]) -
         assert mismatches(some, run(engine, some)) == []
         assert set(engine.leftovers().values()) == {0}
     assert preempted
+    record(
+        Row(
+            "parallel",
+            "`--pipeline-parallel-size 2`",
+            "9 guided and 4 plain, two rounds, preempting, several steps in flight",
+            "tiny Llama, float32, V1, CPU, synchronous",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 def test_all_kinds_of_groups(engine: Engine, tiny_reference: Reference) -> None:
@@ -82,3 +92,13 @@ def test_model_runner_v2(mode: str, blocks: int, tiny: Path) -> None:
     assert bool(result["preempted"]) == bool(blocks)
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}
+    if mode == "async":
+        record(
+            Row(
+                "parallel",
+                "`--pipeline-parallel-size 2`, asynchronous",
+                "8 guided and 3 plain, preempting, aborts",
+                "tiny Llama, float32, V2 in Triton's interpreter, CPU",
+                "Hugging Face float32, token by token",
+            )
+        )

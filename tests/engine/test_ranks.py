@@ -18,6 +18,7 @@ from tests.support.engine import Engine, order, report_of, stacked
 from tests.support.faulty_rank import FaultyWorker
 from tests.support.hf import Reference
 from tests.support.models import make_tiny
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 
 PROMPT, GUIDE, TEXT = list(range(10, 60)), list(range(30, 60)), list(range(70, 150))
@@ -86,6 +87,15 @@ def test_all_kinds_of_groups(engine: Engine, model: Path) -> None:
     groups = test_groups.make_cases(Reference(model), rounds=1)
     assert test_groups.mismatches(groups, test_groups.run(engine, groups)) == []
     assert set(engine.leftovers().values()) == {0}
+    record(
+        Row(
+            "parallel",
+            "`--tensor-parallel-size 2`",
+            "every kind of group, amateurs `drop:N`; faults on either rank",
+            "tiny Llama, float32, V1, CPU",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])

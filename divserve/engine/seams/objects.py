@@ -23,6 +23,8 @@ LORA = "vllm.lora.request:LoRARequest"
 RUNNER_OUTPUT = "vllm.v1.outputs:ModelRunnerOutput"
 
 ADMISSION = "divserve/engine/scheduler/admission.py"
+ADAPTERS = "divserve/engine/scheduler/adapters.py"
+OF_GUIDE = "divserve/engine/adapters.py"
 ALARMS = "divserve/engine/scheduler/alarms.py"
 BLOCKS = "divserve/engine/scheduler/blocks.py"
 CHUNKS = "divserve/engine/scheduler/chunks.py"
@@ -46,7 +48,6 @@ _ENTRY = (
     *seams(
         SCHEDULER, ENTRY, "read",
         _inflight_prefills="tokens that requests in the middle of a prefill still take",
-        lora_config="how many adapters a step may have",
         max_num_active_reqs="free rows", num_waiting_for_streaming_input="free rows",
         max_num_scheduled_tokens="the budget beside those that enter",
         policy="whether the line has a head",
@@ -60,8 +61,6 @@ _ENTRY = (
         prepend_request="to the head", remove_requests="from its place",
         add_request="back to its place", peek_request="the head",
     ),
-    *seams("vllm.config.lora:LoRAConfig", ENTRY, "read", max_loras="adapters of a step"),
-    *seams(LORA, ENTRY, "read", lora_int_id="which adapter it is"),
 )  # fmt: skip
 
 _ADMISSION = (
@@ -79,7 +78,21 @@ _ADMISSION = (
         num_stale_output_tokens="a preempted member waits for what is in flight",
         prompt_token_ids="prompt embeddings are refused", resumable="streaming input is refused",
     ),
-    *seams(LORA, ADMISSION, "read", lora_int_id="adapters of the step"),
+)  # fmt: skip
+
+_ADAPTERS = (
+    *seams(
+        SCHEDULER, ADAPTERS, "read",
+        lora_config="how many adapters a step may have", running="their adapters are in use",
+    ),
+    *seams(
+        SCHEDULER, ADAPTERS, "copied",
+        schedule="a request whose adapter would be one too many is skipped",
+    ),
+    *seams("vllm.config.lora:LoRAConfig", ADAPTERS, "read", max_loras="adapters of a step"),
+    *seams(REQUEST, ADAPTERS, "read", lora_request="its adapter"),
+    *seams(LORA, ADAPTERS, "read", lora_int_id="which adapter it is"),
+    *seams(LORA, OF_GUIDE, "read", lora_int_id="which adapter it is"),
 )  # fmt: skip
 
 _BLOCKS = (
@@ -264,5 +277,6 @@ _MESSAGES = (
 )  # fmt: skip
 
 OBJECT_SEAMS: tuple[Seam, ...] = (
-    *_ENTRY, *_ADMISSION, *_BLOCKS, *_PREFLIGHT, *_ALARMS, *_MEMBERS, *_UPDATE, *_MESSAGES,
+    *_ENTRY, *_ADMISSION, *_ADAPTERS, *_BLOCKS, *_PREFLIGHT, *_ALARMS, *_MEMBERS, *_UPDATE,
+    *_MESSAGES,
 )  # fmt: skip
