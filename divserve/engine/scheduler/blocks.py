@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.group import remaining_tokens
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "Kind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,13 @@ class Kind:
         spec, cap = group.kv_cache_spec, group.max_admission_blocks_per_request
         if (mode := getattr(spec, "mamba_cache_mode", None)) is None:
             return cls(group.block_size, cap)
-        # Each of these steps may write a state into a new block, from that of the step before.
-        changing = 1 + most_steps if mode == "align" else 1
-        extra = spec.num_speculative_blocks + spec.num_prefill_checkpoint_blocks
-        # A state in a shared block is copied before it is changed.
-        return cls(group.block_size, changing + extra, 2 + extra)
+        extra = int(spec.num_speculative_blocks)
+        if mode != "align":
+            return cls(group.block_size, 1 + extra, 1 + extra)
+        extra += int(spec.num_prefill_checkpoint_blocks)
+        # Each of these steps may write a state into a new block, from that of the step before. A
+        # state in a shared block is copied before it is changed.
+        return cls(group.block_size, 1 + most_steps + extra, 2 + extra)
 
     def held(self, num_tokens: int) -> int:
         """Blocks that a row needs for this many tokens."""
@@ -76,7 +78,7 @@ class Blocks:
         most_steps: int,
     ) -> None:
         self._manager = manager
-        self._kinds = [
+        self.kinds = [
             Kind.of(group, most_steps) for group in manager.coordinator.single_type_managers
         ]
         self._holds_blocks = holds_blocks
@@ -97,7 +99,7 @@ class Blocks:
 
     def of_tokens(self, num_tokens: int) -> int:
         """Blocks that one row needs for this many tokens."""
-        return sum(kind.held(num_tokens) for kind in self._kinds)
+        return sum(kind.held(num_tokens) for kind in self.kinds)
 
     def cached(self, request: Request, most: int) -> tuple[Any, int, int]:
         """The cached blocks at the start of a request's tokens, at most so many tokens.
@@ -128,7 +130,7 @@ class Blocks:
             num_rows: running rows.
             budget: tokens of the step.
         """
-        return sum(kind.most_of_step(num_rows, budget) for kind in self._kinds)
+        return sum(kind.most_of_step(num_rows, budget) for kind in self.kinds)
 
     def of_step(
         self, running: Iterable[Request], held: Iterable[str], budget: int, chunk: Chunk, step: int

@@ -118,6 +118,13 @@ _BLOCKS = (
         KV_GROUP, BLOCKS, "read",
         block_size="of a KV group",
         max_admission_blocks_per_request="most blocks of a row with a window",
+        kv_cache_spec="whether it holds recurrent state",
+    ),
+    *seams(
+        "vllm.v1.kv_cache_interface:MambaSpec", BLOCKS, "read",
+        mamba_cache_mode="whether a row's state moves on to new blocks",
+        num_speculative_blocks="most blocks of a row with a state",
+        num_prefill_checkpoint_blocks="most blocks of a row with a state",
     ),
     *seams(
         "vllm.v1.core.kv_cache_manager:KVCacheBlocks", BLOCKS, "read", blocks="none, by KV group",
@@ -144,6 +151,13 @@ _PREFLIGHT = (
         scheduler_config="see next", running="among whom a step is divided",
         waiting="among whom a step is divided", kv_holding_waiting="among whom a step is divided",
         max_num_scheduled_tokens="the whole step",
+        need_mamba_block_aligned_split="whether chunks end at blocks",
+        mamba_partial_cache_hit="at which blocks", block_size="of a chunk",
+        hash_block_size="of a chunk",
+    ),
+    *seams(
+        SCHEDULER, CHUNKS, "copied",
+        _mamba_block_aligned_split="where it cuts a prompt with recurrent state",
     ),
     *seams(
         "vllm.config.scheduler:SchedulerConfig", CHUNKS, "read",

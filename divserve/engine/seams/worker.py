@@ -53,6 +53,11 @@ _WORKER = (
     *seams(
         "vllm.v1.worker.cpu_worker:CPUWorker", WORKER, "overridden",
         init_device="checks the kernels before threads are bound; hooks into the runner",
+        get_kv_cache_spec="no states in the middle of a chunk: the CPU's kernel returns none",
+    ),
+    *seams(
+        "vllm.v1.kv_cache_interface:MambaSpec", WORKER, "written",
+        num_prefill_checkpoint_blocks="0 on CPU", prefill_checkpoint_alignment="None on CPU",
     ),
     *seams(
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "read",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.parallel_state import get_pp_group
 from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import MambaSpec
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
@@ -73,6 +75,18 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
         super().load_model(**kwargs)
         _make_room_for_states(self)
         _check_store(self)
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As vLLM's, without states in the middle of a chunk: the CPU's kernel returns none.
+
+        The scheduler then ends chunks where states are to be cached.
+        """
+        return {
+            name: replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
+            if isinstance(spec, MambaSpec)
+            else spec
+            for name, spec in super().get_kv_cache_spec().items()
+        }
 
     def update_config(self, overrides: dict[str, Any]) -> None:
         """As vLLM's; raises `ValueError` if the extras would be lost."""
