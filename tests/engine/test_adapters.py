@@ -37,8 +37,8 @@ class Counted(Watched):
 
 
 def made(kind: str, model: Path, max_loras: int, **sizes: Any) -> Counted:
-    cls, ahead = SCHEDULERS[kind]
-    return Counted(cls, model, ahead=ahead, max_loras=max_loras, **sizes)
+    cls, steps = SCHEDULERS[kind]
+    return Counted(cls, model, max_loras=max_loras, **steps | sizes)
 
 
 def packed(adapter: LoRARequest | None) -> Adapter:
@@ -176,6 +176,7 @@ def test_a_storm_leaves_nothing(
         expected[name] = tokens
         for _ in range(rng.randrange(3)):
             watched.step()
-    watched.run()
+    # A pipeline takes as many steps for a token as it has stages.
+    watched.run(4000)
     assert watched.answers == expected
     assert set(leftovers(watched, free).values()) == {0}
