@@ -1,4 +1,4 @@
-"""What a KV connector may load for a group; with simulated workers, so a step takes milliseconds."""
+"""What a KV connector may load for a group; with simulated workers a step takes milliseconds."""
 
 from __future__ import annotations
 
@@ -64,12 +64,10 @@ OFFERS = [
 
 
 @pytest.mark.parametrize(("waits", "short", "whole"), OFFERS)
-def test_a_hit_of_any_length(
-    tiny: Path, kind: str, waits: bool, short: int, whole: bool
-) -> None:
+def test_a_hit_of_any_length(tiny: Path, kind: str, waits: bool, short: int, whole: bool) -> None:
     """A held member is always left a token to compute, or joins with its last one."""
     for prompt in LENGTHS:
-        for guide in (LENGTHS[::-1] if prompt in (17, 129) else (17, 33)):
+        for guide in LENGTHS[::-1] if prompt in (17, 129) else (17, 33):
             STORE.reset()
             watched = served(kind, tiny)
             free = free_blocks(watched)
@@ -92,7 +90,6 @@ def test_both_texts_that_are_there_in_full_are_read_in_one_step(tiny: Path, kind
     settle(watched)
     assert STORE.loaded == {"pair": 70, "pair~guide": 55}
     assert watched.answers == {"pair": 1}
-
 
 
 @pytest.mark.parametrize("method", ["one-token guide", "grounding text"])
@@ -189,22 +186,29 @@ def test_storms(
     rows, blocks, tokens = sizes
     STORE.reset()
     watched = made(
-        kind, tiny, max_rows=rows, blocks=blocks, max_tokens=tokens, policy=line,
+        kind,
+        tiny,
+        max_rows=rows,
+        blocks=blocks,
+        max_tokens=tokens,
+        policy=line,
         transfer=configured(kv_load_failure_policy=policy),
     )
     rng, free = random.Random(seed), free_blocks(watched)
     added: set[str] = set()
-    for round in range(2):
-        if round:
+    for turn in range(2):
+        if turn:
             STORE.waits, STORE.short, STORE.whole_blocks = offer
             STORE.steps, STORE.later, STORE.fails, STORE.attempts = steps, later, fails, 3
             if rng.random() < 0.7:
                 watched.scheduler.reset_prefix_cache()
         for i, (prompt, guides, grounding, text, priority) in enumerate(requests):
-            name = f"{round}-{i}"
+            name = f"{turn}-{i}"
             added.add(name)
             order = guided(*guides, grounding=grounding) if guides or grounding else None
-            watched.add(name, prompt, order, tokens=rng.randrange(1, 30), text=text, priority=priority)
+            watched.add(
+                name, prompt, order, tokens=rng.randrange(1, 30), text=text, priority=priority
+            )
             for _ in range(rng.randrange(3)):
                 watched.step()
             if rng.random() < 0.15:

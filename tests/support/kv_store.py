@@ -14,7 +14,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorTransferResults,
 )
-
 from vllm.utils.math_utils import cdiv
 
 MODULE = __name__
@@ -129,9 +128,7 @@ class StoreConnector(KVConnectorBase_V1):  # type: ignore[misc]
         more = max(0, tokens - num_computed_tokens)
         return more, STORE.waits and more > 0
 
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         name = request.request_id
         STORE.told[name] = num_external_tokens
         if not num_external_tokens:
@@ -157,7 +154,9 @@ class StoreConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if str(request.status) != "FINISHED_LENGTH_CAPPED" or not whole:
             return False, None
         tokens = list(request.all_token_ids)[:known]
-        self.jobs.saves.append((request.request_id, tokens, block_ids[: cdiv(known, self.block_size)]))
+        self.jobs.saves.append(
+            (request.request_id, tokens, block_ids[: cdiv(known, self.block_size)])
+        )
         return True, None
 
     # In the worker.

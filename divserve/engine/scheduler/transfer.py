@@ -7,7 +7,8 @@ placed, as if it ran:
 
 - A member that loads all but its last token joins its group, like a one-token guide.
 - A synchronous load must leave a held member a token to compute before the held one.
-- Nothing is loaded for a member that samples in the step of its admission, nor for a grounding text.
+- Nothing is loaded for a member that samples in the step of its admission, nor for a grounding
+  text.
 - If a load fails, its whole group starts over without the connector, or ends.
 """
 
@@ -195,7 +196,5 @@ class Transfer:
         units: dict[int, Unit] = {}
         for request in requests:
             group = self._groups.get(request.request_id)
-            units.setdefault(
-                id(group or request), (request,) if group is None else group.members
-            )
+            units.setdefault(id(group or request), (request,) if group is None else group.members)
         return [*units.values()]
