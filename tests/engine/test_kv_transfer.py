@@ -12,10 +12,12 @@ from vllm import SamplingParams
 from vllm.v1.request import RequestStatus
 
 from tests.engine.cases import Case, mismatches, order_of, run
+from tests.support import hf
 from tests.support.engine import Engine, random_prompt
 from tests.support.hf import Reference
 from tests.support.kv_store import STORE, configured
 from tests.support.models import TINY_VOCAB
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 
 pytestmark = [pytest.mark.long, cpu_only("two engines of a test share this process's memory")]
@@ -46,20 +48,19 @@ def cases(tiny_reference: Reference) -> list[Case]:
     found = []
     for method, length, guide_length in LENGTHS:
         prompt = random_prompt(rng, length, TINY_VOCAB)
-        guide = random_prompt(rng, guide_length, TINY_VOCAB) if method else None
+        text = random_prompt(rng, guide_length, TINY_VOCAB)
+        guide = text if method else None
         expected = (
-            tiny_reference.greedy(prompt, guide if method != "vdgd" else None, method, 12)
-            if method != "vdgd"
-            else grounded(tiny_reference, prompt, guide)
+            grounded(tiny_reference, prompt, text)
+            if method == "vdgd"
+            else tiny_reference.greedy(prompt, guide, method, 12)
         )
         found.append(Case(prompt, guide, method, 12, expected))
     rng.shuffle(found)
     return found
 
 
-def grounded(reference: Reference, prompt: list[int], text: Any) -> Any:
-    from tests.support import hf
-
+def grounded(reference: Reference, prompt: list[int], text: list[int]) -> hf.Answer:
     vector = reference.grounding(text)
     return reference.stacked(prompt, [], lambda z: hf.vdgd(z[0], vector), 12)
 
@@ -133,9 +134,18 @@ def test_a_storm_leaves_nothing(engine: Engine, cases: list[Case], kept: list[An
         if number == 30:
             engine.core.reset_prefix_cache()
             STORE.waits, STORE.short = False, 1
-    while engine.core.has_unfinished_requests() and engine.scheduler.requests:
+    while engine.scheduler.requests:
         engine.core.step()
     idle(engine)
+    record(
+        Row(
+            "transfer",
+            f"`--kv-transfer-config`, {'a' if engine.asynchronous else ''}synchronous scheduling",
+            "9 guided and 4 plain; hits of all lengths, loaded at once or later, failures, aborts",
+            "tiny Llama, float32, V1, CPU, a connector of the tests",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 def test_a_prefill_elsewhere(tiny: Path, cases: list[Case]) -> None:
@@ -157,3 +167,12 @@ def test_a_prefill_elsewhere(tiny: Path, cases: list[Case]) -> None:
     decode.close()
     both = [name for name in STORE.loaded if f"{name}~guide" in STORE.loaded]
     assert len(both) == 6
+    record(
+        Row(
+            "transfer",
+            "prefill and decoding in two instances",
+            "9 guided and 4 plain; both texts of six pairs loaded in full",
+            "tiny Llama, float32, V1, CPU, a connector of the tests",
+            "Hugging Face float32, token by token",
+        )
+    )
