@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divserve.errors import StartupError
-from divserve.startup import ranks
+from divserve.startup import connectors, ranks
 
 __all__ = ["AMATEUR", "ARGUMENTS", "CONFIG", "LOOK_BACK", "RECURRENT", "Refusal", "refuse"]
 
@@ -111,11 +111,70 @@ ARGUMENTS = (
         "every rank would be a server of its own",
         lambda a: a.distributed_executor_backend == "external_launcher",
     ),
+    Refusal(
+        "--kv-transfer-config or --kv-offloading-size with --small",
+        "a connector would take both engines for one",
+        lambda a: a.small is not None and bool(a.kv_transfer_config or a.kv_offloading_size),
+    ),
     Refusal("--scheduler-cls", OWN_ENGINE, lambda a: a.scheduler_cls is not None),
     Refusal("--worker-cls", OWN_ENGINE, lambda a: a.worker_cls != "auto"),
     Refusal("VLLM_USE_RUST_FRONTEND", "that server does not know 'decoding'", _rust_front_end),
 )
 """Of the parsed arguments: server modes that bypass the lock-step engine client."""
+
+KV_TRANSFER = (
+    Refusal(
+        "ExampleConnector",
+        "it stores a prompt that is read in chunks before it has been read",
+        connectors.gives("ExampleConnector"),
+    ),
+    Refusal(
+        "DecodeBenchConnector",
+        "it makes keys and values up",
+        connectors.gives("DecodeBenchConnector"),
+    ),
+    Refusal(
+        "ExampleHiddenStatesConnector",
+        "it delivers hidden states, not keys and values",
+        connectors.gives("ExampleHiddenStatesConnector"),
+    ),
+    Refusal(
+        "MoRIIOConnector",
+        "it loads every prompt from an instance that has not read the guide",
+        connectors.gives("MoRIIOConnector"),
+    ),
+    Refusal(
+        "LMCacheMPConnector (also --kv-offloading-backend lmcache)",
+        "its list of a request's blocks only grows, but a group that starts over gets others",
+        connectors.gives("LMCacheMPConnector"),
+    ),
+    Refusal(
+        "HF3FSKVConnector",
+        "it plans a load before vLLM has taken its offer, which may be less",
+        connectors.gives("HF3FSKVConnector"),
+    ),
+    Refusal(
+        "FlexKVConnectorV1, HiSparseConnector and MooncakeStoreConnector",
+        "it is not proven that they load nothing where nothing may be loaded",
+        connectors.gives("FlexKVConnectorV1", "HiSparseConnector", "MooncakeStoreConnector"),
+    ),
+    Refusal(
+        "--kv-transfer-config with windows, chunked attention or recurrent state",
+        "not proven: there a load brings only what its end needs",
+        connectors.several_kinds_of_cache,
+    ),
+    Refusal(
+        "--kv-transfer-config with --enable-lora",
+        "not every store tells adapters apart",
+        connectors.adapters,
+    ),
+    Refusal(
+        "--kv-transfer-config with pipeline or data parallelism",
+        "it is not proven with a connector for each stage or rank",
+        connectors.several_ranks,
+    ),
+)
+"""Of ``--kv-transfer-config``, among the following ones."""
 
 CONFIG = (
     Refusal(
@@ -123,11 +182,7 @@ CONFIG = (
         "guide rows take one token a step",
         lambda c: c.speculative_config is not None,
     ),
-    Refusal(
-        "--kv-transfer-config",
-        "a hit in another cache may leave a held row nothing to compute",
-        lambda c: c.kv_transfer_config is not None,
-    ),
+    *KV_TRANSFER,
     Refusal(
         "--ec-transfer-config",
         "guided requests take no pictures",
@@ -207,6 +262,11 @@ CONFIG = (
 
 LOOK_BACK = (
     Refusal(
+        "--kv-transfer-config",
+        "hidden states do not travel with the keys and values of every connector",
+        connectors.transfers,
+    ),
+    Refusal(
         "--pipeline-parallel-size above 1",
         "every stage would keep a store, but only the last one has the hidden states",
         lambda c: c.parallel_config.pipeline_parallel_size > 1,
@@ -267,6 +327,11 @@ RECURRENT = Refusal(
 """The served model or its amateur."""
 
 AMATEUR = (
+    Refusal(
+        "--kv-transfer-config",
+        "stores know only the served model's name, and would mix up what amateurs have computed",
+        lambda asked: connectors.transfers(asked.config),
+    ),
     Refusal(
         "--data-parallel-size above 1 with a mixture of experts",
         "it is not proven for ranks that wait for each other in every step",

@@ -34,16 +34,51 @@ ASKED: dict[str, Changes] = {
     "--distributed-executor-backend external_launcher": {
         "distributed_executor_backend": "external_launcher"
     },
+    "--kv-transfer-config or --kv-offloading-size with --small": {
+        "kv_offloading_size": 1.0,
+        "small": "SMALL",
+    },
     "--scheduler-cls": {"scheduler_cls": "a.B"},
     "--worker-cls": {"worker_cls": "a.B"},
     "VLLM_USE_RUST_FRONTEND": {"VLLM_USE_RUST_FRONTEND": "1"},
 }
 """By the name of a mode: the arguments, or the variable of the environment, that ask for it."""
 
+
+def connector(name: str, **extra: Any) -> Changes:
+    """``--kv-transfer-config`` with this connector."""
+    from vllm.config import KVTransferConfig
+
+    asked = {"kv_connector": name, "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    return {"kv_transfer_config": KVTransferConfig(**asked)}
+
+
 EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
     "--speculative-config": {"speculative_config": object()},
-    "--kv-transfer-config": {"kv_transfer_config": object()},
+    "ExampleConnector": connector("ExampleConnector"),
+    "DecodeBenchConnector": connector("DecodeBenchConnector"),
+    "ExampleHiddenStatesConnector": connector("ExampleHiddenStatesConnector"),
+    "MoRIIOConnector": connector("MoRIIOConnector"),
+    "LMCacheMPConnector (also --kv-offloading-backend lmcache)": connector("LMCacheMPConnector"),
+    "HF3FSKVConnector": connector(
+        "MultiConnector", connectors=[{"kv_connector": "HF3FSKVConnector"}]
+    ),
+    "FlexKVConnectorV1, HiSparseConnector and MooncakeStoreConnector": connector(
+        "MooncakeStoreConnector"
+    ),
+    "--kv-transfer-config with windows, chunked attention or recurrent state": {
+        **connector("OffloadingConnector"),
+        "model_config__get_sliding_window": lambda: 4096,
+    },
+    "--kv-transfer-config with --enable-lora": {
+        **connector("NixlConnector"),
+        "lora_config": object(),
+    },
+    "--kv-transfer-config with pipeline or data parallelism": {
+        **connector("LMCacheConnectorV1"),
+        "parallel_config__data_parallel_size": 2,
+    },
     "--ec-transfer-config": {"ec_transfer_config": object()},
     "--pipeline-parallel-size above 1 with --async-scheduling and Model Runner V1": {
         "parallel_config__pipeline_parallel_size": 2,
@@ -70,6 +105,7 @@ CONFIGURED: dict[str, Changes] = {
     "encoder-decoder models": {"model_config__is_encoder_decoder": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
+    "--kv-transfer-config": connector("NixlConnector"),
     "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
     "--enable-lora": {"lora_config": object()},
@@ -82,6 +118,7 @@ WITH_LOOK_BACK: dict[str, Changes] = {
     "multimodal models": {"model_config__is_multimodal_model": True},
 }
 WITH_AMATEUR: dict[str, Changes] = {
+    "--kv-transfer-config": connector("NixlConnector"),
     "--data-parallel-size above 1 with a mixture of experts": EXPERTS,
     "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "multimodal models": {"model_config__is_multimodal_model": True},
@@ -153,6 +190,7 @@ def config(**changes: Any) -> Any:
 def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
+        "kv_transfer_config": None, "kv_offloading_size": None,
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
         "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False,
         "data_parallel_rank": None, "data_parallel_start_rank": None,
@@ -221,3 +259,25 @@ def test_all_refused_modes_are_named_at_once() -> None:
     changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--speculative-config"]
     with pytest.raises(StartupError, match=r"--speculative-config \(.*\), --max-num-seqs below 2"):
         checks.check_config(config(**changes))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        connector("LMCacheConnectorV1"),
+        connector("MooncakeConnector"),
+        connector("NixlConnector"),
+        connector("OffloadingConnector"),
+        connector("SimpleCPUOffloadConnector"),
+        connector("MultiConnector", connectors=[{"kv_connector": "NixlConnector"}]),
+    ],
+    ids=lambda given: given["kv_transfer_config"].kv_connector,
+)
+def test_connectors_that_keep_to_what_vllm_takes(given: Changes) -> None:
+    checks.check_config(config(**given))
+
+
+def test_ones_own_connector_may_have_the_name_of_vllms() -> None:
+    given = connector("ExampleConnector")
+    given["kv_transfer_config"].kv_connector_module_path = "mine"
+    checks.check_config(config(**given))

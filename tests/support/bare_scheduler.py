@@ -62,6 +62,7 @@ class BareScheduler:
         stages: of a pipeline.
         v2: whether the workers run Model Runner V2.
         max_loras: vLLM's ``--max-loras``; 0: no adapters.
+        transfer: vLLM's ``--kv-transfer-config``, with a connector that needs no model.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class BareScheduler:
         stages: int = 1,
         v2: bool = False,
         max_loras: int = 0,
+        transfer: dict[str, Any] | None = None,
     ) -> None:
         import torch
+        from vllm.config import KVTransferConfig
         from vllm.v1.kv_cache_interface import (
             FullAttentionSpec,
             KVCacheConfig,
@@ -114,13 +117,17 @@ class BareScheduler:
         config.scheduler_config.long_prefill_token_threshold = longest
         config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
         config.parallel_config.pipeline_parallel_size = stages
+        config.kv_transfer_config = KVTransferConfig(**transfer) if transfer else None
+        config.scheduler_config.disable_hybrid_kv_cache_manager = bool(transfer)
+        cache = KVCacheConfig(
+            num_blocks=blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
+        )
+        self._workers = workers_half(config, cache) if transfer else None
         self.scheduler = cls(
             vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
-            ),
+            kv_cache_config=cache,
             structured_output_manager=StructuredOutputManager(config),
             block_size=LONGEST if recurrent == "none" else BLOCK,
             hash_block_size=BLOCK,
@@ -208,6 +215,8 @@ class BareScheduler:
     def update(self, output: Any, sampling: list[str]) -> None:
         """Simulates the workers of a step: every row whose tokens have all been read samples."""
         made = self.played(output, sampling)
+        if self._workers is not None:
+            made.kv_connector_output = self._transfer(output)
         for client in self.scheduler.update_from_output(output, made).values():
             for one in client.outputs:
                 self.outputs.append(one)
@@ -217,6 +226,22 @@ class BareScheduler:
                 report = (one.kv_transfer_params or {}).get("divserve")
                 if report is not None and getattr(report, "error", None):
                     self.errors[one.request_id] = report.error
+
+    def _transfer(self, output: Any) -> Any:
+        """What the workers' half of the connector does in a step."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        half: Any = self._workers
+        half.bind_connector_metadata(output.kv_connector_metadata)
+        half.start_load_kv(None)
+        half.wait_for_save()
+        results = half.get_transfer_results(output.finished_req_ids)
+        return KVConnectorOutput(
+            finished_sending=results.finished_sending,
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=half.get_block_ids_with_load_errors(),
+        )
 
     def played(self, output: Any, sampling: list[str]) -> Any:
         """The ``ModelRunnerOutput`` of a step in which these rows sample."""
@@ -260,6 +285,14 @@ class States:
                 assert self._texts[source.block_id] == text[:before], f"not its state: {name}"
             written[blocks[(done - 1) // BLOCK].block_id] = text
         self._texts |= written
+
+
+def workers_half(config: Any, cache: Any) -> Any:
+    """The half of a KV connector that belongs to the workers."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+
+    return KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, cache)
 
 
 def played(output: Any, sampling: list[str]) -> Any:

@@ -101,6 +101,14 @@ class Blocks:
         """Blocks that one row needs for this many tokens."""
         return sum(kind.held(num_tokens) for kind in self.kinds)
 
+    def missing(self, request: Request) -> int:
+        """Blocks that a row needs for all of its tokens beyond those that it has."""
+        need = self.of_tokens(request.num_tokens)
+        if self._holds_blocks(request):
+            managers = self._manager.coordinator.single_type_managers
+            need -= sum(len(manager.req_to_blocks[request.request_id]) for manager in managers)
+        return max(0, need)
+
     def cached(self, request: Request, most: int) -> tuple[Any, int, int]:
         """The cached blocks at the start of a request's tokens, at most so many tokens.
 
@@ -120,8 +128,11 @@ class Blocks:
         """Free blocks that vLLM requires to admit all of these requests with one token each."""
         if not entering:
             return 0
-        new = sum(not self._holds_blocks(request) for request in entering)
-        return self.of_tokens(1) * new + self.watermark
+        need = sum(
+            self.missing(request) if self._holds_blocks(request) else self.of_tokens(1)
+            for request in entering
+        )
+        return need + self.watermark
 
     def most_of_step(self, num_rows: int, budget: int) -> int:
         """An upper bound of `of_step` that needs no loop over the requests.

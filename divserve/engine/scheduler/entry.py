@@ -19,10 +19,11 @@ from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
-from divserve.engine.scheduler.group import ADMISSIBLE, Group, remaining_tokens
+from divserve.engine.scheduler.group import ADMISSIBLE, Group, is_placed, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
 from divserve.engine.scheduler.preflight import Preflight
+from divserve.engine.scheduler.transfer import Transfer
 
 __all__ = ["Entry"]
 
@@ -38,6 +39,7 @@ class Entry:
         preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
         adapters: the LoRA adapters in use.
+        transfer: requests that wait for or after a load.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Entry:
         preflight: Preflight,
         alarms: Alarms,
         adapters: Adapters,
+        transfer: Transfer,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
-        self._adapters = adapters
+        self._adapters, self._transfer = adapters, transfer
         self.entering: set[str] = set()
         """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
@@ -74,10 +77,12 @@ class Entry:
         self._pause, self._lines = host._pause_state, (host.waiting, host.kv_holding_waiting)
         self._adapters.begin()
         self._keep_one_partial()
+        self._transfer.line_up()
+        self._preflight.unstall()
         rows = self._free_rows()
-        is_open = host._pause_state == PauseState.UNPAUSED and not self._others_hold_blocks()
-        is_open = is_open and not throttle_prefills
-        joining = self._admission.joining(rows) if is_open else []
+        is_open = host._pause_state == PauseState.UNPAUSED and not throttle_prefills
+        others = self._others_hold_blocks()
+        joining = self._admission.joining(rows) if is_open and self._may_join(others) else []
         rows -= sum(len(group.members) - group.running() for group in joining)
         looking = self._alarms.enter(rows)
         for group in joining:
@@ -90,8 +95,10 @@ class Entry:
             if host._pause_state == PauseState.UNPAUSED:
                 # As in vLLM: a step that preempted admits nobody.
                 host._pause_state = PauseState.PAUSED_NEW
+        if self._preflight.must_wait():
+            host._pause_state, is_open = PauseState.PAUSED_ALL, False
         self._line_up(joining, looking)
-        whole = self._whole() if is_open else []
+        whole = self._whole() if is_open and not others else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()
         if host.running[: len(front)] != front:
@@ -127,8 +134,18 @@ class Entry:
 
     def _others_hold_blocks(self) -> bool:
         """Whether other requests wait with their blocks; vLLM would admit these first."""
-        holding = self._host.kv_holding_waiting
-        return any(not self._alarms.waits(request.request_id) for request in holding)
+        return any(
+            not (self._alarms.waits(request.request_id) or self._transfer.is_loading(request))
+            for request in self._host.kv_holding_waiting
+        )
+
+    def _may_join(self, others: bool) -> bool:
+        """Whether one-token members can be admitted before all others.
+
+        Args:
+            others: whether other requests wait with their blocks.
+        """
+        return self._transfer.is_on or not others
 
     def _keep_one_partial(self) -> None:
         """Keeps only the oldest partly admitted group: two could wait for each other forever.
@@ -141,7 +158,7 @@ class Entry:
                 if any(m.status in ADMISSIBLE for m in group.members):
                     host.preempt(group.members)
         partial = sorted(
-            (group for group in entering if group.running() and group.lacks_prefill()),
+            (group for group in entering if group.placed() and group.lacks_prefill()),
             key=lambda group: self._preflight.eviction_key(group.members),
         )
         for group in partial[1:]:
@@ -156,7 +173,11 @@ class Entry:
             self._budget = self._host.max_num_scheduled_tokens - len(self.entering)
         if looking:
             self._alarms.line_up(looking)
-        self._put_first(first or self._overtaken())
+        if self._transfer.is_on and first:
+            # Some of them have blocks, and others that have blocks must not get before them.
+            self._alarms.line_up(first)
+        else:
+            self._put_first(first or self._overtaken())
 
     def _put_first(self, members: list[Request]) -> None:
         """Puts waiting members at the head of the queue for this step."""
@@ -179,7 +200,7 @@ class Entry:
         partial = self._admission.partial
         if self._host.policy != SchedulingPolicy.PRIORITY or partial is None:
             return []
-        return [m for m in partial.members if m.status in ADMISSIBLE]
+        return [m for m in partial.members if m.status in ADMISSIBLE and not is_placed(m)]
 
     def _whole(self) -> list[Group]:
         """Releases the groups that vLLM will admit as a whole in this step; they sample at once."""
@@ -225,7 +246,8 @@ class Entry:
             blocks = self._blocks.free() - self._blocks.most_of_step(running, budget)
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
         tokens = budget - entering - running - prefills
-        left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).whole)
+        longest = self._transfer.most_of_whole(Chunk.of(host).whole)
+        left = Left(self._free_rows() - entering, tokens, blocks, longest)
         if self._adapters.most:
             left.max_loras, left.loras = self._adapters.most, self._adapters.used()
         return left

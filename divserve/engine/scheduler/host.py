@@ -35,6 +35,12 @@ class Host(Protocol):
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
     lora_config: Any
+    connector: Any
+    """vLLM's KV connector, or None."""
+    kv_cache_manager: Any
+    deferred_frees: Any
+    """Freed blocks that steps in flight may still write."""
+    finished_recving_kv_req_ids: set[str]
     scheduler_config: Any
     _pause_state: PauseState
     _inflight_prefills: set[Request]
@@ -47,8 +53,16 @@ class Host(Protocol):
     def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
         """Ends requests as vLLM ends those that a client aborts; vLLM may call back meanwhile."""
 
-    def preempt(self, unit: Unit) -> None:
-        """Preempts the running members of a unit together."""
+    def _inflight_prefill_reserved_blocks(self) -> int:
+        """Blocks that unfinished prefills and loads have yet to take."""
+
+    def preempt(self, unit: Unit, drop_stale: bool = False) -> None:
+        """Takes the memory of all members of a unit, but for what is being loaded.
+
+        Args:
+            unit: a plain request, or all members of a group.
+            drop_stale: whether tokens on their way are thrown away.
+        """
 
     def free_blocks(self, request: Request) -> None:
         """Frees the KV blocks of a request that waits with them."""

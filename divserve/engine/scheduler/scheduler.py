@@ -10,6 +10,7 @@ of a request. Each uses the objects that own the state:
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
 `Alarms`       look-back: requests that wait for their probes
+`Transfer`     what a KV connector may load for a group
 `SwitchRules`  when an answer moves to the other engine
 `Reports`      which tokens may be sent, and what is sent with them
 `Endings`      ends the groups of members that have ended
@@ -52,6 +53,7 @@ from divserve.engine.scheduler.host import Unit
 from divserve.engine.scheduler.preflight import Preflight
 from divserve.engine.scheduler.reports import Reports
 from divserve.engine.scheduler.switch_rules import SwitchRules
+from divserve.engine.scheduler.transfer import Transfer
 
 __all__ = ["LOST", "AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -75,11 +77,18 @@ class LockstepScheduler(Scheduler):
             self.vllm_config.max_concurrent_batches,
         )
         self.adapters = Adapters(self, self.groups)
-        self.admission = Admission(
-            self.groups, self.blocks, self.adapters, self.max_num_active_reqs, self.max_model_len
-        )
         self.alarms = Alarms(self, self.blocks)
-        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms)
+        self.endings = Endings(self, self.groups, self.figures)
+        self.transfer = Transfer(self, self.groups, self.alarms, self.endings)
+        self.admission = Admission(
+            self.groups,
+            self.blocks,
+            self.adapters,
+            self.max_num_active_reqs,
+            self.max_model_len,
+            self.transfer.reserved,
+        )
+        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms, self.transfer)
         self.entry = Entry(
             self,
             self.groups,
@@ -88,8 +97,8 @@ class LockstepScheduler(Scheduler):
             self.preflight,
             self.alarms,
             self.adapters,
+            self.transfer,
         )
-        self.endings = Endings(self, self.groups, self.figures)
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
         )
@@ -247,6 +256,30 @@ class LockstepScheduler(Scheduler):
             stopped = True
         return taken, stopped
 
+    def _handle_invalid_blocks(
+        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
+    ) -> set[str]:
+        """Blocks could not be loaded; vLLM gives the running requests, or all that are to end."""
+        one = len(self.kv_cache_config.kv_cache_groups) == 1
+        blocks = self.transfer.blocks_from(invalid_block_ids) if one else {}
+        failed: set[str] = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
+        if self.recompute_kv_load_failures:
+            self.transfer.start_over(failed, blocks)
+        else:
+            self._fail_groups(failed)
+        return failed
+
+    def _handle_failed_recving(self, failed_req_ids: set[str]) -> set[str]:
+        """Requests could not be loaded; vLLM gives those that are to end."""
+        failed: set[str] = super()._handle_failed_recving(failed_req_ids)
+        self._fail_groups(failed)
+        return failed
+
+    def _fail_groups(self, failed: set[str]) -> None:
+        """Ends the groups of these requests in this update."""
+        # A set in vLLM 0.32, a dict from 0.33 on.
+        self.grammar_compile_error_reqs.update(dict.fromkeys(self.transfer.fail(failed)))
+
     # A request ends.
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +287,7 @@ class LockstepScheduler(Scheduler):
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
+        self.transfer.forget(request_id)
         if not self.switch_rules:
             self.__dict__.pop("_update_request_with_output", None)
         is_ours = self._is_ours(request)
@@ -297,6 +331,7 @@ class LockstepScheduler(Scheduler):
         """vLLM's own only preempts running requests, so first frees the blocks of waiting ones."""
         if reset_running_requests:
             self.alarms.give_up_waiting()
+            self.transfer.give_up_loaded()
         return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 
     # What the objects use (`Host`).
@@ -310,13 +345,15 @@ class LockstepScheduler(Scheduler):
         if names := list(request_ids):
             super().finish_requests(names, status)
 
-    def preempt(self, unit: Unit) -> None:
-        """Preempts the running members of a unit together."""
-        now = time.monotonic()
+    def preempt(self, unit: Unit, drop_stale: bool = False) -> None:
+        """Takes the memory of all members of a unit, but for what is being loaded."""
+        now, drop = time.monotonic(), drop_stale or self.requires_kv_delivery
         for member in reversed(tuple(unit)):
             if member.status == RequestStatus.RUNNING:
                 self.running.remove(member)
-                self._preempt_request(member, now, drop_stale_output=self.requires_kv_delivery)
+                self._preempt_request(member, now, drop_stale_output=drop)
+            elif self.transfer.is_loaded(member):
+                self.transfer.give_up(member)
 
     def free_blocks(self, request: Request) -> None:
         """Frees the KV blocks of a request that waits with them."""
