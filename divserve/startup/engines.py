@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from divserve.errors import StartupError, one_line
 from divserve.startup import checks, cpu, leaving
 from divserve.startup.extras import Extras
 from divserve.startup.hosts import heading
+from divserve.startup.packages import check_packages, naming_what_is_missing
 
 __all__ = ["configured", "end_engines", "guided_engine", "install"]
 
@@ -129,7 +131,9 @@ def configured(engine_args: Any, headless: bool = False) -> Any:
     try:
         config = engine_args.create_engine_config(usage_context=usage, headless=headless)
     except (OSError, ValueError) as error:
-        raise StartupError(f"vLLM refuses the configuration: {one_line(error)}") from error
+        refused = one_line(error)
+        check_packages(engine_args.model, re.findall(r"'(\w+)'", refused))
+        raise StartupError(f"vLLM refuses the configuration: {refused}") from error
     install(config)
     return config
 
@@ -139,13 +143,15 @@ def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_vllm_config(
-        vllm_config=config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        **{"disable_log_stats": engine_args.disable_log_stats, **options},
-    )
+    model = config.model_config
+    with naming_what_is_missing(model.model, model.architectures):
+        return AsyncLLM.from_vllm_config(
+            vllm_config=config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            **{"disable_log_stats": engine_args.disable_log_stats, **options},
+        )
 
 
 def _small_engine(engine_args: Any, large: Any, extras: Extras) -> Any:

@@ -27,6 +27,7 @@ from typing import Any
 from divserve.startup import leaving
 from divserve.startup.engines import configured, end_engines
 from divserve.startup.hosts import heading
+from divserve.startup.packages import naming_what_is_missing
 
 __all__ = ["Worker", "serve_many"]
 
@@ -71,9 +72,13 @@ def serve_many(args: Namespace, address: str, sock: Any, worker: Worker) -> None
     head = nodes.enter_context(heading(config, args.extras))
     listeners = bind_engine_zmq_listeners(config, args.api_server_count)
     log_stats = not engine_args.disable_log_stats
-    with launch_core_engines(
-        config, Executor.get_class(config), log_stats, listeners.addresses
-    ) as launched:
+    model = config.model_config
+    with (
+        naming_what_is_missing(model.model, model.architectures),
+        launch_core_engines(
+            config, Executor.get_class(config), log_stats, listeners.addresses
+        ) as launched,
+    ):
         servers = APIServerProcessManager(
             listen_address=address,
             sock=sock,

@@ -70,7 +70,7 @@ def model(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     if mode.module == "divserve":
         return make_tiny(folder, vocab_size=49_216)
-    architectures.make("qwen3-moe", folder)
+    architectures.make(architectures.named("Qwen3-MoE"), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(SMOLLM2 / name, folder / name)
     return folder

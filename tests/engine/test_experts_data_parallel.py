@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return architectures.make("qwen3-moe", tmp_path_factory.mktemp("experts"))
+    return architectures.make(architectures.named("Qwen3-MoE"), tmp_path_factory.mktemp("experts"))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from vllm.lora.request import LoRARequest
 from divserve.engine.order import Order
 from tests.engine.cases import NEAR_TIE
 from tests.engine.test_adapters import packed
-from tests.engine.test_architectures import margins
 from tests.support.adapters import RANK, AdapterReference, make_adapter
 from tests.support.engine import Engine, order, random_prompt
 from tests.support.models import TINY_VOCAB
@@ -35,6 +34,14 @@ CASES: list[tuple[str, str, str | None, bool]] = [
 ]  # fmt: skip
 """Method, adapter of the prompt, that of the guide (None: the same), and whether the guide has the
 same text as the prompt. The served model alone is ""."""
+
+
+def margins(answer: Any) -> list[float]:
+    """Gap between the two best guided logits at each step."""
+    best = [
+        sorted((one.logprob for one in step.values()), reverse=True) for step in answer.logprobs
+    ]
+    return [first - second for first, second, *_ in best]
 
 
 @dataclass

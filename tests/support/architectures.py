@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.models import TINY_VOCAB
 
-__all__ = ["ARCHITECTURES", "NOT_JUDGED", "WINDOW", "Architecture", "make"]
+__all__ = ["ARCHITECTURES", "NOT_JUDGED", "WINDOW", "Architecture", "make", "named"]
 
 WINDOW = 64
 """Tokens of a sliding window, and of a chunk."""
@@ -201,6 +201,11 @@ NOT_JUDGED = {
     "bfloat16 and `CPU_MLA`, each request alone, in a batch, and with prefix cache hits",
 }
 """Why nothing can be compared, by title."""
+
+
+def named(title: str) -> Architecture:
+    """One of `ARCHITECTURES`."""
+    return next(one for one in ARCHITECTURES if one.title == title)
 
 
 def make(architecture: Architecture, directory: Path) -> Path:
