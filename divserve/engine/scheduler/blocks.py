@@ -48,14 +48,14 @@ class Kind:
 
     def held(self, num_tokens: int) -> int:
         """Blocks that a row needs for this many tokens."""
-        need = cdiv(num_tokens, self.size)
+        need = int(cdiv(num_tokens, self.size))
         return need if self.cap is None else min(need, self.cap)
 
     def most_of_step(self, num_rows: int, budget: int) -> int:
         """An upper bound of the new blocks of a step with so many rows and tokens."""
         if self.of_state:
             return self.of_state * num_rows
-        return 2 * num_rows + cdiv(budget, self.size)
+        return 2 * num_rows + int(cdiv(budget, self.size))
 
 
 class Blocks:
