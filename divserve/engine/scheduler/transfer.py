@@ -7,8 +7,8 @@ placed, as if it ran:
 
 - A member that loads all but its last token joins its group, like a one-token guide.
 - A synchronous load must leave a held member a token to compute before the held one.
-- Nothing is loaded for a member that samples in the step of its admission, nor for a grounding
-  text.
+- Nothing is loaded for a member that samples in the step of its admission. (Nor for a grounding
+  text, which vLLM sees to: it reads no cache.)
 - If a load fails, its whole group starts over without the connector, or ends.
 """
 
@@ -70,7 +70,7 @@ class Transfer:
             return 0, False
         if group is not None:
             is_held = request_id in self._groups.held
-            if request is group.grounding or (group.waits_for_others(request) and not is_held):
+            if group.waits_for_others(request) and not is_held:
                 return 0, False
             if is_held and tokens and not waits and local + tokens >= request.num_tokens - 1:
                 return 0, False
