@@ -76,7 +76,7 @@ class Unauthorized(InvalidRequest):
 
 
 class NotFound(InvalidRequest):
-    """The path names a model that the server does not have."""
+    """The request names a model that the server does not have."""
 
     status = HTTPStatus.NOT_FOUND
     default_code = "model_not_found"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -19,8 +20,11 @@ from prometheus_client import start_http_server
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
-__all__ = ["Options", "Replica", "build"]
+from deploy.ray.routing import Call, Front, PrefixRouter, answered
+
+__all__ = ["Engine", "Options", "build"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -45,8 +49,16 @@ class Options(BaseModel):
     replica's rows plus ``--max-queue``; otherwise its queue is never full and rejects nothing."""
     max_queued: int = Field(-1, ge=-1)
     """Requests that each proxy holds back before it answers 503; -1 for no limit."""
+    by_prefix: bool = False
+    """Sends requests whose prompts begin alike to the same replica (`deploy.ray.routing`)."""
+    fronts: int = Field(1, ge=1)
+    """With `by_prefix`: processes that read the requests. Each knows only what went through it."""
+    most_ahead: int = Field(8, ge=0)
+    """With `by_prefix`: requests that a replica may have more than the least busy one and still be
+    preferred."""
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+    """GPUs of a replica, all on one node: tensor times data parallel size in `argv`."""
     drain_timeout_s: float = Field(30, ge=0)
     """Longest wait for the requests of a replica that is being stopped."""
     metrics_port: int = Field(0, ge=0, le=65_535 - METRICS_PORTS)
@@ -67,10 +79,8 @@ class Options(BaseModel):
         return self
 
 
-@serve.deployment(name="divserve")
-@serve.ingress()
-class Replica:
-    """One engine and the application that serves it."""
+class Engine:
+    """A replica: one engine and the application that serves it."""
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]
         """Starts the engine; Ray Serve sends no requests before this is done."""
@@ -82,6 +92,9 @@ class Replica:
 
         if (args.api_server_count or 1) > 1:
             raise StartupError("--api-server-count: Ray Serve starts more replicas instead")
+        ranks_here = args.data_parallel_size_local or args.data_parallel_size
+        if args.headless or args.nnodes > 1 or ranks_here < args.data_parallel_size:
+            raise StartupError("a replica of Ray Serve runs on one node")
 
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.reasoning import ReasoningParserManager
@@ -106,6 +119,11 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         """The application, which Ray Serve asks for once the engine runs."""
         return self._app
+
+    async def answer(self, call: Call) -> AsyncIterator[list[dict[str, Any]]]:
+        """Answers a request that `deploy.ray.routing.Front` has read."""
+        async for replies in answered(self._app, call):
+            yield replies
 
     async def check_health(self) -> None:
         """Raises once an engine has died; Ray Serve then replaces this replica."""
@@ -140,7 +158,9 @@ def build(args: Options | dict[str, Any]) -> Application:
                 "target_ongoing_requests": options.target_requests,
             }
         }
-    deployment = Replica.options(  # type: ignore[attr-defined]
+    engine = Engine if options.by_prefix else serve.ingress()(Engine)
+    deployment = serve.deployment(engine).options(
+        name="divserve",
         **scaling,
         max_ongoing_requests=options.max_requests,
         max_queued_requests=options.max_queued,
@@ -151,7 +171,28 @@ def build(args: Options | dict[str, Any]) -> Application:
             "runtime_env": {"env_vars": options.environment},
         },
     )
-    application: Application = deployment.bind(options)
+    if not options.by_prefix:
+        return _bound(deployment, options)
+    router = RequestRouterConfig(
+        request_router_class=PrefixRouter,
+        request_router_kwargs={"most_ahead": options.most_ahead},
+    )
+    replicas = _bound(deployment.options(request_router_config=router), options)
+    front: Any = Front
+    return _bound(
+        front.options(
+            num_replicas=options.fronts,
+            max_ongoing_requests=options.max_requests,
+            max_queued_requests=options.max_queued,
+            graceful_shutdown_timeout_s=options.drain_timeout_s,
+        ),
+        options.argv,
+        replicas,
+    )
+
+
+def _bound(deployment: Any, *args: Any) -> Application:
+    application: Application = deployment.bind(*args)
     return application
 
 

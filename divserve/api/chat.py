@@ -9,7 +9,7 @@ from typing import Any
 
 from divserve.api.cut import beside_loop
 from divserve.api.documents import check_documents_rendered
-from divserve.api.guide import chat_fields
+from divserve.api.guide import chat_fields, known_ids
 from divserve.api.messages import texts_of
 from divserve.api.requests import ChatRequest
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted
@@ -42,8 +42,8 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
     ) -> list[list[int]]:
-        if method.guide is None and method.natural_guide == "last_token":
-            return [primary["prompt_token_ids"][-1:] for primary in primaries]
+        if (known := known_ids(method, primaries)) is not None:
+            return known
         # Each twin is rendered once, so that none sees what rendering has changed in another.
         source = source.model_copy(deep=True)
         texts = [text for one in source.messages for text in texts_of(one.get("content"))]

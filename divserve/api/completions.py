@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from divserve.api.cut import beside_loop
-from divserve.api.guide import checked, completion_prompt, not_rendered
+from divserve.api.guide import checked, completion_prompt, known_ids, not_rendered
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted, record_of
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
@@ -89,8 +89,8 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
     ) -> list[list[int]]:
         guide = method.guide
-        if guide is None and method.natural_guide == "last_token":
-            return [primary["prompt_token_ids"][-1:] for primary in primaries]
+        if (known := known_ids(method, primaries)) is not None:
+            return known
         whole = None if guide is None else guide.prompt
         if isinstance(whole, list):
             return [self._checked_ids(whole, f"{param}.guide")] * len(primaries)

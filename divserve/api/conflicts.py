@@ -12,7 +12,7 @@ __all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_no_prompt"]
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
     "prompt_embeds": "a guide needs a prompt of tokens",
-    "kv_transfer_params": "the guide's keys and values can not be transferred",
+    "kv_transfer_params": "they name the keys and values of the prompt, not those of its guide",
     "ec_transfer_params": "multimodal prompts have no guide yet",
     "truncate_prompt_tokens": "prompt and guide would be cut at different places",
 }

@@ -20,11 +20,26 @@ from divserve.decoding import Guide, Instructive, Method
 from divserve.errors import InvalidRequest
 from divserve.http.openai import ChatCompletionMessageParam, VLLMValidationError
 
-__all__ = ["chat_fields", "checked", "completion_prompt", "not_rendered"]
+__all__ = ["chat_fields", "checked", "completion_prompt", "known_ids", "not_rendered"]
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 MESSAGES: TypeAdapter[list[Any]] = TypeAdapter(list[ChatCompletionMessageParam])
+
+
+def known_ids(method: Method, primaries: Sequence[Any]) -> list[list[int]] | None:
+    """The guides that need no rendering: the whole prompts, or their last tokens; else None.
+
+    Args:
+        method: the method whose guides they are.
+        primaries: the request's rendered prompts.
+    """
+    guide = method.guide
+    if guide is not None and guide.of_model_only and not method.distorts:
+        return [primary["prompt_token_ids"] for primary in primaries]
+    if guide is None and method.natural_guide == "last_token":
+        return [primary["prompt_token_ids"][-1:] for primary in primaries]
+    return None
 
 
 def chat_fields(
@@ -46,7 +61,7 @@ def chat_fields(
             ``guide.messages`` are not valid messages.
     """
     guide = method.guide
-    if guide is None:
+    if guide is None or method.distorts:
         noise = cast(Instructive, method)
         return {"messages": noisy_messages(messages, noise, param), "documents": documents}
     if guide.messages is not None:
@@ -83,14 +98,15 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
         return guide.prompt
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts_only = [text for text in prompts if isinstance(text, str)]
-    path = f"{param}.guide.without" if guide is not None else f"{param}.instruction"
+    distorts = guide is None or method.distorts
+    path = f"{param}.instruction" if distorts else f"{param}.guide.without"
     if len(texts_only) != len(prompts):
         raise InvalidRequest(
             f"'{path.rpartition('.')[2]}' needs a text prompt: with token ids, give the guide as "
             "'prompt'.",
             param=path,
         )
-    if guide is None:
+    if guide is None or distorts:
         made = [noisy_prompt(text, cast(Instructive, method), param) for text in texts_only]
         return made[0] if isinstance(prompt, str) else made
     shortened = _without(guide, texts_only, "the prompt", param)

@@ -42,8 +42,9 @@ def rows_of(request: Guided) -> int:
     """Rows of the engine's batch that a request takes: for each choice, one and its guides."""
     guides: list[Any] = []
     for method in request.methods:
-        if method.guided and method.guide not in guides:
-            guides.append(method.guide)
+        asked = (method.guide, method.distorts)
+        if method.guided and asked not in guides:
+            guides.append(asked)
     return _choices(request) * (1 + len(guides))
 
 

@@ -5,6 +5,7 @@
 
 With speculative decoding it also has "draft": {"proposed", "accepted", "rounds"}: draft tokens that
 were verified and taken, and the steps that verified any.
+With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
@@ -126,6 +127,8 @@ class ChoiceReport:
                 k: _number(total / steps) if steps else None for k, total in self.sums.items()
             },
         }
+        if models := self._stack.guide_models:
+            summary["guide_models"] = models
         if self._stack.switches:
             summary |= self._moves()
         if self._drafts:

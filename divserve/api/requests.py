@@ -7,14 +7,14 @@ order for the engine. Whatever would make vLLM drop or distort that order is rej
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
-from divserve.decoding import Decoding, Guide, Method, Spec, Stack
+from divserve.decoding import Adapter, Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
 from divserve.http.openai import (
@@ -45,6 +45,7 @@ class Guided(BaseModel):
     _guides: Sequence[Guides] = PrivateAttr(default=())
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
     _grounding: list[int] = PrivateAttr(default_factory=list)
+    _adapters: Mapping[str, Adapter | None] = PrivateAttr(default_factory=dict)
     _temperature: float = PrivateAttr(default=1.0)
     _alias: str | None = PrivateAttr(default=None)
     _small: bool = PrivateAttr(default=False)
@@ -163,16 +164,27 @@ class Guided(BaseModel):
         self._unpacked = iter(guides)
         self._grounding = list(grounding)
 
+    def give_adapters(self, adapters: Mapping[str, Adapter | None]) -> None:
+        """Sets what each ``guide.model`` stands for; None: the request's own model."""
+        self._adapters = adapters
+
+    def _adapters_of(self) -> list[Adapter | None]:
+        """By method of the stack: the adapter of its guide; None: the request's own."""
+        guides = [method.guide for method in cast(Stack, self.stack).methods]
+        names = [None if guide is None else guide.model for guide in guides]
+        return [None if name is None else self._adapters[name] for name in names]
+
     def side_tokens(self, prompt: int) -> int:
         """Number of tokens read beside the prompt of this index."""
         return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
-        return cast(Stack, self.stack).two_seconds(self._guides[prompt])
+        return cast(Stack, self.stack).two_seconds(self._guides[prompt], self._adapters_of())
 
     def _order(self, guides: Guides) -> Spec:
-        return cast(Stack, self.stack).spec(self._temperature, guides, self._grounding)
+        stack, adapters = cast(Stack, self.stack), self._adapters_of()
+        return stack.spec(self._temperature, guides, self._grounding, adapters)
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""

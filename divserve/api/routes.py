@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
-from divserve.api import extras
+from divserve.api import extras, guide_models
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import with_preset
 from divserve.api.record import RECORD
@@ -139,6 +139,7 @@ async def _admitted(request: T, raw_request: Request) -> T:
     request.keep(raw_request.scope[RECORD], state.log_prompts)
     check_request(request, state.edges, state.engine_client.model_config.max_model_len)
     extras.place(request, raw_request)
+    guide_models.resolve(request, raw_request)
     weigh(raw_request.scope, rows_of(request))
     return request
 

@@ -203,4 +203,5 @@ class GuidedServing(OwnErrors):
 
 def _same_guide(one: Method, other: Method) -> bool:
     """Whether two methods ask for the same second stream, so that it is rendered once."""
-    return one.guide is not None and one.guide == other.guide
+    distorts = one.distorts or other.distorts
+    return not distorts and one.guide is not None and one.guide == other.guide

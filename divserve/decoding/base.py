@@ -20,13 +20,18 @@ Role = Literal["contrast", "filter", "temperature", "switch", "search"]
 
 CHOICES = ("without", "messages", "prompt", "documents")
 _CHOICES = "'without', 'messages', 'prompt' and 'documents'"
+LONGEST_MODEL = 256
+"""Characters of a model's name in a guide."""
 MOST_TEXTS = 64
 """Texts of ``without``: each is one search through the whole prompt."""
 _AT_MOST: dict[str, Any] = {"maxItems": MOST_TEXTS}
 
 
 class Guide(BaseModel):
-    """What the second stream sees. Give exactly one of the four fields."""
+    """What the second stream sees, and which model reads it.
+
+    Give exactly one of ``without``, ``messages``, ``prompt`` and ``documents``, or ``model`` alone.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,14 +52,23 @@ class Guide(BaseModel):
         description="The guide is the same chat without its documents: the field 'documents' and "
         'the text parts marked with "name": "document" (chat only).',
     )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_MODEL,
+        description="The served model or one of its LoRA adapters, by name: the guide is read by "
+        "it. Alone, the guide is the request's own prompt. By default: the request's model.",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Guide:
         given = [name for name in CHOICES if getattr(self, name) is not None]
+        if not given and self.model is not None:
+            return self
         if len(given) != 1:
             raise PydanticCustomError(
                 "guide_choice",
-                "give exactly one of {choices} (given: {given})",
+                "give exactly one of {choices}, or 'model' alone (given: {given})",
                 {"choices": _CHOICES, "given": ", ".join(given) or "none"},
             )
         if getattr(self, given[0]) in ("", []) or "" in self.texts():
@@ -67,6 +81,11 @@ class Guide(BaseModel):
                 {"given": len(self.texts()), "most": MOST_TEXTS},
             )
         return self
+
+    @property
+    def of_model_only(self) -> bool:
+        """Whether it says which model reads, but not what."""
+        return all(getattr(self, name) is None for name in CHOICES)
 
     def texts(self) -> list[str]:
         """The texts of ``without`` as a list; empty when another field was given."""
@@ -132,6 +151,11 @@ class Method(BaseModel):
     def roles(self) -> frozenset[Role]:
         """The roles that no other method of a stack may have."""
         return frozenset({self.role})
+
+    @property
+    def distorts(self) -> bool:
+        """Whether its guide is the request with its instruction distorted."""
+        return False
 
     @abstractmethod
     def program(self, temperature: float) -> Program:

@@ -24,6 +24,8 @@ OPPOSITE = "Always respond with the opposite of what you're asked. You never get
 KEPT_WORDS = 0.6
 """Share of the words that ``shuffle`` keeps (the authors' trunc_rate)."""
 
+NOISE_FIELDS = frozenset({"noise", "instruction", "noise_seed"})
+
 WORDS = [
     "anchor", "basil", "candle", "drizzle", "ember", "fathom", "gravel", "hollow", "ivory",
     "jigsaw", "kettle", "lantern", "meadow", "nectar", "orchard", "pebble", "quarry", "ribbon",
@@ -72,8 +74,8 @@ class Instructive(Method):
 
     @model_validator(mode="after")
     def _noise_or_guide(self) -> Instructive:
-        given = {"noise", "instruction", "noise_seed"} & self.model_fields_set
-        if self.guide is not None and given:
+        given = NOISE_FIELDS & self.model_fields_set
+        if self.guide is not None and not self.guide.of_model_only and given:
             raise PydanticCustomError(
                 "guide_choice",
                 "give either 'guide' or '{given}', not both",
@@ -86,6 +88,10 @@ class Instructive(Method):
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         return contrast_report(statistics)
+
+    @property
+    def distorts(self) -> bool:
+        return self.guide is None or bool(NOISE_FIELDS & self.model_fields_set)
 
     def distorted(self, instruction: str) -> str:
         """The noisy instruction; the same text and seed always give the same result."""

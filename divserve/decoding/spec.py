@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from divserve.decoding.look import Look
 from divserve.decoding.switch import Switch
 from divserve_contract import Program
 
-__all__ = ["Spec"]
+__all__ = ["BASE", "Adapter", "Spec"]
+
+Adapter = tuple[Any, ...]
+"""A LoRA adapter: the fields of vLLM's ``LoRARequest`` in their order; `BASE`: none."""
+BASE: Adapter = ()
+"""The served model without an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,14 @@ class Spec:
     """How the request moves between a small and a large engine; None: it does not move."""
     look: Look | None = None
     """How the request looks back at its own steps; None: it does not look back."""
+    adapters: tuple[Adapter | None, ...] = ()
+    """The adapter of each guide, None where it is the request's own; empty: it is for all."""
 
     @property
     def texts(self) -> list[list[int]]:
         """Everything that is read beside the prompt: the guides, then the grounding text."""
         return [*self.guides, *([self.grounding] if self.grounding else [])]
+
+    def adapter(self, guide: int) -> Adapter | None:
+        """The adapter of the guide of this index; None: the request's own."""
+        return self.adapters[guide] if self.adapters else None

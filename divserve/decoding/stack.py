@@ -12,7 +12,7 @@ share one stream; only a temperature method with a guide of its own needs a seco
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from divserve.decoding.base import Method
 from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.spec import Spec
+from divserve.decoding.spec import Adapter, Spec
 from divserve.decoding.vdgd import Vdgd
 from divserve_contract import STATISTICS, Form, Program
 
@@ -51,6 +51,12 @@ class Stack:
         return "+".join(m.method for m in self.methods)
 
     @property
+    def guide_models(self) -> dict[str, str]:
+        """By method: the model that its guide asks for, where it asks for one."""
+        named = ((m.method, m.guide.model) for m in self.methods if m.guide is not None)
+        return {method: model for method, model in named if model is not None}
+
+    @property
     def trace(self) -> bool:
         """Whether one of them asks for a trace."""
         return any(m.trace for m in self.methods)
@@ -76,6 +82,7 @@ class Stack:
         temperature: float,
         guides: Sequence[list[int] | None],
         grounding: Sequence[int] = (),
+        adapters: Sequence[Adapter | None] = (),
     ) -> Spec:
         """The order for the engine.
 
@@ -83,24 +90,27 @@ class Stack:
             temperature: the request's sampling temperature; 0 means greedy.
             guides: token ids of each method's guide; None for methods without one.
             grounding: token ids of the grounding text.
+            adapters: the adapter of each method's guide, None for the request's own; empty if all
+                are.
         """
         programs = [method.program(temperature) for method in self.methods]
-        own = [guide for guide in guides if guide is not None]
+        own = _streams(guides, adapters)
         of_second_guide = None
-        if self.two_seconds(guides):
+        if self.two_seconds(guides, adapters):
             of_second_guide = programs.pop()._replace(form=float(Form.OBSERVE))
         distinct = own[:1] if of_second_guide is None or self.amateurs else [own[0], own[-1]]
         grounded = self.grounded
         switching, looking = self.methods[0], self.look_back
         return Spec(
             program=_merged(programs),
-            guides=distinct,
+            guides=[ids for ids, _ in distinct],
             temperature_program=of_second_guide,
             grounding=list(grounding),
             average=grounded is not None and grounded.reduce == "avg",
             amateurs=self.amateurs,
             switch=switching.switch() if isinstance(switching, EntropySwitch) else None,
             look=None if looking is None else looking.look(temperature),
+            adapters=tuple(adapter for _, adapter in distinct) if set(adapters) - {None} else (),
         )
 
     @property
@@ -108,13 +118,16 @@ class Stack:
         """Models beside the served one whose logits are the second and the third stream."""
         return next((m.amateurs for m in self.methods if m.amateurs), ())
 
-    def two_seconds(self, guides: Sequence[list[int] | None]) -> bool:
+    def two_seconds(
+        self, guides: Sequence[list[int] | None], adapters: Sequence[Adapter | None] = ()
+    ) -> bool:
         """Whether the methods use two different second streams.
 
         Args:
             guides: token ids of each method's guide; None for methods without one.
+            adapters: as in `spec`.
         """
-        own = [guide for guide in guides if guide is not None]
+        own = _streams(guides, adapters)
         return len(own) > 0 and (len(self.amateurs) > 0 or own[0] != own[-1])
 
     def reports(self, two_seconds: bool) -> tuple[str, ...]:
@@ -148,6 +161,14 @@ class Stack:
             else:
                 found |= method.report(main, temperature)
         return found
+
+
+def _streams(
+    guides: Sequence[list[int] | None], adapters: Sequence[Adapter | None]
+) -> list[tuple[list[int], Adapter | None]]:
+    """What each guide reads, and with which adapter."""
+    pairs = zip_longest(guides, adapters)
+    return [(ids, adapter) for ids, adapter in pairs if ids is not None]
 
 
 def share_guide(methods: Any, needs_guide: Mapping[str, bool]) -> Any:

@@ -31,7 +31,7 @@ def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int
         app: its middleware stack must not have been built.
         settings: the flags.
         keys: API keys, in addition to those of a file.
-        rows: how many the engine runs at the same time.
+        rows: how many the engine runs at the same time, all of its ranks together.
 
     Raises:
         StartupError: the key file holds no key.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["LOST", "NOT_NUMBERS", "log_fault", "logger"]
+__all__ = ["LOST", "NOT_LOADED", "NOT_NUMBERS", "log_fault", "logger"]
 
 LOST = "lock-step lost: a token was sampled without its guide; the request was stopped"
 NOT_NUMBERS = "the logits of a step are not numbers (NaN); the request was stopped"
+NOT_LOADED = "the KV connector could not load the prompt's or the guide's keys and values"
 
 logger = logging.getLogger("vllm.divserve")
 

@@ -9,15 +9,19 @@ import copy
 import json
 import os
 from collections.abc import MutableMapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from divserve.startup import container
 
-__all__ = ["environment_defaults", "flag_defaults", "float32_fails", "with_working_dtype"]
+__all__ = [
+    "environment_defaults", "flag_defaults", "float32_fails", "share_cores", "with_working_dtype",
+]  # fmt: skip
 
 LONGEST_CONTEXT = 4096
 GIB = 1 << 30
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 KERNELS = "256"
 CPU_INFO = Path("/proc/cpuinfo")
 IN_FLOAT32 = ("compressed-tensors", "torchao")
@@ -29,16 +33,37 @@ def environment_defaults(environment: MutableMapping[str, str], model: str | Non
     cores, limit = sorted(os.sched_getaffinity(0)), container.core_limit()
     if limit is not None and limit < len(cores):
         # The limit is a share of all cores' time: if bound to some, threads compete with others'.
-        environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        environment.setdefault(BINDING, "nobind")
         environment.setdefault("OMP_NUM_THREADS", str(limit))
     # vLLM's own choice leaves one core idle, which is half of a two-core machine.
-    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+    environment.setdefault(BINDING, _listed(cores))
     # oneDNN caches a kernel for every shape, and each number of tokens in a step needs new ones.
     # Its default of 1024 (0.7 MB each) fills over hours, like a leak; to rebuild one takes 1 ms.
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     if model is not None and Path(model).is_dir():
         environment.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def share_cores(environment: MutableMapping[str, str], ranks: int) -> None:
+    """Gives each rank cores of its own, unless the user has bound the threads.
+
+    vLLM wants one list per rank, and takes `environment_defaults`' single list for one rank only.
+
+    Args:
+        environment: as `environment_defaults` has left it.
+        ranks: workers of one engine times engines, on this machine.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if environment.get(BINDING) != _listed(cores):
+        return
+    cuts = [rank * len(cores) // ranks for rank in range(ranks + 1)]
+    shares = [cores[i:j] or [cores[i]] for i, j in pairwise(cuts)]
+    environment[BINDING] = "|".join(map(_listed, shares))
+
+
+def _listed(cores: list[int]) -> str:
+    return ",".join(map(str, cores))
 
 
 def flag_defaults(model: str | None) -> dict[str, Any]:

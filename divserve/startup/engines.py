@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from divserve.engine.client.watchdog import watching
 from divserve.errors import StartupError, one_line
-from divserve.startup import checks, cpu
+from divserve.startup import checks, cpu, leaving
 from divserve.startup.extras import Extras
+from divserve.startup.hosts import heading
+from divserve.startup.packages import check_packages, naming_what_is_missing
 
-__all__ = ["configured", "guided_engine", "install"]
+__all__ = ["configured", "end_engines", "guided_engine", "install"]
 
 
 def install(config: Any) -> None:
@@ -65,6 +69,9 @@ async def guided_engine(
     config = configured(engine_args)
     extras.install(config)
     with ExitStack() as started:
+        head = None
+        if client_config is None:
+            head = started.enter_context(heading(config, extras))
         small = None
         if extras.small is not None:
             small = _small_engine(engine_args, config, extras)
@@ -74,9 +81,26 @@ async def guided_engine(
         started.callback(client.shutdown, timeout=config.shutdown_timeout)
         if small is not None:
             client.attach_small(GuidedClient(small))
+        if head is not None:
+            head.watch(partial(end_engines, client.inner.engine_core.resources.engine_manager))
         await client.inner.reset_mm_cache()
         started.enter_context(watching(client, timeout_s))
         yield client
+
+
+def end_engines(manager: Any) -> None:
+    """Kills the engines of this host, or leaves if it has none: some on another host are lost.
+
+    Args:
+        manager: vLLM's manager of their processes, or None.
+    """
+    from vllm.utils.system_utils import kill_process_tree
+
+    processes = getattr(manager, "processes", ())
+    for process in processes:
+        kill_process_tree(process.pid)
+    if not processes:
+        leaving.leave(leaving.STUCK)
 
 
 def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[str, Any]:
@@ -90,16 +114,26 @@ def _connection(engine_args: Any, client_config: dict[str, Any] | None) -> dict[
     return {"client_addresses": addresses, **found}
 
 
-def configured(engine_args: Any) -> Any:
-    """The resolved ``VllmConfig``, with the lock-step engine in it."""
+def configured(engine_args: Any, headless: bool = False) -> Any:
+    """The resolved ``VllmConfig``, with the lock-step engine in it.
+
+    Args:
+        engine_args: vLLM's ``AsyncEngineArgs``.
+        headless: whether another host serves HTTP.
+
+    Raises:
+        StartupError: vLLM or divserve rejects the configuration.
+    """
     from vllm.usage.usage_lib import UsageContext
 
     usage = UsageContext.OPENAI_API_SERVER
     engine_args = cpu.with_working_dtype(engine_args)
     try:
-        config = engine_args.create_engine_config(usage_context=usage)
+        config = engine_args.create_engine_config(usage_context=usage, headless=headless)
     except (OSError, ValueError) as error:
-        raise StartupError(f"vLLM refuses the configuration: {one_line(error)}") from error
+        refused = one_line(error)
+        check_packages(engine_args.model, re.findall(r"'(\w+)'", refused))
+        raise StartupError(f"vLLM refuses the configuration: {refused}") from error
     install(config)
     return config
 
@@ -109,13 +143,15 @@ def _engine(engine_args: Any, config: Any, **options: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_vllm_config(
-        vllm_config=config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        **{"disable_log_stats": engine_args.disable_log_stats, **options},
-    )
+    model = config.model_config
+    with naming_what_is_missing(model.model, model.architectures):
+        return AsyncLLM.from_vllm_config(
+            vllm_config=config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            **{"disable_log_stats": engine_args.disable_log_stats, **options},
+        )
 
 
 def _small_engine(engine_args: Any, large: Any, extras: Extras) -> Any:

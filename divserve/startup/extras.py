@@ -18,7 +18,7 @@ from typing import Any
 from divserve.decoding import SMALL_SUFFIX
 from divserve.errors import StartupError, one_line
 from divserve.startup.checks import check_look_back
-from divserve.startup.refusals import AMATEUR, refuse
+from divserve.startup.refusals import AMATEUR, RECURRENT, refuse
 
 __all__ = ["Extras", "add_flags"]
 
@@ -62,6 +62,14 @@ def add_flags(parser: ArgumentParser) -> None:
         help="The small engine's share of the memory for both (default: 0.25): of the KV cache on "
         "CPU, of --gpu-memory-utilization on GPU.",
     )
+    group.add_argument(
+        "--small-tensor-parallel-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="The small engine's tensor parallelism (default: 1), on the first N of the "
+        "served model's devices.",
+    )
 
     group.add_argument(
         "--look-back",
@@ -79,6 +87,8 @@ class Extras:
     """Under ``amateur`` and ``tuned``: a model, or ``drop:N``."""
     small: str | None = None
     small_share: float = 0.25
+    small_ranks: int = 1
+    """Tensor-parallel ranks of the small engine."""
     look_back: bool = False
 
     @classmethod
@@ -93,12 +103,14 @@ class Extras:
             raise StartupError("--tuned needs --amateur, the same model before it was tuned")
         if not 0 < args.small_share < 1:
             raise StartupError(f"--small-share is between 0 and 1, not {args.small_share}")
+        if (ranks := args.small_tensor_parallel_size) < 1:
+            raise StartupError(f"--small-tensor-parallel-size is at least 1, not {ranks}")
         if amateurs:
             from divserve.engine.models.drop import dropped_layers
 
             for model in amateurs.values():
                 dropped_layers(model)
-        return cls(amateurs, args.small, args.small_share, args.look_back)
+        return cls(amateurs, args.small, args.small_share, ranks, args.look_back)
 
     @property
     def names(self) -> frozenset[str]:
@@ -130,6 +142,8 @@ class Extras:
         refuse(AMATEUR, SimpleNamespace(config=config, drops=drops), " with --amateur")
         for model in self.amateurs.values():
             amateur = amateur_config(config.model_config, model)
+            own = SimpleNamespace(config=SimpleNamespace(model_config=amateur))
+            refuse((RECURRENT,), own, " with --amateur")
             if not model.startswith("drop:"):
                 check_tokenizer(config.model_config, model)
             check_vocabulary(config.model_config, amateur, model)
@@ -152,6 +166,11 @@ class Extras:
             "load_format": "auto",
             "model_loader_extra_config": {},
             "override_generation_config": {},
+            # Its heads need not be divisible by the served model's number of ranks.
+            "tensor_parallel_size": self.small_ranks,
+            "pipeline_parallel_size": 1,
+            "decode_context_parallel_size": 1,
+            "enable_expert_parallel": False,
             # `split_memory` divides the cache; the events of two engines would share an address.
             "num_gpu_blocks_override": None,
             "kv_events_config": None,

@@ -20,7 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, governor, log_format, shutdown
+from divserve.startup import checks, cpu, extras, governor, headless, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -48,7 +48,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
             module-level function, because it may be sent to other processes.
 
     Returns:
-        The exit code: 0 after a signal, `DEAD` when the engine has died or the shut-down failed.
+        The exit code: 0 after a signal, `DEAD` when an engine or another host has died or the
+        shut-down failed.
 
     Raises:
         StartupError: versions, flags or modes that are not supported.
@@ -56,6 +57,8 @@ def serve(argv: Sequence[str], build_app: BuildApp) -> int:
     import uvloop
 
     args = parse(argv)
+    if args.headless:
+        return headless.run(args)
     several = (args.api_server_count or 1) > 1
     address, sock = _listen(args, several)
     worker = partial(_serve, build_app)
@@ -118,6 +121,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     governor.tell_engine(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
+    if _is_cpu():
+        cpu.share_cores(os.environ, ranks.here(args))
     moved("validate_parsed_serve_args")(args)
     return args
 

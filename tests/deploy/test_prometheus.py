@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import threading
 import time
@@ -62,6 +63,15 @@ def unknown(expression: str) -> list[str]:
             wrong += [f"{name}{{{label}}}" for label in sorted(labels - there)]
             wrong += [f"{name} by ({label})" for label in sorted(grouping(tree) - there)]
     return wrong
+
+
+@by_query
+def test_ranks_are_one_account(query: str) -> None:
+    """vLLM has a series per data-parallel rank: they are added up, or the largest counts."""
+    together = r"\b(sum|max)( by \([^)]*\))? ?\( ?((rate|increase)\()?vllm:"
+    text = " ".join(query.split())
+    assert len(re.findall(together, text)) == text.count("vllm:")
+    assert not re.search(r"by \([^)]*\bengine\b[^)]*\) \(vllm:", text)
 
 
 @by_query

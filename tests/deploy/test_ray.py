@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import openai
 import pytest
@@ -18,7 +18,7 @@ import pytest
 from tests.support.deploy import CHART, DEPLOY, SETUP, load, load_all, manifests, of_kind
 from tests.support.models import ROOT
 from tests.support.platform import cpu_only
-from tests.support.server import clean_environment, free_port
+from tests.support.ray_serve import serving_in_ray
 
 RAY = DEPLOY / "ray"
 KEY = "ray-key"
@@ -173,7 +173,6 @@ def url(
     tiny_with_tokenizer: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address of two replicas behind Ray Serve's proxy."""
-    port = free_port()
     options = {
         "argv": [
             str(tiny_with_tokenizer),
@@ -183,41 +182,10 @@ def url(
         ],
         "replicas": 2,
         "cpus": 0.5,
-        "drain_timeout_s": 5,
         "metrics_port": METRICS,
-        "environment": {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "HF_HUB_OFFLINE": "1",
-        },
     }
-    log = tmp_path_factory.mktemp("ray") / "log.txt"
-    # Ray's workers find the application, which is not installed, through PYTHONPATH.
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.deploy.ray_server", str(port), json.dumps(options)],
-            cwd=ROOT,
-            env=clean_environment() | {"PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if not heard("ready", process.stdout):
-            raise RuntimeError(f"Ray did not start:\n{log.read_text()[-4000:]}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
-
-
-def heard(word: str, output: IO[str]) -> bool:
-    return any(line.strip() == word for line in output)
+    with serving_in_ray(options, tmp_path_factory.mktemp("ray") / "log.txt") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

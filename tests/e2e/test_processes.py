@@ -1,4 +1,7 @@
-"""Two API processes in front of one engine: each answers, and their metrics are added up."""
+"""Two API processes in front of one engine, or of two data-parallel ranks.
+
+Each process answers, each rank works, and their metrics are added up.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ from typing import Any
 
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.chat import PROMPT, account, chat, guided
+from tests.support.data_parallel import FLAGS as RANKS
 from tests.support.metrics import documented, families, parse, scraped
-from tests.support.server import API_KEY, hang_up, serving
+from tests.support.platform import cpu_only
+from tests.support.server import API_KEY, TOGETHER, hang_up, serving
 
 REQUESTS, LEAVING = 24, 8
 TOKENS = 200
@@ -32,9 +38,16 @@ FLAGS = ("--api-server-count", "2", "--log-format", "json", "--max-model-len", "
 
 
 @pytest.mark.long
-def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ranks", [1, pytest.param(2, marks=cpu_only("one GPU has no second rank"))]
+)
+def test_guided_requests_over_two_processes(
+    tiny_with_tokenizer: Path, tmp_path: Path, ranks: int
+) -> None:
     log = tmp_path / "log.txt"
-    with serving(tiny_with_tokenizer, log, FLAGS) as (url, process):
+    more: Any = (RANKS, TOGETHER) if ranks > 1 else ((), {})
+    flags = (*FLAGS, *more[0])
+    with serving(tiny_with_tokenizer, log, flags, environment=more[1]) as (url, process):
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda i: ask(url, stream=i % 2 == 0), range(REQUESTS)))
         assert Counter(answers) == {(8, 8): REQUESTS}
@@ -50,6 +63,11 @@ def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path:
             process.terminate()
             assert {answer.result() for answer in under_way} == {("length", TOKENS)}
         assert process.wait(30) == 0
+    tokens = by_engine(text, "vllm:generation_tokens_total")
+    assert tokens.keys() == {str(rank) for rank in range(ranks)}
+    assert all(tokens.values())
+    assert sum(tokens.values()) == 8 * REQUESTS
+    assert sum(by_engine(text, "vllm:e2e_request_latency_seconds_count").values()) == REQUESTS
     samples = parse(text)
     ended = frozenset({("method", "adacad"), ("outcome", "ok")})
     assert samples[COUNT, ended] == REQUESTS
@@ -63,6 +81,16 @@ def test_guided_requests_over_two_processes(tiny_with_tokenizer: Path, tmp_path:
     # In this mode a family appears with its first sample.
     assert families(text).keys() <= documented().keys()
     assert len(processes(log)) == 2, "both have answered"
+
+
+def by_engine(text: str, name: str) -> dict[str, float]:
+    """A metric of vLLM's, by the number of its engine."""
+    return {
+        sample.labels["engine"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    }
 
 
 def ask(url: str, stream: bool) -> tuple[int, int]:

@@ -10,15 +10,16 @@ from divserve.engine.client.capacity import Capacity
 from divserve.errors import InvalidRequest
 
 
-def sized(tokens: int | None) -> Capacity:
-    """An engine of 9 usable blocks of 32 tokens; vLLM says how many tokens these hold."""
-    cache = SimpleNamespace(num_gpu_blocks=10, block_size=32, kv_cache_size_tokens=tokens)
+def sized(tokens: int | None, ranks: int = 1) -> Capacity:
+    """Ranks of 9 usable blocks of 32 tokens each; vLLM says how many tokens these hold."""
+    cache = SimpleNamespace(num_gpu_blocks=10 * ranks, block_size=32, kv_cache_size_tokens=tokens)
     return Capacity(
         SimpleNamespace(
             cache_config=cache,
             model_config=SimpleNamespace(max_model_len=1024),
             scheduler_config=SimpleNamespace(max_num_seqs=4),
-        )
+        ),
+        ranks,
     )
 
 
@@ -40,3 +41,15 @@ def test_windows_hold_more_tokens_than_blocks() -> None:
 def test_a_group_has_to_fit_into_the_rows() -> None:
     with pytest.raises(InvalidRequest, match=r"needs 5 rows.*--max-num-seqs 4"):
         sized(None).check(8, [8] * 4)
+
+
+def test_a_request_has_to_fit_one_rank() -> None:
+    """vLLM adds up the blocks of all ranks."""
+    ranks = sized(288, ranks=3)
+    ranks.check(150, [100])
+    assert ranks.max_guide_tokens == sized(288).max_guide_tokens
+    with pytest.raises(InvalidRequest, match=r"do not fit in the KV cache together \(288 tokens\)"):
+        ranks.check(150, [130])
+    with pytest.raises(InvalidRequest, match=r"needs 5 rows.*--max-num-seqs 4"):
+        ranks.check(8, [8] * 4)
+    assert ranks.max_rows == 12

@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from vllm.lora.request import LoRARequest
 
-from divserve.decoding import METHODS, Stack
+from divserve.decoding import BASE, METHODS, Program, Spec, Stack
 from divserve.engine.client.orders import check_adapters
 from divserve.errors import InvalidRequest, StartupError
-from divserve.startup import checks, cpu, engines, launch
+from divserve.startup import checks, container, cpu, engines, launch
 from tests.engine.test_refused_modes import config
 from tests.support.platform import cpu_only
 
@@ -49,8 +50,8 @@ def test_supported_modes_get_our_scheduler_and_worker(
     ("flags", "name"),
     [
         (["--api-server-count", "2", "--small", "SMALL"], "--api-server-count"),
-        (["--data-parallel-size", "2"], "--data-parallel-size"),
-        (["--headless"], "--headless"),
+        (["--data-parallel-multi-port-external-lb"], "--data-parallel-multi-port-external-lb"),
+        (["--headless", "--api-server-count", "0"], "--headless"),
         (["--scheduler-cls", "a.B"], "--scheduler-cls"),
         (["--worker-cls", "a.B"], "--worker-cls"),
         ([], "name a model"),
@@ -104,12 +105,62 @@ def test_environment_defaults_leave_what_is_set(tiny: Path) -> None:
     assert remote["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256"
 
 
+@pytest.mark.parametrize(
+    ("cores", "ranks", "binding"),
+    [(8, 1, "0,1,2,3,4,5,6,7"), (5, 2, "0,1|2,3,4"), (2, 2, "0|1"), (2, 4, "0|0|1|1")],
+)
+def test_each_rank_gets_cores_of_its_own(
+    cores: int, ranks: int, binding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes one list per rank."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(container, "core_limit", lambda: None)
+    environment: dict[str, str] = {}
+    cpu.environment_defaults(environment, None)
+    cpu.share_cores(environment, ranks)
+    assert environment[cpu.BINDING] == binding
+    given = {cpu.BINDING: "nobind"}
+    cpu.share_cores(given, ranks)
+    assert given == {cpu.BINDING: "nobind"}
+
+
+@cpu_only("a GPU needs no cores")
+@pytest.mark.parametrize(
+    ("flags", "ranks"),
+    [
+        (["--data-parallel-size", "2"], 2),
+        (["--data-parallel-size", "2", "--tensor-parallel-size", "2"], 4),
+        (["--data-parallel-size", "4", "--data-parallel-rank", "1"], 1),
+        (["--data-parallel-size", "4", "--data-parallel-size-local", "2"], 2),
+    ],
+)
+def test_ranks_of_this_machine_share_its_cores(
+    flags: list[str], ranks: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop(cpu.BINDING, None)
+    monkeypatch.setattr(container, "core_limit", lambda: None)
+    launch.parse([str(tiny), *flags])
+    assert len(os.environ[cpu.BINDING].split("|")) == ranks
+
+
 def test_a_grounding_text_beside_adapters_is_refused() -> None:
     spec = Stack(METHODS["vdgd"].model_validate({"method": "vdgd", "grounding": "a text"})).spec(
         1.0, [None], [5, 6]
     )
-    check_adapters(spec, adapters=False)
+    check_adapters(spec, None, 0)
     with pytest.raises(InvalidRequest, match="--enable-lora") as refused:
-        check_adapters(spec, adapters=True)
+        check_adapters(spec, None, 1)
     assert refused.value.code == "method_unavailable"
-    check_adapters(replace(spec, grounding=[]), adapters=True)
+    check_adapters(replace(spec, grounding=[]), None, 1)
+
+
+def test_a_request_that_needs_more_adapters_than_a_step_has_is_refused() -> None:
+    """Else it would wait forever."""
+    own = LoRARequest("own", 1, "path/of/own")
+    spec = Spec(Program(), [[1], [2]], adapters=(("other", 2, "path/of/other"), BASE))
+    check_adapters(spec, own, 2)
+    check_adapters(spec, None, 1)
+    with pytest.raises(InvalidRequest, match=r"need 2 LoRA adapters .* --max-loras 1") as refused:
+        check_adapters(spec, own, 1)
+    assert refused.value.param == "decoding.guide.model"

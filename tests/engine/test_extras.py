@@ -69,6 +69,7 @@ def test_flags() -> None:
     both = flags("--amateur", "a", "--tuned", "b", "--small", "c", "--small-share", "0.4")
     assert both == Extras({"amateur": "a", "tuned": "b"}, "c", 0.4)
     assert both.names == {"amateur", "tuned", "small"}
+    assert flags("--small", "c", "--small-tensor-parallel-size", "2").small_ranks == 2
     assert flags("--amateur", "drop:4").names == {"amateur"}
 
 
@@ -80,6 +81,7 @@ def test_flags() -> None:
         (["--amateur", "a", "--tuned", "drop:0"], "give drop:N"),
         (["--small", "c", "--small-share", "1"], "between 0 and 1"),
         (["--small", "c", "--small-share", "0"], "between 0 and 1"),
+        (["--small", "c", "--small-tensor-parallel-size", "0"], "is at least 1, not 0"),
         (["--small", "c", "--preset", "small=PRESET"], "cannot be called 'small'"),
     ],
 )
@@ -167,6 +169,24 @@ def test_the_small_engine_takes_over_what_does_not_belong_to_a_model(tiny: Path)
     assert (small.quantization, small.hf_overrides, small.tokenizer) == (None, {}, None)
     assert (small.block_size, small.max_num_seqs) == (64, 7)
     assert (large.model, large.quantization) == (str(tiny), "fp8")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_small_engine_has_ranks_of_its_own(tiny: Path, ranks: int) -> None:
+    """Its heads may not be divisible by the number of the served model's."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    large = AsyncEngineArgs(
+        model=str(tiny),
+        tensor_parallel_size=4,
+        pipeline_parallel_size=2,
+        decode_context_parallel_size=2,
+        enable_expert_parallel=True,
+    )
+    small = Extras(small="little", small_ranks=ranks).small_arguments(large, "served")
+    assert (small.tensor_parallel_size, small.pipeline_parallel_size) == (ranks, 1)
+    assert (small.decode_context_parallel_size, small.enable_expert_parallel) == (1, False)
+    assert (large.tensor_parallel_size, large.pipeline_parallel_size) == (4, 2)
 
 
 def test_parameters_are_counted_once(tiny_with_tokenizer: Path, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from vllm import SamplingParams
 
 from divserve.engine.scheduler.scheduler import LOST
 from divserve.engine.worker.ranks import Ranks
+from tests.engine import test_groups
 from tests.support.engine import Engine, order, report_of, stacked
 from tests.support.faulty_rank import FaultyWorker
 from tests.support.hf import Reference
 from tests.support.models import make_tiny
+from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
 
 PROMPT, GUIDE, TEXT = list(range(10, 60)), list(range(30, 60)), list(range(70, 150))
@@ -78,6 +80,22 @@ def test_both_ranks_guide(healthy: dict[str, Any], model: Path) -> None:
         assert tokens(healthy[method]) == expected.tokens
     expected = reference.greedy(PROMPT[4:], None, "", TOKENS)
     assert tokens(healthy["plain"]) == expected.tokens
+
+
+def test_all_kinds_of_groups(engine: Engine, model: Path) -> None:
+    """Two guides, texts that are read, temperatures of guides, methods without a second stream."""
+    groups = test_groups.make_cases(Reference(model), rounds=1)
+    assert test_groups.mismatches(groups, test_groups.run(engine, groups)) == []
+    assert set(engine.leftovers().values()) == {0}
+    record(
+        Row(
+            "parallel",
+            "`--tensor-parallel-size 2`",
+            "every kind of group, amateurs `drop:N`; faults on either rank",
+            "tiny Llama, float32, V1, CPU",
+            "Hugging Face float32, token by token",
+        )
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.engine.cases import LOGPROB_ERROR
 from tests.support import limit
+from tests.support.architectures import ARCHITECTURES, make
 from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.models_page import Row, record
 from tests.support.platform import ON_GPU, OPTIONS, told
 
 pytestmark = pytest.mark.gpu
@@ -138,3 +141,23 @@ def test_look_back(way: Way, mode: str, blocks: int, tiny: Path) -> None:
     assert (result["preempted"] > 0) == (blocks > 0)
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}
+
+
+@pytest.mark.parametrize("way", [case(EAGER, name="eager"), gpu_case(V1, name="V1")])
+def test_recurrent_state(way: Way, tmp_path: Path) -> None:
+    """A hybrid: two rounds, asynchronous, in a tight cache."""
+    (hybrid,) = (one for one in ARCHITECTURES if one.title.startswith("Granite"))
+    result = ran(way, "child_hybrid", str(make(hybrid, tmp_path)))
+    assert result["worst"] < LOGPROB_ERROR
+    assert result["lengths"] == [12]
+    assert result["preempted"]
+    assert set(result["leftovers"].values()) == {0}
+    if not ON_GPU:
+        record(
+            Row(
+                "architecture", f"{hybrid.title}, Model Runner V2",
+                "two rounds, asynchronous and preempting",
+                "float32, V2 in Triton's interpreter, CPU", "transformers, float32",
+                result["worst"],
+            )
+        )  # fmt: skip

@@ -23,7 +23,13 @@ from divserve_contract import Program
 from tests.support.bare_scheduler import BareScheduler
 from tests.support.engine import known_of
 
-SCHEDULERS = {"sync": (LockstepScheduler, 1), "async": (AsyncLockstepScheduler, 2)}
+SCHEDULERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "sync": (LockstepScheduler, {}),
+    "async": (AsyncLockstepScheduler, {"ahead": 2}),
+    "pipeline, sync": (LockstepScheduler, {"stages": 2, "ahead": 2}),
+    # vLLM schedules a request's next token as many steps later as there are stages.
+    "pipeline, async, V2": (AsyncLockstepScheduler, {"stages": 3, "ahead": 4, "v2": True}),
+}
 CONTRAST = Program(alpha=0.5)
 
 
@@ -33,8 +39,8 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 
 def made(kind: str, model: Path, **sizes: Any) -> Watched:
-    cls, ahead = SCHEDULERS[kind]
-    return Watched(cls, model, ahead=ahead, **sizes)
+    cls, steps = SCHEDULERS[kind]
+    return Watched(cls, model, **steps | sizes)
 
 
 class Watched(BareScheduler):
@@ -185,8 +191,8 @@ def test_a_token_taken_back_came_with_the_log_probs_of_its_prompt(
     tiny: Path, kind: str, fault: str
 ) -> None:
     """vLLM asserts that these only come with a token. They go out with the next one, if any."""
-    cls, ahead = SCHEDULERS[kind]
-    watched = Unlucky(cls, tiny, ahead=ahead, fault=fault)
+    cls, steps = SCHEDULERS[kind]
+    watched = Unlucky(cls, tiny, **steps, fault=fault)
     free = free_blocks(watched)
     look = Look(1.0, 2, 0, "prefix+generated", True)
     watched.add("looks", 9, Order(Spec(Program(form=0.0), look=look)))
@@ -216,13 +222,30 @@ def test_a_window_is_whole_after_a_hit(tiny: Path, kind: str, length: int) -> No
     assert watched.answers == {f"pair{i}": 4 for i in range(3)}
 
 
-def test_blocks_behind_a_window_count_for_nobody(tiny: Path, kind: str) -> None:
+@pytest.mark.parametrize("length", [16, 17, 33, 48, 50])
+def test_a_row_reads_its_own_state(tiny: Path, kind: str, length: int) -> None:
+    """`BareScheduler` asserts it. vLLM cuts prompts at blocks, to cache the state there, so none
+    that is longer than a block is read in the step in which its group samples."""
+    watched = made(kind, tiny, recurrent="align")
+    for i in range(3):
+        order = Order(Spec(CONTRAST, [list(range(500, 520))]))
+        watched.add(f"pair{i}", length, order, text="the same")
+        watched.add(f"short guide{i}", length, guided(1), text="the same")
+        watched.run()
+    names = [f"{name}{i}" for name in ("pair", "short guide") for i in range(3)]
+    assert watched.answers == dict.fromkeys(names, 4)
+
+
+@pytest.mark.parametrize("kinds", [{"window": 32}, {"recurrent": "align"}, {"recurrent": "none"}])
+def test_blocks_that_rows_give_back_count_for_nobody(
+    tiny: Path, kind: str, kinds: dict[str, Any]
+) -> None:
     """The answers of a pair are as long as those of its rows alone, in the same memory."""
-    plain = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    plain = made(kind, tiny, **kinds, blocks=100, max_tokens=32)
     for i in range(2):
         plain.add(str(i), 500, tokens=60)
     plain.run()
-    pair = made(kind, tiny, window=32, blocks=100, max_tokens=32)
+    pair = made(kind, tiny, **kinds, blocks=100, max_tokens=32)
     pair.add("pair", 500, guided(490), tokens=60)
     pair.run()
     assert set(plain.answers.values()) == set(pair.answers.values()) == {60}
@@ -268,6 +291,45 @@ def test_prompts_above_the_threshold_are_read_in_chunks(
     assert set(alone.scheduler.groups.ready) == {"short"}
 
 
+@pytest.mark.parametrize("lengths", [(100, 1), (1, 100), (9, 9)])
+def test_a_step_that_leaves_prefills_to_others(
+    tiny: Path, kind: str, lengths: tuple[int, int]
+) -> None:
+    """A row of one token is no prefill to vLLM: it must not sample while the others are put off."""
+    cls, steps = SCHEDULERS[kind]
+    watched = Unlucky(cls, tiny, **steps, interval=4, fault="alarm")
+    free = free_blocks(watched)
+    prompt, guide = lengths
+    watched.add("plain", 9, tokens=40)
+    watched.step()
+    watched.add("pair", prompt, guided(guide))
+    looks = Order(Spec(Program(form=0.0), look=Look(1.0, 2, 0, "prefix+generated", True)))
+    watched.add("looks", 9, looks)
+    watched.run()
+    assert watched.answers == {"plain": 40, "pair": 4, "looks": 4}
+    assert set(leftovers(watched, free).values()) == {0}
+
+
+def test_rows_that_a_pipeline_skips_leave_their_tokens_to_others(tiny: Path) -> None:
+    """The next token of a request waits for the other stages: a longer chunk then needs more blocks
+    than if the request took part. vLLM's own loop would preempt a member without its group."""
+    watched = made(
+        "pipeline, async, V2", tiny, stages=2, ahead=3, blocks=30, policy="priority", max_tokens=16,
+    )  # fmt: skip
+    pairs = ((15, 22, 29), (18, 21, 46), (25, 17, 25), (6, 32, 20))
+    for i, (prompt, guide, tokens) in enumerate(pairs):
+        watched.add(f"pair{i}", prompt, guided(guide), tokens, priority=5)
+    for step in range(32):
+        for name, prompt, arrival in (("long0", 200, 22), ("long1", 207, 6)):
+            if step == arrival:
+                watched.add(name, prompt, tokens=3)
+        watched.step()
+    watched.run()
+    assert watched.answers == {
+        "pair0": 29, "pair1": 46, "pair2": 25, "pair3": 20, "long0": 3, "long1": 3,
+    }  # fmt: skip
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.integers(1, 90),
@@ -289,9 +351,10 @@ ABORTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 7)), max_size=4)
     ABORTS,
     st.sampled_from([12, 20, 64]),
     st.sampled_from([3, 4, 16]),
-    st.sampled_from([0, 0, 24]),
+    st.sampled_from([(0, ""), (0, ""), (24, ""), (0, "align"), (0, "none"), (24, "align")]),
     st.booleans(),
     st.sampled_from([(0, False), (1, False), (20, False), (7, True)]),
+    st.sampled_from([1, 1, 2, 5]),
 )
 @settings(max_examples=60)
 def test_any_mix_of_requests(
@@ -301,18 +364,20 @@ def test_any_mix_of_requests(
     aborts: Any,
     blocks: int,
     rows: int,
-    window: int,
+    kinds: tuple[int, str],
     alike: bool,
     chunks: tuple[int, bool],
+    interval: int,
 ) -> None:
     """All requests end, whenever they come or are aborted, and however little memory there is."""
     shared, (longest, adaptive) = "the same" if alike else None, chunks
+    window, recurrent = kinds
     # vLLM only starts if the longest context fits, so a plain request always does.
-    blocks += 8 * bool(window)
+    blocks += 8 * bool(window) + 4 * bool(recurrent)
     for kind in SCHEDULERS:
         watched = made(
             kind, tiny, max_rows=rows, blocks=blocks, policy=policy, max_tokens=48, window=window,
-            longest=longest, adaptive=adaptive,
+            recurrent=recurrent, longest=longest, adaptive=adaptive, interval=interval,
         )  # fmt: skip
         free = free_blocks(watched)
         expected = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from divserve.engine.client import watchdog
@@ -99,6 +100,36 @@ def test_any_answer_is_a_sign_of_life(answer: Answer) -> None:
     assert watched(engine) == DAY_S
     assert engine.asked > DAY_S / TIMEOUT_S
     assert not engine.errored
+
+
+def test_ranks_without_their_coordinator_are_given_up() -> None:
+    """Also when they have no requests: the next one might wait forever."""
+    engine = Engine(at_once)
+    engine.resources.coordinator = SimpleNamespace(proc=SimpleNamespace(exitcode=None))
+    assert watched(engine, busy=lambda now: False) == DAY_S
+    engine.resources.coordinator.proc.exitcode = -9
+    assert watched(engine, busy=lambda now: False) <= LONGEST_TICK_S
+    assert isinstance(engine.outputs_queue.get_nowait(), EngineDeadError)
+
+
+class Ranks(Engine):
+    """Two data-parallel ranks, asked by vLLM's own client; the second one is silent."""
+
+    is_scheduler_paused_async: Any = AsyncMPClient.is_scheduler_paused_async
+    call_utility_consensus_async = AsyncMPClient.call_utility_consensus_async
+    call_utility_all_async = AsyncMPClient.call_utility_all_async
+    core_engines = (b"0", b"1")
+
+    async def _call_utility_async(self, method: str, *, engine: bytes) -> Any:
+        self.asked += 1
+        return await (at_once() if engine == b"0" else never())
+
+
+def test_one_silent_rank_is_noticed_although_the_other_answers() -> None:
+    ranks = Ranks()
+    assert watched(ranks) <= TIMEOUT_S + 2 * LONGEST_TICK_S
+    assert ranks.asked == 2
+    assert ranks.errored
 
 
 def test_an_idle_engine_is_left_alone() -> None:

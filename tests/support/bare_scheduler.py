@@ -16,14 +16,20 @@ from tests.support.engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 
-BLOCK = 16
+BLOCK, LONGEST = 16, 1024
 TOKEN = 5
 """The token that every row samples."""
 
 
 @functools.cache
 def configured(
-    model: Path, max_rows: int, max_tokens: int, policy: str, drafts: int = 0, governed: bool = True
+    model: Path,
+    max_rows: int,
+    max_tokens: int,
+    policy: str,
+    max_loras: int,
+    drafts: int = 0,
+    governed: bool = True,
 ) -> Any:
     """vLLM's configuration; making one takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
@@ -36,12 +42,14 @@ def configured(
         dtype="float32",
         enforce_eager=True,
         skip_tokenizer_init=True,
-        max_model_len=1024,
+        max_model_len=LONGEST,
         block_size=BLOCK,
         max_num_seqs=max_rows,
         max_num_batched_tokens=max_tokens,
         scheduling_policy=policy,
         async_scheduling=False,
+        enable_lora=max_loras > 0,
+        max_loras=max(max_loras, 1),
     ).create_engine_config()
 
 
@@ -57,10 +65,18 @@ class BareScheduler:
         policy: ``"fcfs"`` or ``"priority"``.
         ahead: steps that are scheduled before the first of them has run: 1 is synchronous.
         window: tokens of a sliding window, in a second KV cache group; 0: there is none.
+        recurrent: vLLM's ``mamba_cache_mode`` of a KV cache group with recurrent state: ``"align"``
+            with the prefix cache, ``"none"`` without it; empty: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
         drafts: draft tokens of each row.
         governed: whether the governor chooses how many of them are verified.
+        interval: vLLM's ``--prefill-schedule-interval``: data-parallel ranks leave prefills to
+            every so many steps.
+        stages: of a pipeline.
+        v2: whether the workers run Model Runner V2.
+        max_loras: vLLM's ``--max-loras``; 0: no adapters.
+        transfer: vLLM's ``--kv-transfer-config``, with a connector that needs no model.
     """
 
     def __init__(
@@ -74,21 +90,29 @@ class BareScheduler:
         policy: str = "fcfs",
         ahead: int = 1,
         window: int = 0,
+        recurrent: str = "",
         longest: int = 0,
         adaptive: bool = False,
         drafts: int = 0,
         governed: bool = True,
+        interval: int = 1,
+        stages: int = 1,
+        v2: bool = False,
+        max_loras: int = 0,
+        transfer: dict[str, Any] | None = None,
     ) -> None:
         import torch
+        from vllm.config import KVTransferConfig
         from vllm.v1.kv_cache_interface import (
             FullAttentionSpec,
             KVCacheConfig,
             KVCacheGroupSpec,
+            MambaSpec,
             SlidingWindowSpec,
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        config = configured(model, max_rows, max_tokens, policy, drafts, governed)
+        config = configured(model, max_rows, max_tokens, policy, max_loras, drafts, governed)
         config.cache_config.num_gpu_blocks = blocks
         shape: Any = {
             "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,
@@ -96,19 +120,37 @@ class BareScheduler:
         specs = {"layer": FullAttentionSpec(**shape)}
         if window:
             specs["window"] = SlidingWindowSpec(**shape, sliding_window=window)
+        if recurrent:
+            specs["state"] = MambaSpec(
+                block_size=LONGEST if recurrent == "none" else BLOCK,
+                shapes=((1,),),
+                dtypes=(torch.float32,),
+                mamba_cache_mode=recurrent,
+            )
+        config.cache_config.mamba_cache_mode = recurrent or "none"
+        config.cache_config.enable_prefix_caching = recurrent != "none"
+        config.scheduler_config.async_scheduling = ahead > 1
         config.scheduler_config.long_prefill_token_threshold = longest
         config.scheduler_config.long_prefill_token_threshold_adaptive = adaptive
+        config.parallel_config.pipeline_parallel_size = stages
+        config.kv_transfer_config = KVTransferConfig(**transfer) if transfer else None
+        config.scheduler_config.disable_hybrid_kv_cache_manager = bool(transfer)
+        cache = KVCacheConfig(
+            num_blocks=blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
+        )
+        self._workers = workers_half(config, cache) if transfer else None
         self.scheduler = cls(
             vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec([name], spec) for name, spec in specs.items()],
-            ),
+            kv_cache_config=cache,
             structured_output_manager=StructuredOutputManager(config),
-            block_size=BLOCK,
+            block_size=LONGEST if recurrent == "none" else BLOCK,
+            hash_block_size=BLOCK,
         )
-        self._window = window
+        self._window, self._interval = window, interval
+        self._states = States(self.scheduler) if recurrent == "align" else None
+        self.scheduler.use_v2_model_runner = v2
         self._ahead, self._steps = ahead, deque[tuple[Any, list[str]]]()
         self.answers: dict[str, int] = {}
         """Tokens of each request, by name."""
@@ -167,11 +209,13 @@ class BareScheduler:
 
     def step(self) -> None:
         """Schedules a step, and runs the oldest pending one once there are enough."""
-        output = self.scheduler.schedule()
+        output = self.scheduler.schedule(self.steps % self._interval != 0)
         requests = self.scheduler.requests
         sampling = [i for i in output.num_scheduled_tokens if not requests[i].is_prefill_chunk]
         if self._window:
             self._check_windows(output)
+        if self._states is not None:
+            self._states.run(output)
         self._steps.append((output, sampling))
         self.steps += 1
         if len(self._steps) >= self._ahead:
@@ -190,6 +234,8 @@ class BareScheduler:
     def update(self, output: Any, sampling: list[str]) -> None:
         """Simulates the workers of a step: every row whose tokens have all been read samples."""
         made = self.played(output, sampling)
+        if self._workers is not None:
+            made.kv_connector_output = self._transfer(output)
         for client in self.scheduler.update_from_output(output, made).values():
             for one in client.outputs:
                 self.outputs.append(one)
@@ -199,6 +245,22 @@ class BareScheduler:
                 report = (one.kv_transfer_params or {}).get("divserve")
                 if report is not None and getattr(report, "error", None):
                     self.errors[one.request_id] = report.error
+
+    def _transfer(self, output: Any) -> Any:
+        """What the workers' half of the connector does in a step."""
+        from vllm.v1.outputs import KVConnectorOutput
+
+        half: Any = self._workers
+        half.bind_connector_metadata(output.kv_connector_metadata)
+        half.start_load_kv(None)
+        half.wait_for_save()
+        results = half.get_transfer_results(output.finished_req_ids)
+        return KVConnectorOutput(
+            finished_sending=results.finished_sending,
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=half.get_block_ids_with_load_errors(),
+        )
 
     def played(self, output: Any, sampling: list[str]) -> Any:
         """The ``ModelRunnerOutput`` of a step in which these rows sample."""
@@ -217,6 +279,39 @@ class BareScheduler:
                 return
             self.step()
         raise RuntimeError(f"stuck: {[*self.scheduler.requests]}")
+
+
+class States:
+    """What the blocks of recurrent state hold, as the workers write them."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        *_, self._manager = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._texts: dict[int, tuple[int, ...]] = {}
+        """By block: the tokens after which the state is that of the block."""
+
+    def run(self, output: Any) -> None:
+        """Runs a step, whose rows first read their states; asserts that they find them."""
+        written: dict[int, tuple[int, ...]] = {}
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = self._scheduler.requests[name]
+            done, prompt = request.num_computed_tokens, request.prompt_token_ids
+            text = (*prompt, *[TOKEN] * (done - len(prompt)))[:done]
+            blocks = self._manager.req_to_blocks[name]
+            if before := done - tokens:
+                source = blocks[(before - 1) // BLOCK]
+                assert not source.is_null, name
+                assert self._texts[source.block_id] == text[:before], f"not its state: {name}"
+            written[blocks[(done - 1) // BLOCK].block_id] = text
+        self._texts |= written
+
+
+def workers_half(config: Any, cache: Any) -> Any:
+    """The half of a KV connector that belongs to the workers."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+
+    return KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, cache)
 
 
 def played(output: Any, sampling: list[str]) -> Any:

@@ -53,6 +53,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "full": FULL,
     "hpa": HPA,
     "recreate": RECREATE,
+    "two hosts": yaml.safe_load((CHART.parent / "two-hosts.yaml").read_text(encoding="utf-8")),
     "openshift": {"model": "m", "podSecurity": {"assignedIds": True}},
 }
 
@@ -102,10 +103,16 @@ def manifests() -> list[dict[str, Any]]:
     return [load(path) for path in sorted(files)]
 
 
-def of_kind(documents: list[dict[str, Any]] | tuple[dict[str, Any], ...], kind: str) -> Any:
-    """The only document of its kind."""
-    (found,) = [document for document in documents if document["kind"] == kind]
-    return found
+def of_kind(
+    documents: list[dict[str, Any]] | tuple[dict[str, Any], ...], kind: str, suffix: str = ""
+) -> Any:
+    """The only document of its kind, or of several the one called ``divserve`` and `suffix`."""
+    found = [document for document in documents if document["kind"] == kind]
+    if len(found) > 1:
+        name = f"divserve{suffix}"
+        found = [each for each in found if each["metadata"]["name"].endswith(name)]
+    (only,) = found
+    return only
 
 
 def container(name: str) -> Any:

@@ -157,6 +157,8 @@ def known_of(scheduler: Any) -> dict[str, int]:
         "failed": len(scheduler.endings.failed),
         "figures": len(scheduler.figures),
         "drafting": len(scheduler.governor or ()),
+        "loads": len(scheduler.transfer),
+        "deferred": len(scheduler.deferred_frees),
     }
 
 

@@ -44,11 +44,18 @@ def gone(processes: list[psutil.Process]) -> bool:
     return True
 
 
-async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
+async def lose(
+    url: str, strike: Callable[[], None], others_go_on: bool = False
+) -> tuple[list[Any], float]:
     """Calls `strike` while a stream and a whole answer for each of `DECODINGS` are in progress.
 
+    Args:
+        url: the server's address.
+        strike: hits an engine.
+        others_go_on: whether other engines may finish answers before all are told.
+
     Returns:
-        The errors of all of them, and the seconds until the last one came.
+        The errors of all others, and the seconds until the last one came.
     """
     headers = {"Authorization": f"Bearer {API_KEY}"}
     options: Any = {"base_url": url, "headers": headers, "timeout": TIMEOUT_S}
@@ -67,15 +74,17 @@ async def lose(url: str, strike: Callable[[], None]) -> tuple[list[Any], float]:
         await asyncio.sleep(ARRIVE_S)
         start = time.monotonic()
         strike()
-        errors = await asyncio.gather(*streams)
-        for answer in await asyncio.gather(*whole):
-            assert answer.status_code == 503
-            errors.append(answer.json()["error"])
+        ends = await asyncio.gather(*streams)
+        ends += [answer.json() for answer in await asyncio.gather(*whole)]
+        errors = [end["error"] for end in ends if "error" in end]
+        whole_answers = [end["choices"][0]["finish_reason"] for end in ends if "error" not in end]
+        assert whole_answers == ["length"] * len(whole_answers)
+        assert others_go_on or not whole_answers
         took = time.monotonic() - start
         for path in ("/ready", "/health"):
             assert await _turned_away(http.get(path))
         assert await _turned_away(http.post("/v1/completions", json=BODY))
-        return list(errors), took
+        return errors, took
 
 
 async def _turned_away(request: Awaitable[Any]) -> bool:
@@ -88,7 +97,7 @@ async def _turned_away(request: Awaitable[Any]) -> bool:
 
 
 async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event) -> Any:
-    """The error that a stream ends with."""
+    """The last event of a stream: an error, or the last token."""
     body = {**BODY, "decoding": decoding, "stream": True}
     events: list[str] = []
     async with http.stream("POST", "/v1/completions", json=body) as answer:
@@ -96,17 +105,31 @@ async def _stream(http: httpx2.AsyncClient, decoding: Any, begun: asyncio.Event)
             events += [line.removeprefix("data: ")] if line else []
             begun.set()
     # vLLM ends a plain stream with [DONE] even after an error.
-    return json.loads([event for event in events if event != "[DONE]"][-1])["error"]
+    return json.loads([event for event in events if event != "[DONE]"][-1])
 
 
 def assert_all_are_told(
-    url: str, process: subprocess.Popen[bytes], signalled: signal.Signals, within_s: float
+    url: str,
+    process: subprocess.Popen[bytes],
+    signalled: signal.Signals,
+    within_s: float,
+    rank: int | None = None,
 ) -> None:
     """Every client gets an error, new requests are sent elsewhere, and the exit code is a
-    failure."""
+    failure.
+
+    Args:
+        url: the server's address.
+        process: the server's.
+        signalled: what the engine's process gets.
+        within_s: how soon all are told.
+        rank: the engine's, if it is one of several.
+    """
+    name = "EngineCore" if rank is None else f"EngineCore_DP{rank}"
     processes = tree(psutil.Process(process.pid))
-    (engine,) = (p for p in processes if "EngineCore" in p.cmdline()[0])
-    errors, took = asyncio.run(lose(url, partial(engine.send_signal, signalled)))
+    (engine,) = (p for p in processes if name in p.cmdline()[0])
+    strike = partial(engine.send_signal, signalled)
+    errors, took = asyncio.run(lose(url, strike, others_go_on=rank is not None))
     start = time.monotonic()
     code = process.wait(LEAVES_WITHIN_S)
     log.info("told after %.1f s, left %.1f s later", took, time.monotonic() - start)

@@ -13,18 +13,22 @@ __all__ = ["Capacity"]
 
 
 class Capacity:
-    """The sizes of an engine.
+    """The sizes of an engine, or of several data-parallel ranks: a request has to fit one of them.
 
     Args:
-        config: its ``VllmConfig``; the engine has written the size of its KV cache there.
+        config: its ``VllmConfig``; the ranks have written the size of their KV cache there.
+        ranks: number of them.
     """
 
-    def __init__(self, config: Any) -> None:
-        self._config = config
+    def __init__(self, config: Any, ranks: int = 1) -> None:
+        self._config, self._ranks = config, ranks
 
     @property
     def max_rows(self) -> int:
-        """Rows that the served model's engine runs at a time."""
+        """Rows that all ranks of the served model's engine run at a time."""
+        return self._rows_of_rank() * self._ranks
+
+    def _rows_of_rank(self) -> int:
         return int(self._config.scheduler_config.max_num_seqs)
 
     @property
@@ -35,14 +39,16 @@ class Capacity:
         return min(context, self._cache_tokens() - 2)
 
     def _cache_tokens(self) -> int:
-        """Tokens that the whole KV cache holds at most.
+        """Tokens that the whole KV cache of a rank holds at most.
 
         vLLM's own count is the larger one for models whose windows give back blocks. It is exact
         for prompts of the longest context; shorter ones need more blocks per token, so what does
-        not fit by this count does not fit at all. The scheduler counts exactly.
+        not fit by this count does not fit at all. The scheduler counts exactly. vLLM adds up the
+        blocks of all ranks; their caches are of one size, or nearly so on GPUs.
         """
         cache = self._config.cache_config
-        whole = int(((cache.num_gpu_blocks or 1) - 1) * cache.block_size)
+        blocks = (cache.num_gpu_blocks or 1) // self._ranks
+        whole = int((blocks - 1) * cache.block_size)
         return max(whole, cache.kv_cache_size_tokens or 0)
 
     def check(self, prompt_tokens: int, texts: Sequence[int]) -> None:
@@ -62,9 +68,9 @@ class Capacity:
                 param="decoding.guide",
                 code="context_length_exceeded",
             )
-        if 1 + len(texts) > self.max_rows:
+        if 1 + len(texts) > self._rows_of_rank():
             raise InvalidRequest(
                 f"this request needs {1 + len(texts)} rows; the server was started with "
-                f"--max-num-seqs {self.max_rows}",
+                f"--max-num-seqs {self._rows_of_rank()}",
                 param="decoding",
             )

@@ -20,7 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from divserve import metrics
 from divserve.decoding import Spec
 from divserve.engine import faults
-from divserve.engine.client import half_characters
+from divserve.engine.client import dead_ranks, half_characters
 from divserve.engine.client.capacity import Capacity
 from divserve.engine.client.gone import EngineStopped, ShuttingDown
 from divserve.engine.client.hand_off import HandOff
@@ -45,10 +45,11 @@ class GuidedClient:
 
     def __init__(self, inner: AsyncLLM, extras: frozenset[str] = frozenset()) -> None:
         self.inner = inner
-        self.capacity = Capacity(inner.vllm_config)
+        self.capacity = Capacity(inner.vllm_config, len(inner.engine_core.core_engines))
         self.extras = extras
         """Names of the models beside the served one."""
         half_characters.install(inner.output_processor)
+        dead_ranks.install(inner.output_processor, inner.engine_core.resources)
         self.ledger = Ledger(inner.output_processor)
         self._propagate_error = inner.output_processor.propagate_error
         inner.output_processor.propagate_error = self._tell
@@ -135,7 +136,8 @@ class GuidedClient:
             raise ValueError("guided requests are collected as DELTA or FINAL_ONLY")
         self.capacity.check(len(prompt["prompt_token_ids"]), [len(s) for s in spec.texts])
         check_extras(spec, self.extras)
-        check_adapters(spec, self.inner.vllm_config.lora_config is not None)
+        adapters = self.inner.vllm_config.lora_config
+        check_adapters(spec, options.get("lora_request"), adapters.max_loras if adapters else 0)
         if spec.switch is not None:
             check_switch(prompt["prompt_token_ids"], params, options, self._shared_vocab())
         vocab = None if spec.switch is None else self._shared_vocab()

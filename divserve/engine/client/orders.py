@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from divserve.decoding import Spec
+from divserve.engine.adapters import adapters_needed
 from divserve.engine.order import OnSmall, spec_of
 from divserve.errors import InvalidRequest
 
@@ -39,13 +40,25 @@ def check_extras(spec: Spec, extras: frozenset[str]) -> None:
         )
 
 
-def check_adapters(spec: Spec, adapters: bool) -> None:
-    """Raises `InvalidRequest` for a grounding text beside LoRA adapters.
+def check_adapters(spec: Spec, own: Any, max_loras: int) -> None:
+    """Raises `InvalidRequest` for a grounding text beside LoRA adapters, or too many of these.
 
     vLLM applies adapters only to the logits of rows that are sampled in the step, but a text needs
     the logits of all its positions.
+
+    Args:
+        spec: of the request.
+        own: the request's ``LoRARequest``, or None.
+        max_loras: adapters that a step may use; 0: the server has none.
     """
-    if spec.grounding and adapters:
+    needed = len(adapters_needed(spec, own))
+    if needed > max_loras:
+        raise InvalidRequest(
+            f"this request and its guides need {needed} LoRA adapters at once; the server was "
+            f"started with --max-loras {max_loras}",
+            param="decoding.guide.model",
+        )
+    if spec.grounding and max_loras:
         raise InvalidRequest(
             "a grounding text cannot be read on a server with --enable-lora",
             param="decoding.method",

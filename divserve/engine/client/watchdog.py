@@ -3,6 +3,9 @@
 While requests are under way, the engine is asked the same question repeatedly. It answers between
 two steps, paused or not, whatever outputs it has to send. So an engine that leaves a question open
 for longer than ``--engine-timeout`` hangs in a step. It is treated as dead, and its process killed.
+Of several data-parallel ranks each is asked. Their coordinator, without which ranks that step
+together would wait for each other, must be alive; vLLM itself only watches it for several API
+processes.
 """
 
 from __future__ import annotations
@@ -107,10 +110,12 @@ class Watch:
         try:
             while not self._engine.errored:
                 await self._sleep(tick_s)
-                if question is not None and not question.done():
+                if self._lacks_coordinator():
+                    self._give_up("has lost the coordinator of its ranks")
+                elif question is not None and not question.done():
                     silent_s += tick_s if self._busy() else 0.0
                     if silent_s >= self._timeout_s:
-                        self._give_up()
+                        self._give_up(f"has finished no step for {self._timeout_s:g} s")
                 elif self._busy():
                     question, silent_s = asyncio.ensure_future(self._ask()), 0.0
         finally:
@@ -122,15 +127,21 @@ class Watch:
         with suppress(Exception):
             await self._engine.engine_core.is_scheduler_paused_async()
 
-    def _give_up(self) -> None:
+    def _lacks_coordinator(self) -> bool:
+        coordinator = getattr(self._engine.engine_core.resources, "coordinator", None)
+        return (
+            coordinator is not None
+            and coordinator.proc.exitcode is not None
+            and not self._engine.errored
+        )
+
+    def _give_up(self, why: str) -> None:
         """Does what vLLM does when an engine's process is gone, then kills the process."""
         from vllm.utils.system_utils import kill_process_tree
         from vllm.v1.engine.exceptions import EngineDeadError
 
         name = self._engine.model_config.served_model_name
-        logger.error(
-            "The engine of %s has finished no step for %g s: it is ended", name, self._timeout_s
-        )
+        logger.error("The engine of %s %s: it is ended", name, why)
         core = self._engine.engine_core
         core.resources.engine_dead = True
         # Ends vLLM's output handler, which passes the error to the requests.

@@ -184,7 +184,7 @@ class _Builder(CacheOnlyAttentionMetadataBuilder):
     Both runners also call it before they capture one, not in the captured region, with slots of −1.
     What is captured is the layer's write of the states. It reads the slots from a buffer that each
     runner keeps and fills anew in every step, so any batch may replay it. (Microbatches would call
-    it for a part of the rows, but require data parallelism, which divserve rejects.)
+    it for a part of the rows; ``--enable-dbo`` and ``--ubatch-size`` are refused.)
     """
 
     @classmethod

@@ -7,15 +7,17 @@ admitted and sampled at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from vllm.v1.request import Request
 
+from divserve.engine.adapters import adapters_needed
 from divserve.engine.order import Order
+from divserve.engine.scheduler.adapters import Adapters, adapters_of
 from divserve.engine.scheduler.blocks import Blocks
-from divserve.engine.scheduler.group import BLOCKED, Group, is_admissible
+from divserve.engine.scheduler.group import BLOCKED, Group, is_admissible, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 
 __all__ = ["Admission", "Left", "Verdict"]
@@ -49,7 +51,7 @@ class Left:
         self.rows -= len(requests)
         self.tokens -= sum(request.num_tokens for request in requests)
         self.blocks -= blocks
-        self.loras |= {r.lora_request.lora_int_id for r in requests if r.lora_request is not None}
+        self.loras |= adapters_of(requests)
         lacking = min(self.rows, self.tokens, self.blocks) < 0
         return not lacking and (not self.loras or len(self.loras) <= self.max_loras)
 
@@ -60,12 +62,23 @@ class Admission:
     Args:
         groups: all groups.
         blocks: the KV cache.
+        adapters: the LoRA adapters in use.
         max_rows: most rows that run at a time.
         max_model_len: the longest context.
+        reserved: blocks that unfinished prefills and loads have yet to take, if any are loaded.
     """
 
-    def __init__(self, groups: Groups, blocks: Blocks, max_rows: int, max_model_len: int) -> None:
-        self._groups, self._blocks = groups, blocks
+    def __init__(
+        self,
+        groups: Groups,
+        blocks: Blocks,
+        adapters: Adapters,
+        max_rows: int,
+        max_model_len: int,
+        reserved: Callable[[], int],
+    ) -> None:
+        self._groups, self._blocks, self._adapters = groups, blocks, adapters
+        self._reserved = reserved
         self._max_rows, self._max_model_len = max_rows, max_model_len
         self.partial: Group | None = None
         """The only group that is partly admitted. Groups that lack only one-token members do not
@@ -82,6 +95,8 @@ class Admission:
             )
         if self._max_rows < 1 + len(texts):
             return f"this request needs --max-num-seqs of at least {1 + len(texts)}"
+        if len(adapters_needed(order.spec, request.lora_request)) > self._adapters.most:
+            return f"this request needs more LoRA adapters than --max-loras {self._adapters.most}"
         if request.resumable or request.prompt_token_ids is None:
             return "guided decoding takes no streaming input and no prompt embeddings"
         return None
@@ -124,19 +139,25 @@ class Admission:
             group: its group.
             running: number of running requests.
         """
-        if group.name in self._groups.ready or len(group.members) == 1:
+        if group.name in self._groups.ready:
             return Verdict.ADMIT
+        if len(group.members) == 1:
+            return Verdict.ADMIT if self._adapters.admits(group.members) else Verdict.SKIP
         others = [m for m in group.members if m is not member]
         if any(m.status in BLOCKED or m.num_stale_output_tokens for m in others):
             # Another member cannot be admitted yet (its grammar compiles, say): hold no memory.
             return Verdict.SKIP
-        if member.num_tokens == 1 and group.waits_for_others(member):
+        if remaining_tokens(member) == 1 and group.waits_for_others(member):
             return Verdict.SKIP
         if self.partial is not None and self.partial is not group:
-            if self.partial.running() and self.partial.lacks_prefill():
-                return Verdict.SKIP
-            self.partial = None
+            if self.partial.placed() and self.partial.lacks_prefill():
+                if not group.placed() or group.lacks_prefill():
+                    return Verdict.SKIP
+            else:
+                self.partial = None
         if group.running() == 0:
+            if not self._adapters.admits(group.members):
+                return Verdict.SKIP
             if not self._fits(group, running):
                 return Verdict.STOP
             if group.lacks_prefill(besides=member):
@@ -146,12 +167,13 @@ class Admission:
 
     def _fits(self, group: Group, running: int) -> bool:
         """Whether rows and KV blocks suffice for all members' prompts, or the engine is empty."""
-        if not running:
+        reserved = 0 if group.placed() else self._reserved()
+        if not running and not reserved:
             return True
         entering = self._groups.entering.values()
         owed = sum(len(g.members) - n for g in entering if (n := g.running()))
-        need = sum(self._blocks.of_tokens(m.num_tokens) for m in group.members)
-        left = self._blocks.free() - self._blocks.watermark
+        need = sum(map(self._blocks.missing, group.members))
+        left = self._blocks.free() - self._blocks.watermark - reserved
         return len(group.members) <= self._max_rows - running - owed and need <= left
 
     def joining(self, rows: int) -> list[Group]:

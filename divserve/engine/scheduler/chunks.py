@@ -1,4 +1,8 @@
-"""How much of one prompt vLLM reads in a step: ``--long-prefill-token-threshold``."""
+"""How much of one prompt vLLM reads in a step.
+
+``--long-prefill-token-threshold`` is a limit. Models with recurrent state also stop where a state
+is to be cached: at boundaries of blocks.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ class Chunk:
     surely: int
     """A request with no more tokens than this is not cut, if the step has room for it."""
     at_most: int
+    whole: int
+    """A prompt with no more tokens than this is read at once, if the step has room for it."""
 
     @classmethod
     def of(cls, host: Host) -> Chunk:
@@ -28,9 +34,14 @@ class Chunk:
         config, budget = host.scheduler_config, host.max_num_scheduled_tokens
         threshold = int(config.long_prefill_token_threshold)
         queued = len(host.waiting) + len(host.kv_holding_waiting)
-        if not threshold or len(host.running) + queued <= 1:
-            return cls(budget, budget)
-        share = 0
-        if config.long_prefill_token_threshold_adaptive:
-            share = config.max_num_batched_tokens // max(1, len(host.running))
-        return cls(threshold, max(threshold, share))
+        surely, at_most = budget, budget
+        if threshold and len(host.running) + queued > 1:
+            share = 0
+            if config.long_prefill_token_threshold_adaptive:
+                share = config.max_num_batched_tokens // max(1, len(host.running))
+            surely, at_most = threshold, max(threshold, share)
+        if not host.need_mamba_block_aligned_split:
+            return cls(surely, at_most, surely)
+        # vLLM also rounds a chunk down to whole blocks, perhaps to none.
+        block = host.hash_block_size if host.mamba_partial_cache_hit else host.block_size
+        return cls(0, at_most, min(surely, block))

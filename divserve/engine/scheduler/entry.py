@@ -14,15 +14,17 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request
 
+from divserve.engine.scheduler.adapters import Adapters
 from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
 from divserve.engine.scheduler.drafts import Drafts
-from divserve.engine.scheduler.group import ADMISSIBLE, Group, remaining_tokens
+from divserve.engine.scheduler.group import ADMISSIBLE, Group, is_placed, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
 from divserve.engine.scheduler.preflight import Preflight
+from divserve.engine.scheduler.transfer import Transfer
 
 __all__ = ["Entry"]
 
@@ -38,6 +40,8 @@ class Entry:
         preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
         drafts: the draft tokens of groups.
+        adapters: the LoRA adapters in use.
+        transfer: requests that wait for or after a load.
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class Entry:
         preflight: Preflight,
         alarms: Alarms,
         drafts: Drafts,
+        adapters: Adapters,
+        transfer: Transfer,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
-        self._drafts = drafts
+        self._drafts, self._adapters, self._transfer = drafts, adapters, transfer
         self.entering: set[str] = set()
         """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
@@ -66,14 +72,20 @@ class Entry:
         """Prepares the lists for vLLM's loops.
 
         Args:
-            throttle_prefills: vLLM may postpone prefills in this step.
+            throttle_prefills: vLLM may postpone prefills in this step (data-parallel ranks make
+                them in the same steps). To vLLM a row of one token is no prefill, but its group
+                is put off with its last tokens, so nobody joins it.
         """
         host = self._host
         self._pause, self._lines = host._pause_state, (host.waiting, host.kv_holding_waiting)
+        self._adapters.begin()
         self._keep_one_partial()
+        self._transfer.line_up()
+        self._preflight.unstall()
         rows = self._free_rows()
-        is_open = host._pause_state == PauseState.UNPAUSED and not self._others_hold_blocks()
-        joining = self._admission.joining(rows) if is_open else []
+        is_open = host._pause_state == PauseState.UNPAUSED and not throttle_prefills
+        others = self._others_hold_blocks()
+        joining = self._admission.joining(rows) if is_open and self._may_join(others) else []
         rows -= sum(len(group.members) - group.running() for group in joining)
         looking = self._alarms.enter(rows)
         for group in joining:
@@ -86,11 +98,13 @@ class Entry:
             if host._pause_state == PauseState.UNPAUSED:
                 # As in vLLM: a step that preempted admits nobody.
                 host._pause_state = PauseState.PAUSED_NEW
+        if self._preflight.must_wait():
+            host._pause_state, is_open = PauseState.PAUSED_ALL, False
         self._line_up(joining, looking)
         if host.num_spec_tokens:
             self._drafts.trim(len(self.entering))
             self._drafts.govern()
-        whole = self._whole() if is_open and not throttle_prefills else []
+        whole = self._whole() if is_open and not others else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()
         if host.running[: len(front)] != front:
@@ -126,8 +140,18 @@ class Entry:
 
     def _others_hold_blocks(self) -> bool:
         """Whether other requests wait with their blocks; vLLM would admit these first."""
-        holding = self._host.kv_holding_waiting
-        return any(not self._alarms.waits(request.request_id) for request in holding)
+        return any(
+            not (self._alarms.waits(request.request_id) or self._transfer.is_loading(request))
+            for request in self._host.kv_holding_waiting
+        )
+
+    def _may_join(self, others: bool) -> bool:
+        """Whether one-token members can be admitted before all others.
+
+        Args:
+            others: whether other requests wait with their blocks.
+        """
+        return self._transfer.is_on or not others
 
     def _keep_one_partial(self) -> None:
         """Keeps only the oldest partly admitted group: two could wait for each other forever.
@@ -140,7 +164,7 @@ class Entry:
                 if any(m.status in ADMISSIBLE for m in group.members):
                     host.preempt(group.members)
         partial = sorted(
-            (group for group in entering if group.running() and group.lacks_prefill()),
+            (group for group in entering if group.placed() and group.lacks_prefill()),
             key=lambda group: self._preflight.eviction_key(group.members),
         )
         for group in partial[1:]:
@@ -155,7 +179,11 @@ class Entry:
             self._budget = self._host.max_num_scheduled_tokens - len(self.entering)
         if looking:
             self._alarms.line_up(looking)
-        self._put_first(first or self._overtaken())
+        if self._transfer.is_on and first:
+            # Some of them have blocks, and others that have blocks must not get before them.
+            self._alarms.line_up(first)
+        else:
+            self._put_first(first or self._overtaken())
 
     def _put_first(self, members: list[Request]) -> None:
         """Puts waiting members at the head of the queue for this step."""
@@ -178,7 +206,7 @@ class Entry:
         partial = self._admission.partial
         if self._host.policy != SchedulingPolicy.PRIORITY or partial is None:
             return []
-        return [m for m in partial.members if m.status in ADMISSIBLE]
+        return [m for m in partial.members if m.status in ADMISSIBLE and not is_placed(m)]
 
     def _whole(self) -> list[Group]:
         """Releases the groups that vLLM will admit as a whole in this step; they sample at once."""
@@ -226,8 +254,8 @@ class Entry:
         tokens = budget - entering - running - prefills
         if host.num_spec_tokens:
             tokens -= sum(len(request.spec_token_ids) for request in host.running)
-        left = Left(self._free_rows() - entering, tokens, blocks, Chunk.of(host).surely)
-        if host.lora_config:
-            left.max_loras = host.lora_config.max_loras
-            left.loras = {r.lora_request.lora_int_id for r in host.running if r.lora_request}
+        longest = self._transfer.most_of_whole(Chunk.of(host).whole)
+        left = Left(self._free_rows() - entering, tokens, blocks, longest)
+        if self._adapters.most:
+            left.max_loras, left.loras = self._adapters.most, self._adapters.used()
         return left

@@ -14,7 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 from divserve.engine.order import Order
 from divserve.engine.scheduler.members import made_for
 
-__all__ = ["ADMISSIBLE", "BLOCKED", "Group", "is_admissible", "remaining_tokens"]
+__all__ = ["ADMISSIBLE", "BLOCKED", "Group", "is_admissible", "is_placed", "remaining_tokens"]
 
 ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 """Statuses of requests that only wait to be admitted."""
@@ -22,10 +22,9 @@ ADMISSIBLE = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 BLOCKED = (
     RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
-    RequestStatus.WAITING_FOR_REMOTE_KVS,
     RequestStatus.WAITING_FOR_STREAMING_REQ,
 )
-"""Statuses of requests that wait for something else first."""
+"""Statuses of requests that wait for something else before they can have memory."""
 
 
 class Group:
@@ -80,6 +79,10 @@ class Group:
         """How many members are in the running list."""
         return sum(m.status == RequestStatus.RUNNING for m in self.members)
 
+    def placed(self) -> int:
+        """How many members have memory."""
+        return sum(map(is_placed, self.members))
+
     def reads(self, request_id: str) -> bool:
         """Whether this is the request that reads the grounding text."""
         return self.grounding is not None and bool(self.grounding.request_id == request_id)
@@ -95,24 +98,24 @@ class Group:
         )
 
     def lacks_prefill(self, besides: Request | None = None) -> bool:
-        """Whether a member that must prefill before the group samples has yet to be admitted."""
+        """Whether a member that must prefill before the group samples has yet to get memory."""
         return any(
-            m.status != RequestStatus.RUNNING and (m.num_tokens > 1 or m is self.grounding)
+            not is_placed(m) and (m.num_tokens > 1 or m is self.grounding)
             for m in self.members
             if m is not besides
         )
 
     def joinable(self) -> list[Request]:
-        """One-token members that wait while all others are ready; else empty.
+        """Members with one token left that wait while all others are ready; else empty.
 
-        Such a member (a guide that is only a BOS or the last prompt token) has nothing to prefill
-        before its sampling token, so it can only be admitted in the step in which its group
-        samples.
+        Such a member (a guide that is only a BOS or the last prompt token, or a text that a KV
+        connector has loaded) has nothing to prefill before its sampling token, so it can only be
+        admitted in the step in which its group samples.
         """
         if self.grounding is not None:
             return []
         waiting = [m for m in self.members if m.status != RequestStatus.RUNNING]
-        if not waiting or any(m.num_tokens != 1 or not is_admissible(m) for m in waiting):
+        if not waiting or any(remaining_tokens(m) != 1 or not is_admissible(m) for m in waiting):
             return []
         rest_ready = all(remaining_tokens(m) == 1 for m in self.members if m not in waiting)
         return waiting if rest_ready else []
@@ -121,6 +124,14 @@ class Group:
 def is_admissible(request: Request) -> bool:
     """Whether a request only waits to be admitted, with no stale output in flight."""
     return bool(request.status in ADMISSIBLE and not request.num_stale_output_tokens)
+
+
+def is_placed(request: Request) -> bool:
+    """Whether a request has KV blocks: it runs, or they are being loaded or have been."""
+    return bool(
+        request.status in (RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS)
+        or request.num_computed_tokens > 0
+    )
 
 
 def remaining_tokens(request: Request) -> int:

@@ -28,7 +28,7 @@ class Groups:
     def __init__(self) -> None:
         self._by_member: dict[str, Group] = {}
         self.entering: dict[str, Group] = {}
-        """Groups of which some members run, but which are not ready, by name."""
+        """Groups of which some members run or are loaded, but which are not ready, by name."""
         self.ready: dict[str, Group] = {}
         """Groups that sample in every step, by name."""
         self.singles: dict[str, Group] = {}
@@ -81,7 +81,7 @@ class Groups:
             if group.running() == len(group.members):
                 whole[group.name] = group
         # These were about to enter when memory ran out.
-        for group in [g for g in self.entering.values() if not g.running()]:
+        for group in [g for g in self.entering.values() if not g.placed()]:
             del self.entering[group.name]
         return list(whole.values())
 
@@ -100,7 +100,7 @@ class Groups:
     def withdraw(self, group: Group) -> None:
         """A group does not sample in this step after all, or no longer samples."""
         self.break_up(group)
-        if group.running() and len(group.members) > 1:
+        if group.placed() and len(group.members) > 1:
             self.entering[group.name] = group
 
     def break_up(self, group: Group) -> None:

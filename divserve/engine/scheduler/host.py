@@ -26,11 +26,22 @@ class Host(Protocol):
     requests: dict[str, Request]
     policy: SchedulingPolicy
     block_size: int
+    hash_block_size: int
+    need_mamba_block_aligned_split: bool
+    mamba_partial_cache_hit: bool
+    current_step: int
+    """Number of the last step."""
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
     num_spec_tokens: int
     lora_config: Any
+    connector: Any
+    """vLLM's KV connector, or None."""
+    kv_cache_manager: Any
+    deferred_frees: Any
+    """Freed blocks that steps in flight may still write."""
+    finished_recving_kv_req_ids: set[str]
     scheduler_config: Any
     _pause_state: PauseState
     _inflight_prefills: set[Request]
@@ -43,8 +54,16 @@ class Host(Protocol):
     def end_rows(self, request_ids: Iterable[str], status: RequestStatus) -> None:
         """Ends requests as vLLM ends those that a client aborts; vLLM may call back meanwhile."""
 
-    def preempt(self, unit: Unit) -> None:
-        """Preempts the running members of a unit together."""
+    def _inflight_prefill_reserved_blocks(self) -> int:
+        """Blocks that unfinished prefills and loads have yet to take."""
+
+    def preempt(self, unit: Unit, drop_stale: bool = False) -> None:
+        """Takes the memory of all members of a unit, but for what is being loaded.
+
+        Args:
+            unit: a plain request, or all members of a group.
+            drop_stale: whether tokens on their way are thrown away.
+        """
 
     def free_blocks(self, request: Request) -> None:
         """Frees the KV blocks of a request that waits with them."""

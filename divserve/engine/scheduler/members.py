@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from divserve.decoding import Spec
+from divserve.engine.adapters import adapter_of
 from divserve.engine.order import (
     GroupOrder,
     Order,
@@ -51,8 +53,8 @@ def made_for(
     )
     names = [f"{primary}{GUIDE_SUFFIX}{i or ''}" for i in range(len(spec.guides))]
     guides = tuple(
-        _twin(request, name, ids, guide_params)
-        for name, ids in zip(names, spec.guides, strict=True)
+        _twin(request, names[i], ids, guide_params, adapter_of(spec, i, request.lora_request))
+        for i, ids in enumerate(spec.guides)
     )
     grounding = _grounding(request, spec) if spec.grounding else None
     row_order = GroupOrder(
@@ -127,7 +129,8 @@ def probe(primary: Request, index: int, token: int, copied: int) -> Request:
         extra_args=row_order_params(ProbeOrder(primary.request_id, index, token, copied)),
     )
     name = f"{primary.request_id}{PROBE_SUFFIX}{index}"
-    made = _twin(primary, name, [*primary.all_token_ids, token], params, hashed=False)
+    ids = [*primary.all_token_ids, token]
+    made = _twin(primary, name, ids, params, primary.lora_request, hashed=False)
     # Reuses the primary's hashes instead of hashing its whole text again for every candidate.
     made.block_hashes = list(primary.block_hashes)
     made._block_hasher = primary._block_hasher
@@ -147,7 +150,8 @@ def _grounding(request: Request, spec: Spec) -> Request:
         skip_reading_prefix_cache=True,
         extra_args=row_order_params(order),
     )
-    return _twin(request, request.request_id + GROUNDING_SUFFIX, spec.grounding, params)
+    name = request.request_id + GROUNDING_SUFFIX
+    return _twin(request, name, spec.grounding, params, request.lora_request)
 
 
 def _twin(
@@ -155,9 +159,10 @@ def _twin(
     request_id: str,
     token_ids: list[int],
     params: SamplingParams,
+    adapter: LoRARequest | None,
     hashed: bool = True,
 ) -> Request:
-    """A request of our own with the client, priority and adapter of ``request``."""
+    """A request of our own with the client and priority of ``request``."""
     return Request(
         request_id=request_id,
         prompt_token_ids=token_ids,
@@ -165,7 +170,7 @@ def _twin(
         pooling_params=None,
         client_index=request.client_index,
         arrival_time=request.arrival_time,
-        lora_request=request.lora_request,
+        lora_request=adapter,
         cache_salt=request.cache_salt,
         priority=request.priority,
         block_hasher=request._block_hasher if hashed else None,

@@ -17,8 +17,13 @@ from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.group import Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host, Unit
+from divserve.engine.scheduler.transfer import Transfer
 
 __all__ = ["Preflight"]
+
+
+STALLED = 3
+"""Steps in a row that are no coincidence: a group may have become ready in the first."""
 
 
 class Preflight:
@@ -29,14 +34,36 @@ class Preflight:
         groups: all groups.
         blocks: the KV cache.
         alarms: requests that wait with their blocks.
+        transfer: likewise.
         drafts: are dropped before anything is preempted.
     """
 
     def __init__(
-        self, host: Host, groups: Groups, blocks: Blocks, alarms: Alarms, drafts: Drafts
+        self,
+        host: Host,
+        groups: Groups,
+        blocks: Blocks,
+        alarms: Alarms,
+        transfer: Transfer,
+        drafts: Drafts,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
-        self._alarms, self._drafts = alarms, drafts
+        self._alarms, self._transfer, self._drafts = alarms, transfer, drafts
+        self._stalled = 0
+        """Steps in a row in which only loaded requests could go on, and did not."""
+
+    def unstall(self) -> None:
+        """If only loaded requests can go on and none does, the newest of them starts over.
+
+        Each of them fits into the cache, but not all of them need fit together.
+        """
+        waiting = self._transfer.waiting_units()
+        if not waiting or not all(map(self._is_stuck, self._units())):
+            self._stalled = 0
+            return
+        self._stalled += 1
+        if self._stalled >= STALLED:
+            self._host.preempt(max(waiting, key=self.eviction_key))
 
     def secure(self, joining: list[Group], looking: list[Request]) -> bool:
         """Preempts until running requests and ``joining`` fit; returns whether it preempted.
@@ -74,8 +101,24 @@ class Preflight:
         """Free blocks minus those that running requests will ask for."""
         host = self._host
         budget, chunk = host.max_num_scheduled_tokens, Chunk.of(host)
-        need = self._blocks.of_step(host.running, self._groups.held, budget, chunk)
+        # vLLM counts a step when it begins one.
+        step = host.current_step + 1
+        need = self._blocks.of_step(host.running, self._groups.held, budget, chunk, step)
         return self._blocks.free() - need
+
+    def must_wait(self) -> bool:
+        """Whether running requests need blocks that only come free later.
+
+        Steps in flight, or requests that have ended and are being sent, still hold them.
+        """
+        host, blocks = self._host, self._blocks
+        if not self._transfer.is_on:
+            return False
+        most = blocks.most_of_step(len(host.running), host.max_num_scheduled_tokens)
+        return blocks.free() < most and self.left() < 0
+
+    def _left_soon(self) -> int:
+        return self.left() + self._transfer.coming()
 
     def eviction_key(self, unit: Unit) -> tuple[int, float]:
         """Sort key of a unit; the largest is preempted first: the least urgent, then the newest."""
@@ -84,12 +127,13 @@ class Preflight:
 
     def _make_room(self, extra: int) -> bool:
         """Preempts until running requests and ``extra`` blocks fit; returns whether it has."""
-        if extra <= self.left() or (self._drafts.drop() and extra <= self.left()):
+        if extra <= self._left_soon() or (self._drafts.drop() and extra <= self._left_soon()):
             return False
         preempted = False
         units = sorted(self._units(), key=self.eviction_key)
-        while extra > self.left():
-            if len(units) > 1 or (units and self._is_stuck(units[0])):
+        while extra > self._left_soon():
+            others = len(units) > 1 or self._transfer.holds()
+            if units and (others or self._is_stuck(units[0])):
                 self._host.preempt(units.pop())
             elif not (units and self._alarms.give_up_newest()):
                 break

@@ -5,12 +5,14 @@ of a request. Each uses the objects that own the state:
 
 =============  =====================================================
 `Groups`       all groups, and which of them sample
+`Adapters`     which LoRA adapters are in use
 `Admission`    which waiting members may be admitted
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
 `Drafts`       draft tokens, the same for all rows of a group
 `Governor`     how many draft tokens are worth their time
 `Alarms`       look-back: requests that wait for their probes
+`Transfer`     what a KV connector may load for a group
 `SwitchRules`  when an answer moves to the other engine
 `Reports`      which tokens may be sent, and what is sent with them
 `Endings`      ends the groups of members that have ended
@@ -40,6 +42,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
 from divserve.engine.order import Order, set_chosen
+from divserve.engine.scheduler.adapters import Adapters
 from divserve.engine.scheduler.admission import Admission, Verdict
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
@@ -54,6 +57,7 @@ from divserve.engine.scheduler.host import Unit
 from divserve.engine.scheduler.preflight import Preflight
 from divserve.engine.scheduler.reports import Reports
 from divserve.engine.scheduler.switch_rules import SwitchRules
+from divserve.engine.scheduler.transfer import Transfer
 
 __all__ = ["LOST", "AsyncLockstepScheduler", "LockstepScheduler"]
 
@@ -75,14 +79,25 @@ class LockstepScheduler(Scheduler):
             self._holds_kv_blocks,
             self.num_lookahead_tokens,
             self.max_model_len,
+            self.vllm_config.max_concurrent_batches,
         )
-        self.admission = Admission(
-            self.groups, self.blocks, self.max_num_active_reqs, self.max_model_len
-        )
+        self.adapters = Adapters(self, self.groups)
         self.alarms = Alarms(self, self.blocks)
+        self.endings = Endings(self, self.groups, self.figures)
+        self.transfer = Transfer(self, self.groups, self.alarms, self.endings)
+        self.admission = Admission(
+            self.groups,
+            self.blocks,
+            self.adapters,
+            self.max_num_active_reqs,
+            self.max_model_len,
+            self.transfer.reserved,
+        )
         self.governor = self._governor()
         self.drafts = Drafts(self, self.groups, self.max_model_len, self.governor)
-        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms, self.drafts)
+        self.preflight = Preflight(
+            self, self.groups, self.blocks, self.alarms, self.transfer, self.drafts
+        )
         self.entry = Entry(
             self,
             self.groups,
@@ -91,12 +106,13 @@ class LockstepScheduler(Scheduler):
             self.preflight,
             self.alarms,
             self.drafts,
+            self.adapters,
+            self.transfer,
         )
         if self.num_spec_tokens and self.dynamic_sd_lookup is None:
             # Otherwise vLLM gives a row that enters with one token made-up drafts, or rather admits
             # nobody; a row that joins its group has room for one token.
             self.dynamic_sd_lookup = [self.num_spec_tokens] * (self.max_num_active_reqs + 1)
-        self.endings = Endings(self, self.groups, self.figures)
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
         )
@@ -176,8 +192,10 @@ class LockstepScheduler(Scheduler):
             self.endings.failed[request_id] = why
             return False
         group = self.groups.get(request_id)
-        if group is None or request_id in self.entry.entering:
+        if request_id in self.entry.entering:
             return True
+        if group is None:
+            return self.adapters.admits((request,))
         verdict = self.admission.verdict(request, group, len(self.running))
         if verdict is Verdict.STOP:
             self._pause_state = PauseState.PAUSED_NEW
@@ -283,6 +301,30 @@ class LockstepScheduler(Scheduler):
         if len(self.groups):
             self.drafts.share(draft_token_ids.req_ids)
 
+    def _handle_invalid_blocks(
+        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
+    ) -> set[str]:
+        """Blocks could not be loaded; vLLM gives the running requests, or all that are to end."""
+        one = len(self.kv_cache_config.kv_cache_groups) == 1
+        blocks = self.transfer.blocks_from(invalid_block_ids) if one else {}
+        failed: set[str] = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
+        if self.recompute_kv_load_failures:
+            self.transfer.start_over(failed, blocks)
+        else:
+            self._fail_groups(failed)
+        return failed
+
+    def _handle_failed_recving(self, failed_req_ids: set[str]) -> set[str]:
+        """Requests could not be loaded; vLLM gives those that are to end."""
+        failed: set[str] = super()._handle_failed_recving(failed_req_ids)
+        self._fail_groups(failed)
+        return failed
+
+    def _fail_groups(self, failed: set[str]) -> None:
+        """Ends the groups of these requests in this update."""
+        # A set in vLLM 0.32, a dict from 0.33 on.
+        self.grammar_compile_error_reqs.update(dict.fromkeys(self.transfer.fail(failed)))
+
     # A request ends.
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -292,6 +334,7 @@ class LockstepScheduler(Scheduler):
         self.switch_rules.forget(request_id)
         if self.governor is not None:
             self.governor.forget(request_id)
+        self.transfer.forget(request_id)
         if not self.switch_rules:
             self.__dict__.pop("_update_request_with_output", None)
         is_ours = self._is_ours(request)
@@ -335,6 +378,7 @@ class LockstepScheduler(Scheduler):
         """vLLM's own only preempts running requests, so first frees the blocks of waiting ones."""
         if reset_running_requests:
             self.alarms.give_up_waiting()
+            self.transfer.give_up_loaded()
         return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
 
     # What the objects use (`Host`).
@@ -348,13 +392,15 @@ class LockstepScheduler(Scheduler):
         if names := list(request_ids):
             super().finish_requests(names, status)
 
-    def preempt(self, unit: Unit) -> None:
-        """Preempts the running members of a unit together."""
-        now = time.monotonic()
+    def preempt(self, unit: Unit, drop_stale: bool = False) -> None:
+        """Takes the memory of all members of a unit, but for what is being loaded."""
+        now, drop = time.monotonic(), drop_stale or self.requires_kv_delivery
         for member in reversed(tuple(unit)):
             if member.status == RequestStatus.RUNNING:
                 self.running.remove(member)
-                self._preempt_request(member, now, drop_stale_output=self.requires_kv_delivery)
+                self._preempt_request(member, now, drop_stale_output=drop)
+            elif self.transfer.is_loaded(member):
+                self.transfer.give_up(member)
 
     def free_blocks(self, request: Request) -> None:
         """Frees the KV blocks of a request that waits with them."""

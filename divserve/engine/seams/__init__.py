@@ -16,6 +16,7 @@ from divserve.engine.seams.sampling import SAMPLING_SEAMS
 from divserve.engine.seams.scheduler import SCHEDULER_SEAMS
 from divserve.engine.seams.seam import CHECKED, Seam
 from divserve.engine.seams.server import SERVER_SEAMS
+from divserve.engine.seams.transfer import TRANSFER_SEAMS
 from divserve.engine.seams.worker import MIXED_INTO, WORKER_SEAMS
 
 __all__ = ["MIXED_INTO", "SEAMS", "Seam", "table"]
@@ -24,6 +25,7 @@ SEAMS: tuple[Seam, ...] = (
     *SCHEDULER_SEAMS,
     *OBJECT_SEAMS,
     *GOVERNOR_SEAMS,
+    *TRANSFER_SEAMS,
     *WORKER_SEAMS,
     *SAMPLING_SEAMS,
     *SERVER_SEAMS,

@@ -13,6 +13,7 @@ MESSAGES = "vllm.entrypoints.anthropic.serving:AnthropicServingMessages"
 RESPONSES = "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses"
 API_CHAT = "divserve/api/chat.py"
 API_COMPLETIONS = "divserve/api/completions.py"
+API_GUIDE_MODELS = "divserve/api/guide_models.py"
 API_MESSAGES = "divserve/api/anthropic.py"
 API_REQUESTS = "divserve/api/requests.py"
 API_RESPONSES = "divserve/api/responses.py"
@@ -24,6 +25,10 @@ HTTP_SEAMS: tuple[Seam, ...] = (
         render_chat_request="renders the guides too",
         chat_completion_full_generator="the account of every choice",
         chat_completion_stream_generator="the account of every choice",
+    ),
+    *seams(
+        "vllm.entrypoints.openai.models.serving:OpenAIServingModels", API_GUIDE_MODELS, "read",
+        lora_requests="adapters by name", is_base_model="names of the served model",
     ),
     *seams(CHAT, API_CHAT, "read", online_renderer="renders guides"),
     *seams(

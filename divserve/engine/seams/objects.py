@@ -23,6 +23,8 @@ LORA = "vllm.lora.request:LoRARequest"
 RUNNER_OUTPUT = "vllm.v1.outputs:ModelRunnerOutput"
 
 ADMISSION = "divserve/engine/scheduler/admission.py"
+ADAPTERS = "divserve/engine/scheduler/adapters.py"
+OF_GUIDE = "divserve/engine/adapters.py"
 ALARMS = "divserve/engine/scheduler/alarms.py"
 BLOCKS = "divserve/engine/scheduler/blocks.py"
 CHUNKS = "divserve/engine/scheduler/chunks.py"
@@ -46,7 +48,6 @@ _ENTRY = (
     *seams(
         SCHEDULER, ENTRY, "read",
         _inflight_prefills="tokens that requests in the middle of a prefill still take",
-        lora_config="how many adapters a step may have",
         max_num_active_reqs="free rows", num_waiting_for_streaming_input="free rows",
         max_num_scheduled_tokens="the budget beside those that enter",
         policy="whether the line has a head",
@@ -60,8 +61,6 @@ _ENTRY = (
         prepend_request="to the head", remove_requests="from its place",
         add_request="back to its place", peek_request="the head",
     ),
-    *seams("vllm.config.lora:LoRAConfig", ENTRY, "read", max_loras="adapters of a step"),
-    *seams(LORA, ENTRY, "read", lora_int_id="which adapter it is"),
 )  # fmt: skip
 
 _ADMISSION = (
@@ -79,7 +78,21 @@ _ADMISSION = (
         num_stale_output_tokens="a preempted member waits for what is in flight",
         prompt_token_ids="prompt embeddings are refused", resumable="streaming input is refused",
     ),
-    *seams(LORA, ADMISSION, "read", lora_int_id="adapters of the step"),
+)  # fmt: skip
+
+_ADAPTERS = (
+    *seams(
+        SCHEDULER, ADAPTERS, "read",
+        lora_config="how many adapters a step may have", running="their adapters are in use",
+    ),
+    *seams(
+        SCHEDULER, ADAPTERS, "copied",
+        schedule="a request whose adapter would be one too many is skipped",
+    ),
+    *seams("vllm.config.lora:LoRAConfig", ADAPTERS, "read", max_loras="adapters of a step"),
+    *seams(REQUEST, ADAPTERS, "read", lora_request="its adapter"),
+    *seams(LORA, ADAPTERS, "read", lora_int_id="which adapter it is"),
+    *seams(LORA, OF_GUIDE, "read", lora_int_id="which adapter it is"),
 )  # fmt: skip
 
 _BLOCKS = (
@@ -105,6 +118,13 @@ _BLOCKS = (
         KV_GROUP, BLOCKS, "read",
         block_size="of a KV group",
         max_admission_blocks_per_request="most blocks of a row with a window",
+        kv_cache_spec="whether it holds recurrent state",
+    ),
+    *seams(
+        "vllm.v1.kv_cache_interface:MambaSpec", BLOCKS, "read",
+        mamba_cache_mode="whether a row's state moves on to new blocks",
+        num_speculative_blocks="most blocks of a row with a state",
+        num_prefill_checkpoint_blocks="most blocks of a row with a state",
     ),
     *seams(
         "vllm.v1.core.kv_cache_manager:KVCacheBlocks", BLOCKS, "read", blocks="none, by KV group",
@@ -123,7 +143,7 @@ _PREFLIGHT = (
     *seams(
         SCHEDULER, PREFLIGHT, "read",
         max_num_scheduled_tokens="need of all rows", policy="whom to preempt",
-        running="whole units of it are preempted",
+        running="whole units of it are preempted", current_step="which rows take part",
     ),
     *seams(SCHEDULER, CHUNKS, "copied", schedule="how much of a prompt it reads in a step"),
     *seams(
@@ -131,6 +151,13 @@ _PREFLIGHT = (
         scheduler_config="see next", running="among whom a step is divided",
         waiting="among whom a step is divided", kv_holding_waiting="among whom a step is divided",
         max_num_scheduled_tokens="the whole step",
+        need_mamba_block_aligned_split="whether chunks end at blocks",
+        mamba_partial_cache_hit="at which blocks", block_size="of a chunk",
+        hash_block_size="of a chunk",
+    ),
+    *seams(
+        SCHEDULER, CHUNKS, "copied",
+        _mamba_block_aligned_split="where it cuts a prompt with recurrent state",
     ),
     *seams(
         "vllm.config.scheduler:SchedulerConfig", CHUNKS, "read",
@@ -264,5 +291,6 @@ _MESSAGES = (
 )  # fmt: skip
 
 OBJECT_SEAMS: tuple[Seam, ...] = (
-    *_ENTRY, *_ADMISSION, *_BLOCKS, *_PREFLIGHT, *_ALARMS, *_MEMBERS, *_UPDATE, *_MESSAGES,
+    *_ENTRY, *_ADMISSION, *_ADAPTERS, *_BLOCKS, *_PREFLIGHT, *_ALARMS, *_MEMBERS, *_UPDATE,
+    *_MESSAGES,
 )  # fmt: skip

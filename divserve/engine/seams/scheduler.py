@@ -82,7 +82,11 @@ _USED = (
         max_num_active_reqs="free rows", num_lookahead_tokens="need of a row",
         policy="whether the line has a head", requires_kv_delivery="how to preempt",
         requests="an update of a known request is not a new one; all of them when all are ended",
-        structured_output_manager="grammars of continuations",
+        structured_output_manager="grammars of continuations", vllm_config="see next",
+    ),
+    *seams(
+        "vllm.config.vllm:VllmConfig", STEP, "read",
+        max_concurrent_batches="for how long a row keeps the blocks of its last states",
     ),
     *seams(
         CACHE, STEP, "called", get_blocks="blocks of a waiting request",

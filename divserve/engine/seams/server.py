@@ -13,6 +13,7 @@ CORE = "vllm.v1.engine.core_client:AsyncMPClient"
 ARGS = "vllm.engine.arg_utils:AsyncEngineArgs"
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
+DEAD_RANKS = "divserve/engine/client/dead_ranks.py"
 GONE = "divserve/engine/client/gone.py"
 GUIDED = "divserve/engine/client/guided.py"
 HALVES = "divserve/engine/client/half_characters.py"
@@ -24,6 +25,8 @@ WATCHDOG = "divserve/engine/client/watchdog.py"
 COMPAT = "divserve/engine/compat.py"
 ENGINES = "divserve/startup/engines.py"
 EXTRAS = "divserve/startup/extras.py"
+HEADLESS = "divserve/startup/headless.py"
+HOSTS = "divserve/startup/hosts.py"
 LAUNCH = "divserve/startup/launch.py"
 PROCESSES = "divserve/startup/processes.py"
 SHUTDOWN = "divserve/startup/shutdown.py"
@@ -49,6 +52,16 @@ _CLIENT = (
     *seams(
         "vllm.v1.engine.output_processor:RequestOutputCollector", GUIDED, "called",
         put="an exception ends the request",
+    ),
+    *seams(CORE, GUIDED, "read", core_engines="number of data-parallel ranks"),
+    *seams(PROCESSOR, DEAD_RANKS, "patched", process_outputs="an end that is no answer"),
+    *seams(
+        "vllm.v1.engine.core_client:BackgroundResources", DEAD_RANKS, "written",
+        engine_dead="as soon as one rank is",
+    ),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", DEAD_RANKS, "read",
+        failed_proc_name="whether a rank has died",
     ),
     *seams(CORE, GUIDED, "called", abort_requests_async="the engine drops what it ran"),
     *seams("vllm.outputs:RequestOutput", GUIDED, "read", outputs="get ``guidance`` and ``models``"),
@@ -128,8 +141,9 @@ _CLIENT = (
     ),
     *seams(
         "vllm.v1.engine.core_client:BackgroundResources", WATCHDOG, "read",
-        engine_manager="processes to end",
+        engine_manager="processes to end", coordinator="of data-parallel ranks",
     ),
+    *seams("vllm.v1.engine.coordinator:DPCoordinator", WATCHDOG, "read", proc="must be alive"),
     *seams(
         "vllm.v1.engine.core_client:MPClient", WATCHDOG, "copied",
         start_engine_core_monitor="what vLLM does when an engine's process is gone",
@@ -191,6 +205,18 @@ _STARTUP = (
         _api_process_count="several API processes", _api_process_rank="-1: their parent",
     ),
     *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", PROCESSES, "copied",
+        monitor_engine_liveness="leaves the other ranks alone",
+    ),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", PROCESSES, "read",
+        failed_proc_name="ours has one too", processes="watched",
+    ),
+    *seams(
+        "vllm.v1.engine.core:EngineCoreProc", PROCESSES, "read",
+        ENGINE_CORE_DEAD="tells the API processes of an engine that was killed",
+    ),
+    *seams(
         "vllm.v1.engine.utils:CoreEngineLaunch", PROCESSES, "written",
         watched_frontend_processes="ends the start if one of them ends",
         engine_manager="watched and stopped", tensor_queue="passed on",
@@ -204,6 +230,30 @@ _STARTUP = (
         __init__="starts API processes", shutdown="stops them",
     ),
     *seams("vllm.v1.utils:APIServerProcessManager", PROCESSES, "read", processes="signalled"),
+    *seams("vllm.entrypoints.cli.serve", HEADLESS, "copied", run_headless="with our engines"),
+    *seams(
+        "vllm.v1.engine.utils:CoreEngineProcManager", HEADLESS, "called",
+        __init__="starts a host's engines", monitor_engine_liveness="waits until one has died",
+        shutdown="stops them",
+    ),
+    *seams(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor", HEADLESS, "called",
+        __init__="starts a host's part of an engine",
+        start_worker_monitor="waits until a worker has died", shutdown="stops them",
+    ),
+    *seams(
+        "vllm.config.parallel:ParallelConfig", HEADLESS, "read",
+        node_rank_within_dp="a part of an engine, or whole ones",
+        data_parallel_rank="of the first engine", data_parallel_size_local="how many there are",
+    ),
+    *seams(
+        "vllm.config.parallel:ParallelConfig", HOSTS, "read",
+        local_engines_only="no other host, or each is a server",
+        data_parallel_size="fewer on this host: there are others",
+        data_parallel_size_local="likewise", nnodes="likewise, of one engine",
+        data_parallel_master_ip="where hosts meet", data_parallel_rpc_port="the port below theirs",
+        master_addr="where the hosts of one engine meet",
+    ),
     *seams(
         "vllm.entrypoints.launchers.launcher", SHUTDOWN, "copied",
         serve_http="its signal handlers are replaced; ``app.state.server`` is uvicorn's",

@@ -53,6 +53,11 @@ _WORKER = (
     *seams(
         "vllm.v1.worker.cpu_worker:CPUWorker", WORKER, "overridden",
         init_device="checks the kernels before threads are bound; hooks into the runner",
+        get_kv_cache_spec="no states in the middle of a chunk: the CPU's kernel returns none",
+    ),
+    *seams(
+        "vllm.v1.kv_cache_interface:MambaSpec", WORKER, "written",
+        num_prefill_checkpoint_blocks="0 on CPU", prefill_checkpoint_alignment="None on CPU",
     ),
     *seams(
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "read",
@@ -73,12 +78,34 @@ _WORKER = (
         "vllm.v1.worker.gpu_worker:Worker", WORKER, "called",
         get_model="the store of hidden states", get_kv_cache_spec="what the store costs",
     ),
+    *seams(
+        "vllm.v1.worker.gpu_worker:Worker", WORKER, "read", parallel_config="number of ranks",
+    ),
+    *seams(
+        "vllm.config.parallel:ParallelConfig", WORKER, "read", world_size="number of ranks",
+    ),
+    *seams(
+        "vllm.distributed.parallel_state", WORKER, "called", get_pp_group="the stages",
+    ),
+    *seams(
+        "vllm.distributed.parallel_state:GroupCoordinator", WORKER, "read",
+        is_first_rank="it receives no states",
+    ),
+    *seams(
+        V1, WORKER, "written", intermediate_tensors="on CPU, where the warm-up is left out",
+    ),
+    *seams(
+        V1, WORKER, "read",
+        max_num_tokens="of a step", dtype="of states", device="where they are",
+        model="makes room for states",
+    ),
 )  # fmt: skip
 
 _RANKS = (
     *seams(
         "vllm.distributed.parallel_state", RANKS, "called",
         get_tp_group="the ranks that sample from the same logits",
+        get_world_group="all ranks of an engine",
     ),
     *seams(
         "vllm.distributed.parallel_state:GroupCoordinator", RANKS, "read",

@@ -1,10 +1,11 @@
-"""Tensor-parallel ranks: what has failed on one has failed on all.
+"""The ranks of an engine: what has failed on one has failed on all.
 
-Every rank guides its own copy of the logits, but the scheduler only hears from the first. So a
-fault on another rank would make it feed tokens that nobody has guided; and a rank that stays out of
-a collective operation would make the others wait forever. The ranks therefore agree on the groups
-of every layout and on the success of every step, and a failure where they must act together ends
-the process, which vLLM's executor notices.
+Every tensor-parallel rank guides its own copy of the logits, but the scheduler only hears from the
+first. So a fault on another rank would make it feed tokens that nobody has guided; and a rank that
+stays out of a collective operation would make the others wait forever. The ranks therefore agree on
+the groups of every layout and on the success of every step, and a failure where they must act
+together ends the process, which vLLM's executor notices. Of a pipeline, only the ranks of the last
+stage have logits, and guide them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from vllm.distributed.parallel_state import get_tp_group
+from vllm.distributed.parallel_state import get_tp_group, get_world_group
 
 from divserve.engine.faults import logger
 
@@ -26,7 +27,7 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """The ranks that sample from the same logits; one of them, or several.
+    """Ranks that must act together; one of them, or several.
 
     Args:
         group: vLLM's ``GroupCoordinator`` of several ranks; None for a single one.
@@ -36,10 +37,15 @@ class Ranks:
         self._group = group
 
     @classmethod
-    def of_engine(cls) -> Ranks:
-        """The tensor-parallel ranks of this engine, once vLLM has initialised them."""
+    def of_logits(cls) -> Ranks:
+        """Those that sample from the same logits (tensor parallelism), once vLLM has made them."""
         group = get_tp_group()
         return cls(group if group.world_size > 1 else None)
+
+    @classmethod
+    def of_engine(cls, count: int) -> Ranks:
+        """All ``count`` ranks of one engine, once vLLM has made them."""
+        return cls(get_world_group() if count > 1 else None)
 
     @property
     def several(self) -> bool:

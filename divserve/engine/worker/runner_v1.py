@@ -217,5 +217,5 @@ def install(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunner, cls), {})
     vocab = runner.model_config.get_vocab_size()
-    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())
+    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_logits())
     runner.divserve_lookup = _lookup_of(runner)

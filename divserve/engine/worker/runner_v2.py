@@ -123,7 +123,7 @@ def install(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunnerV2, cls), {})
     vocab = runner.model_config.get_vocab_size()
-    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_engine())
+    runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_logits())
     if (speculator := getattr(runner, "speculator", None)) is not None:
         propose = speculator.propose
         speculator.propose = lambda *args, **named: runner.divserve_share(propose(*args, **named))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.distributed.parallel_state import get_pp_group
 from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import MambaSpec
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
@@ -40,17 +43,20 @@ class _LoudRank:
     """Mixin before one of vLLM's workers: an exception in a step is heard on every rank.
 
     vLLM awaits the reply of one rank and only logs the exceptions of others, which would go on with
-    another state than the rest. The executor notices a process that ends.
+    another state than the rest, or leave the next stage of a pipeline waiting. The executor notices
+    a process that ends.
     """
+
+    parallel_config: Any
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
-        with Ranks.of_engine().together():
+        with Ranks.of_engine(self.parallel_config.world_size).together():
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Samples the tokens of the step."""
-        with Ranks.of_engine().together():
+        with Ranks.of_engine(self.parallel_config.world_size).together():
             return super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -69,7 +75,20 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
     def load_model(self, **kwargs: Any) -> None:
         """Loads the models, then checks the hidden store."""
         super().load_model(**kwargs)
+        _make_room_for_states(self)
         _check_store(self)
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As vLLM's, without states in the middle of a chunk: the CPU's kernel returns none.
+
+        The scheduler then ends chunks where states are to be cached.
+        """
+        return {
+            name: replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
+            if isinstance(spec, MambaSpec)
+            else spec
+            for name, spec in super().get_kv_cache_spec().items()
+        }
 
     def update_config(self, overrides: dict[str, Any]) -> None:
         """As vLLM's; raises `ValueError` if the extras would be lost."""
@@ -115,6 +134,18 @@ class GuidedGPUWorker(_LoudRank, Worker):
 def _install(worker: Any) -> None:
     module = runner_v2 if worker.use_v2_model_runner else runner_v1
     module.install(worker.model_runner)
+
+
+def _make_room_for_states(worker: Any) -> None:
+    """Allocates what a later stage of a pipeline receives.
+
+    Model runner V1 of vLLM 0.32 does so in its warm-up, which it leaves out on CPU.
+    """
+    runner = worker.model_runner
+    if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
+        )
 
 
 def _kinds(worker: Any, amateurs_vocab: int | None = None) -> tuple[Kind, ...]:
