@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from divserve.engine.seams.scheduler import REQUEST, SCHEDULER, SCHEDULER_OUTPUT, STEP
+from divserve.engine.seams.scheduler import REQUEST, SCHEDULER, SCHEDULER_OUTPUT
 from divserve.engine.seams.seam import Seam, seams
 
 __all__ = ["GOVERNOR_SEAMS"]
@@ -12,7 +12,6 @@ GOVERNOR = "divserve/engine/scheduler/governor.py"
 RUNNER_OUTPUT = "vllm.v1.outputs:ModelRunnerOutput"
 
 GOVERNOR_SEAMS: tuple[Seam, ...] = (
-    *seams(SCHEDULER, STEP, "read", vllm_config="whether drafts are governed"),
     *seams(
         SCHEDULER, DRAFTS, "read",
         max_num_scheduled_tokens="the budget of drafts", running="whose drafts are chosen",

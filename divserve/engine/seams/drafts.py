@@ -1,0 +1,58 @@
+"""Seams of the drafts of groups: who gets them, and how they are verified."""
+
+from __future__ import annotations
+
+from divserve.engine.seams.scheduler import REQUEST, SCHEDULER, SCHEDULER_OUTPUT
+from divserve.engine.seams.seam import Seam, seams
+
+__all__ = ["DRAFT_SEAMS"]
+
+STEP = "divserve/engine/scheduler/scheduler.py"
+
+DRAFT_SEAMS: tuple[Seam, ...] = (
+    *seams(
+        SCHEDULER, STEP, "overridden",
+        make_spec_decoding_stats="drafts of guides do not count",
+        update_draft_token_ids="guides get their primary's drafts",
+    ),
+    *seams(SCHEDULER, STEP, "read", num_spec_tokens="whether anything is drafted"),
+    *seams(
+        SCHEDULER, STEP, "written",
+        dynamic_sd_lookup="keeps vLLM from making up drafts for rows that enter",
+    ),
+    *seams(
+        SCHEDULER, "divserve/engine/scheduler/entry.py", "read",
+        num_spec_tokens="whether anything is drafted",
+    ),
+    *seams(
+        REQUEST, "divserve/engine/scheduler/blocks.py", "read",
+        spec_token_ids="drafts need slots, too",
+    ),
+    *seams(
+        SCHEDULER_OUTPUT, "divserve/engine/scheduler/reports.py", "read",
+        scheduled_spec_decode_tokens="how many drafts a step has verified",
+    ),
+    *seams(
+        "vllm.v1.sample.rejection_sampler", "divserve/engine/worker/rejection.py", "patched",
+        expand_batch_to_tokens="on CPU it leaves its output as it was allocated",
+    ),
+    *seams(
+        "vllm.v1.worker.gpu_model_runner:ExecuteModelState",
+        "divserve/engine/worker/runner_v1.py", "read",
+        spec_decode_metadata="draft tokens of each row",
+    ),
+    *seams(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        "divserve/engine/worker/runner_v1.py", "read",
+        num_draft_tokens="of each row",
+    ),
+    *seams(
+        "vllm.v1.worker.gpu.input_batch:InputBatch", "divserve/engine/worker/runner_v2.py", "read",
+        num_draft_tokens_per_req="draft tokens of each row",
+    ),
+    *seams(
+        "vllm.v1.worker.gpu.spec_decode.speculator:BaseSpeculator",
+        "divserve/engine/worker/runner_v2.py", "patched",
+        propose="guides get their primary's drafts",
+    ),
+)  # fmt: skip
