@@ -12,7 +12,7 @@ import pytest
 from divserve.errors import StartupError
 from divserve.startup import checks, engines
 from divserve.startup.extras import Extras
-from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
+from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
 Changes = dict[str, Any]
 
