@@ -64,8 +64,8 @@ CONFIGURED: dict[str, Changes] = {
     "HF3FSKVConnector": connector(
         "MultiConnector", connectors=[{"kv_connector": "HF3FSKVConnector"}]
     ),
-    "FlexKVConnectorV1, HiSparseConnector and MooncakeStoreConnector": connector(
-        "MooncakeStoreConnector"
+    "FlexKVConnectorV1, HiSparseConnector, MooncakeConnector and MooncakeStoreConnector": connector(
+        "MooncakeConnector"
     ),
     "--kv-transfer-config with windows, chunked attention or recurrent state": {
         **connector("OffloadingConnector"),
@@ -265,7 +265,6 @@ def test_all_refused_modes_are_named_at_once() -> None:
     "given",
     [
         connector("LMCacheConnectorV1"),
-        connector("MooncakeConnector"),
         connector("NixlConnector"),
         connector("OffloadingConnector"),
         connector("SimpleCPUOffloadConnector"),

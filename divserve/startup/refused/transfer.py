@@ -39,9 +39,11 @@ KV_TRANSFER = (
         connectors.gives("HF3FSKVConnector"),
     ),
     Refusal(
-        "FlexKVConnectorV1, HiSparseConnector and MooncakeStoreConnector",
+        "FlexKVConnectorV1, HiSparseConnector, MooncakeConnector and MooncakeStoreConnector",
         "it is not proven that they load nothing where nothing may be loaded",
-        connectors.gives("FlexKVConnectorV1", "HiSparseConnector", "MooncakeStoreConnector"),
+        connectors.gives(
+            "FlexKVConnectorV1", "HiSparseConnector", "MooncakeConnector", "MooncakeStoreConnector"
+        ),
     ),
     Refusal(
         "--kv-transfer-config with windows, chunked attention or recurrent state",
