@@ -85,7 +85,7 @@ def cases(reference: AdapterReference) -> list[tuple[Case, Any]]:
 MODES = {
     "two": "LoRA, --max-loras 2",
     "one": "LoRA, --max-loras 1",
-    "tight-async": "LoRA, --max-loras 2, asynchronous and preempting",
+    "tight-async": "LoRA, --max-loras 2, asynchronous, small KV cache",
 }
 ENGINES = [
     pytest.param({"max_loras": 2}, id="two"),
