@@ -207,7 +207,7 @@ class Bench:
 def figures_of(runs: dict[Side, Run], drafts: bool) -> dict[str, float]:
     """The figures of a round."""
     last = GUIDED_LOOKUP
-    found = {}
+    found: dict[str, float] = {}
     for clock in CLOCKS:
         each = {side: getattr(run, clock) / run.tokens for side, run in runs.items()}
         others = [side for side in SIDES[drafts] if side is not last]
@@ -218,7 +218,7 @@ def figures_of(runs: dict[Side, Run], drafts: bool) -> dict[str, float]:
 
 def totals_of(runs: dict[Side, Run]) -> dict[str, tuple[str, str]]:
     """Of all rounds together: tokens a round, and accepted drafts with their share."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for side, run in runs.items():
         if side.drafts:
             accepted = run.tokens - run.rounds

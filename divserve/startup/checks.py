@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from divserve.errors import StartupError
-from divserve.startup.refusals import ARGUMENTS, CONFIG, LOOK_BACK, refuse
+from divserve.startup.refused import ARGUMENTS, CONFIG, LOOK_BACK, refuse
 
 __all__ = [
     "VLLM_VERSION", "check_arguments", "check_config", "check_look_back", "check_version",

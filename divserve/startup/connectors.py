@@ -1,6 +1,6 @@
 """KV connectors (``--kv-transfer-config``, ``--kv-offloading-size``): which are given.
 
-`divserve.startup.refusals` says why some of them are refused.
+`divserve.startup.refused` says why some of them are refused.
 """
 
 from __future__ import annotations

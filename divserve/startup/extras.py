@@ -18,7 +18,7 @@ from typing import Any
 from divserve.decoding import SMALL_SUFFIX
 from divserve.errors import StartupError, one_line
 from divserve.startup.checks import check_look_back
-from divserve.startup.refusals import AMATEUR, RECURRENT, refuse
+from divserve.startup.refused import AMATEUR, RECURRENT, refuse
 
 __all__ = ["Extras", "add_flags"]
 

@@ -6,7 +6,7 @@ processes, which share the listening socket, and watches them all. Each API proc
 every rank. It has its own `GuidedClient` and ledger, and its own tickets, because an engine sends
 the reports of a request to the process that it came from. Answers that move between two engines
 need one process that is the client of both, so ``--small`` is rejected here
-(`divserve.startup.refusals`).
+(`divserve.startup.refused`).
 
 Metrics: each process writes to a folder that all of them share (prometheus-client's multiprocess
 mode), and the process that answers ``/metrics`` adds them up.

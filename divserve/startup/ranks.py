@@ -1,6 +1,6 @@
 """Data-parallel ranks: how many a command starts, and what is asked of them.
 
-`divserve.startup.refusals` says why some of it is refused.
+`divserve.startup.refused` says why some of it is refused.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
 from divserve.engine.worker import worker
 from tests.engine.cases import mismatches, mixed_cases
 from tests.support import architectures
 from tests.support.data_parallel import Ranks, data_parallel, spec
-from tests.support.gathering import GatheringWorker
+from tests.support.gathering import GatheringWorker, all_gatherv
 from tests.support.hf import Reference
 from tests.support.platform import cpu_only
 
@@ -31,6 +32,8 @@ def ranks(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
     `tests/e2e/test_own_ranks.py` has ranks with whole experts.
     """
     monkeypatch.setattr(worker, "GuidedCPUWorker", GatheringWorker)
+    # Start-up looks at it; the workers put in theirs.
+    monkeypatch.setattr(CpuCommunicator, "all_gatherv", all_gatherv)
     with data_parallel(model, prefill_schedule_interval=4) as ranks:
         yield ranks
 

@@ -19,8 +19,11 @@ from divserve.engine.order import Order
 from tests.engine.cases import NEAR_TIE
 from tests.engine.test_adapters import packed
 from tests.support.adapters import RANK, AdapterReference, make_adapter
-from tests.support.engine import Engine, order, random_prompt
-from tests.support.models import TINY_VOCAB
+from tests.support.engine import Engine, order, random_prompt, stacked
+from tests.support.hf import Reference
+from tests.support.hf_models import Trio
+from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.models_page import Row, record
 
 TOKENS = 12
 LENGTHS = ((33, 20), (64, 33), (65, 40), (97, 129), (129, 1), (200, 65), (5, 5))
@@ -79,9 +82,13 @@ def cases(reference: AdapterReference) -> list[tuple[Case, Any]]:
     return found
 
 
-SYNC: dict[str, Any] = {"max_loras": 2}
+MODES = {
+    "two": "LoRA, --max-loras 2",
+    "one": "LoRA, --max-loras 1",
+    "tight-async": "LoRA, --max-loras 2, asynchronous, small KV cache",
+}
 ENGINES = [
-    pytest.param(SYNC, id="two"),
+    pytest.param({"max_loras": 2}, id="two"),
     pytest.param({"max_loras": 1}, id="one", marks=pytest.mark.long),
     pytest.param(
         {"max_loras": 2, "blocks": 18, "max_model_len": 320, "asynchronous": True},
@@ -96,6 +103,12 @@ def engine(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Engine]:
     made = Engine(tiny, enable_lora=True, max_lora_rank=RANK, max_cpu_loras=4, **request.param)
     yield made
     made.close()
+
+
+def requests_of(folders: dict[str, Path]) -> dict[str, LoRARequest | None]:
+    """By the name of the adapter."""
+    named = enumerate(folders.items(), start=1)
+    return {"": None, **{name: LoRARequest(name, i, str(path)) for i, (name, path) in named}}
 
 
 def parameters(case: Case, requests: dict[str, LoRARequest | None]) -> SamplingParams:
@@ -119,18 +132,15 @@ def parameters(case: Case, requests: dict[str, LoRARequest | None]) -> SamplingP
 
 
 def test_each_row_is_read_with_its_adapter(
-    engine: Engine, cases: list[tuple[Case, Any]], folders: dict[str, Path]
+    request: pytest.FixtureRequest,
+    engine: Engine,
+    cases: list[tuple[Case, Any]],
+    folders: dict[str, Path],
 ) -> None:
     """All in one batch; the second round hits the prefix cache. The gap between the two best
     tokens is right, too."""
     most = engine.scheduler.lora_config.max_loras
-    requests: dict[str, LoRARequest | None] = {
-        "": None,
-        **{
-            name: LoRARequest(name, i, str(path))
-            for i, (name, path) in enumerate(folders.items(), 1)
-        },
-    }
+    requests = requests_of(folders)
     fitting = [
         (case, expected)
         for case, expected in cases
@@ -151,6 +161,47 @@ def test_each_row_is_read_with_its_adapter(
             found = margins(output.outputs[0])[:sure]
             assert found == pytest.approx(expected.margins[:sure], rel=1e-3, abs=2e-3)
         assert set(engine.leftovers().values()) == {0}
+    record(
+        Row(
+            "adapters",
+            MODES[request.node.callspec.id],
+            "two rounds; adapters on both rows, on the guide alone and on the prompt alone",
+            "tiny Llama, float32, V1, CPU, prefix cache hits",
+            "transformers, float32, merged weights",
+            why="compared: the tokens, and the gap between the two best",
+        )
+    )
+
+
+@pytest.mark.long
+def test_a_model_beside_keeps_its_own_weights(
+    tiny: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Adapters are the served model's: an amateur of the same architecture gets none of them."""
+    amateur = make_tiny(tmp_path, seed=1)
+    rng, body, requests = random.Random(5), {"method": "contrastive"}, requests_of(folders)
+    prompts = [random_prompt(rng, length, TINY_VOCAB) for length in (33, 64, 9)]
+    names = ["", "a", "b"]
+    expected = []
+    for name, prompt in zip(names, prompts, strict=True):
+        served = Reference(folders[name] / "merged" if name else tiny)
+        expected.append(Trio(served, Reference(amateur).model).greedy(prompt, body, TOKENS))
+    params = SamplingParams(
+        temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, logprobs=2,
+        extra_args=stacked([body], [None]),
+    )  # fmt: skip
+    engine = Engine(
+        tiny, amateurs={"amateur": str(amateur)}, enable_lora=True, max_lora_rank=RANK, max_loras=2
+    )
+    try:
+        outputs = engine.generate(
+            [(prompt, params) for prompt in prompts], lora_request=[requests[n] for n in names]
+        )
+    finally:
+        engine.close()
+    for answer, output in zip(expected, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == answer.tokens
+        assert margins(output.outputs[0]) == pytest.approx(answer.margins, rel=1e-3, abs=2e-3)
 
 
 def test_the_model_of_the_guide_matters(

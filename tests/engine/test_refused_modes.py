@@ -12,7 +12,7 @@ import pytest
 from divserve.errors import StartupError
 from divserve.startup import checks, engines
 from divserve.startup.extras import Extras
-from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
+from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
 Changes = dict[str, Any]
 
@@ -70,8 +70,8 @@ CONFIGURED: dict[str, Changes] = {
     "HF3FSKVConnector": connector(
         "MultiConnector", connectors=[{"kv_connector": "HF3FSKVConnector"}]
     ),
-    "FlexKVConnectorV1, HiSparseConnector and MooncakeStoreConnector": connector(
-        "MooncakeStoreConnector"
+    "FlexKVConnectorV1, HiSparseConnector, MooncakeConnector and MooncakeStoreConnector": connector(
+        "MooncakeConnector"
     ),
     "--kv-transfer-config with windows, chunked attention or recurrent state": {
         **connector("OffloadingConnector"),
@@ -272,7 +272,6 @@ def test_all_refused_modes_are_named_at_once() -> None:
     "given",
     [
         connector("LMCacheConnectorV1"),
-        connector("MooncakeConnector"),
         connector("NixlConnector"),
         connector("OffloadingConnector"),
         connector("SimpleCPUOffloadConnector"),

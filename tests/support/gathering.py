@@ -16,7 +16,7 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 
 from divserve.engine.worker.worker import GuidedCPUWorker
 
-__all__ = ["GatheringWorker"]
+__all__ = ["GatheringWorker", "all_gatherv", "install"]
 
 
 def all_gatherv(self: Any, input_: Any, dim: int = 0, sizes: list[int] | None = None) -> Any:
@@ -56,10 +56,19 @@ def apply(self: Any, **fields: Any) -> Any:
 
 
 _apply = CPUUnquantizedExperts.apply
-CPUUnquantizedExperts.apply = apply
-CpuCommunicator.all_gatherv = all_gatherv
-CpuCommunicator.reduce_scatterv = reduce_scatterv
+
+
+def install() -> None:
+    """Puts the substitutes in place, for the rest of this process."""
+    CPUUnquantizedExperts.apply = apply
+    CpuCommunicator.all_gatherv = all_gatherv
+    CpuCommunicator.reduce_scatterv = reduce_scatterv
 
 
 class GatheringWorker(GuidedCPUWorker):
-    """Importing its module, which a rank does to make it, is all that it adds."""
+    """A rank's worker with the substitutes."""
+
+    def init_device(self) -> None:
+        """Also puts the substitutes in place."""
+        install()
+        super().init_device()

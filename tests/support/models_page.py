@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from divserve.startup.refusals import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
+from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
 __all__ = ["KINDS", "PAGE", "RECORD", "ROWS", "Row", "page", "record", "rows"]
 
@@ -43,7 +43,7 @@ INTRODUCTION = """\
 # Models and modes
 
 `python -m tests.support.models_page` writes this page from `tests/data/models.json`, which tests
-write with `RECORD_MODELS=1`, and from the tables of `divserve/startup/refusals.py`.
+write with `RECORD_MODELS=1`, and from the tables of `divserve/startup/refused`.
 
 Each model is a tiny one with random weights of the architecture, made by the test. Guided and plain
 requests of many lengths run in one batch, and every log-prob of the five likeliest tokens is

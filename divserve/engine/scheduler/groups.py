@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.scheduler.group import Group
+from divserve.engine.scheduler.host import Unit
 
 __all__ = ["Groups"]
 
@@ -52,6 +53,14 @@ class Groups:
     def get(self, request_id: str) -> Group | None:
         """The group of a member; None for other requests."""
         return self._by_member.get(request_id)
+
+    def units(self, requests: Iterable[Request]) -> list[Unit]:
+        """What these requests are preempted with: themselves, or all members of their groups."""
+        units: dict[int, Unit] = {}
+        for request in requests:
+            group = self.get(request.request_id)
+            units.setdefault(id(group or request), (request,) if group is None else group.members)
+        return [*units.values()]
 
     def add(self, group: Group) -> None:
         """Adds a group; all of its members wait."""

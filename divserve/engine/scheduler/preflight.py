@@ -58,7 +58,7 @@ class Preflight:
         Each of them fits into the cache, but not all of them need fit together.
         """
         waiting = self._transfer.waiting_units()
-        if not waiting or not all(map(self._is_stuck, self._units())):
+        if not waiting or not all(map(self._is_stuck, self._groups.units(self._host.running))):
             self._stalled = 0
             return
         self._stalled += 1
@@ -91,7 +91,7 @@ class Preflight:
             looking.pop()
         if looking:
             return False
-        units = self._units()
+        units = self._groups.units(self._host.running)
         waits = bool(units) and all(map(self._is_stuck, units))
         if waits:
             host.preempt(max(units, key=self.eviction_key))
@@ -130,7 +130,7 @@ class Preflight:
         if extra <= self._left_soon() or (self._drafts.drop() and extra <= self._left_soon()):
             return False
         preempted = False
-        units = sorted(self._units(), key=self.eviction_key)
+        units = sorted(self._groups.units(self._host.running), key=self.eviction_key)
         while extra > self._left_soon():
             others = len(units) > 1 or self._transfer.holds()
             if units and (others or self._is_stuck(units[0])):
@@ -148,14 +148,6 @@ class Preflight:
             for m in unit
             if m.status == RequestStatus.RUNNING
         )
-
-    def _units(self) -> list[Unit]:
-        units: dict[int, Unit] = {}
-        for request in self._host.running:
-            group = self._groups.get(request.request_id)
-            owner = request if group is None else group
-            units.setdefault(id(owner), (request,) if group is None else group.members)
-        return list(units.values())
 
 
 def _waiting(joining: list[Group]) -> list[Request]:

@@ -113,7 +113,7 @@ class Transfer:
         waiting = [*self._host.kv_holding_waiting] if self.is_on else []
         if any(map(self.is_loading, waiting)):
             return []
-        return self._units(filter(self.is_loaded, waiting))
+        return self._groups.units(filter(self.is_loaded, waiting))
 
     def line_up(self) -> None:
         """Puts requests that have lost their blocks by a failed load behind those that have some.
@@ -178,7 +178,7 @@ class Transfer:
             {block for request in requests for block in blocks[request.request_id]}
         )
         self._broken.update(request.request_id for request in requests)
-        for unit in self._units(requests):
+        for unit in self._groups.units(requests):
             host.preempt(unit, drop_stale=True)
 
     def fail(self, failed: Iterable[str]) -> list[str]:
@@ -191,10 +191,3 @@ class Transfer:
     def forget(self, request_id: str) -> None:
         """A request has ended."""
         self._broken.discard(request_id)
-
-    def _units(self, requests: Iterable[Request]) -> list[Unit]:
-        units: dict[int, Unit] = {}
-        for request in requests:
-            group = self._groups.get(request.request_id)
-            units.setdefault(id(group or request), (request,) if group is None else group.members)
-        return [*units.values()]

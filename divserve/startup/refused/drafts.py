@@ -1,0 +1,35 @@
+"""Speculative decoding whose drafts cannot be shared by the rows of a group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from divserve.startup.refused.refusal import Refusal, is_recurrent
+
+__all__ = ["DRAFTS"]
+
+DRAFTERS = ("ngram", "ngram_gpu", "suffix", "custom_class")
+
+
+def _with_more(config: Any) -> bool:
+    more = (
+        config.parallel_config.pipeline_parallel_size > 1
+        or config.kv_transfer_config is not None
+        or is_recurrent(config.model_config)
+    )
+    return config.speculative_config is not None and more
+
+
+DRAFTS = (
+    Refusal(
+        "--speculative-config with a method other than ngram and suffix",
+        "its drafter reads the hidden states or the cache of one row",
+        lambda c: c.speculative_config is not None and c.speculative_config.method not in DRAFTERS,
+    ),
+    Refusal(
+        "--speculative-config with pipelines, KV transfer or recurrent state",
+        "it is not proven that a rejected draft leaves nothing behind there",
+        _with_more,
+    ),
+)
+"""Of ``--speculative-config``."""
