@@ -8,6 +8,7 @@ folder's name is a checksum of all sources. Without a writable folder every proc
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import numba
 from llvmlite.binding import ffi
+from numba.core.caching import FunctionCache
 
 import divserve_contract
 
@@ -46,17 +48,34 @@ def cached() -> bool:
     return next(Path(_FOLDER).rglob("*.nbi"), None) is not None
 
 
+class _Cache(FunctionCache):
+    """numba's cache of a function, written by one process at a time.
+
+    numba reads the index, chooses a file's name and writes both. Two processes that save different
+    signatures at once may choose the same name, and a later process then runs the wrong code.
+    """
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Saves the machine code of a signature."""
+        with Path(_FOLDER, "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
+
+
 def compiled(**options: Any) -> Callable[[Any], Any]:
     """``numba.njit`` with these options, without the GIL, cached."""
 
     def decorate(function: Any) -> Any:
+        dispatcher = numba.njit(function, nogil=True, **options)
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = _FOLDER
         try:
-            return numba.njit(function, cache=True, nogil=True, **options)
+            # What numba does for ``cache=True``.
+            dispatcher._cache = _Cache(function)
         except (OSError, RuntimeError):
-            return numba.njit(function, nogil=True, **options)
+            pass
         finally:
             numba.config.CACHE_DIR = before
+        return dispatcher
 
     return decorate

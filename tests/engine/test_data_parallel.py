@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,19 +96,21 @@ def test_choices_come_from_several_ranks_under_one_ticket(
 
 def test_each_rank_has_what_runs_beside_the_model(ranks: Ranks, model: Path) -> None:
     """As in a single engine: an amateur, and stored states with alarms that end in probes."""
-    single = Engine(model, amateurs=AMATEURS, look_back=True)
-    for fields in ({"method": "contrastive"}, {"method": "look_back", "threshold": 1000, "k": 4}):
-        method = METHODS[str(fields["method"])].model_validate(fields)
-        order = Stack([method]).spec(0.0, [None])
-        params = SamplingParams(
-            temperature=0, seed=SEED, max_tokens=12, ignore_eos=True, detokenize=False,
-            extra_args=Order(order).pack(),
-        )  # fmt: skip
-        (alone,) = single.generate([(PROMPT, params)])
-        for rank in (0, 1):
-            answer = ranks.run(ranks.ask_rank(rank, order, 12))
-            assert answer == list(alone.outputs[0].token_ids), (fields, rank)
-    single.close()
+    with closing(Engine(model, amateurs=AMATEURS, look_back=True)) as single:
+        for fields in (
+            {"method": "contrastive"},
+            {"method": "look_back", "threshold": 1000, "k": 4},
+        ):
+            method = METHODS[str(fields["method"])].model_validate(fields)
+            order = Stack([method]).spec(0.0, [None])
+            params = SamplingParams(
+                temperature=0, seed=SEED, max_tokens=12, ignore_eos=True, detokenize=False,
+                extra_args=Order(order).pack(),
+            )  # fmt: skip
+            (alone,) = single.generate([(PROMPT, params)])
+            for rank in (0, 1):
+                answer = ranks.run(ranks.ask_rank(rank, order, 12))
+                assert answer == list(alone.outputs[0].token_ids), (fields, rank)
 
 
 def test_nothing_is_left_after_a_storm(ranks: Ranks) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,34 @@ from torch import Tensor
 from divserve_kernels import backends, selfcheck, torch_backend
 from divserve_kernels.backends import BackEnd, available, choose
 from tests.kernels.cases import CPU
+
+DOUBLING = """
+import ast, os, sys, time
+from pathlib import Path
+from numba.core.caching import IndexDataCacheFile
+from divserve_kernels.numba_jit import compiled
+
+@compiled()
+def double(x): return x + x
+
+def read(self):
+    found = load(self)
+    Path(f"{__file__}.{os.getpid()}").touch()
+    end = time.monotonic() + 5
+    while time.monotonic() < end and len(list(Path(__file__).parent.glob("*.py.*"))) < 2:
+        time.sleep(0.01)
+    return found
+
+load, save = IndexDataCacheFile._load_index, IndexDataCacheFile.save
+
+def saved(self, key, data):
+    IndexDataCacheFile._load_index = read
+    save(self, key, data)
+
+IndexDataCacheFile.save = saved
+double(ast.literal_eval(sys.argv[1]))
+"""
+"""Saves the machine code of a function; waits for another process to do so at the same time."""
 
 
 def test_each_device_gets_its_best() -> None:
@@ -91,3 +120,16 @@ def test_torch_keeps_its_threads() -> None:
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "1", run.stderr
+
+
+def test_processes_that_compile_at_once_save_their_own_code(tmp_path: Path) -> None:
+    """Each would read the index of numba's cache before the other has written it."""
+    (tmp_path / "doubling.py").write_text(DOUBLING)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.Popen([sys.executable, "-m", "doubling", number], env=environment)
+        for number in ("1", "1.5")
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(list(tmp_path.rglob("doubling.double-*.nbc"))) == 2

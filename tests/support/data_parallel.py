@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,19 @@ SEED = 7
 
 class Ranks(Pair):
     """The client of the ranks and its event loop."""
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a coroutine to its end; tells how the ranks ended if they did."""
+        from divserve.engine.client.gone import EngineStopped
+
+        try:
+            return super().run(work)
+        except EngineStopped as error:
+            processes = self.client.engine_core.resources.engine_manager.processes
+            for process in processes:
+                process.join(1)
+            codes = [process.exitcode for process in processes]
+            raise AssertionError(f"the ranks have stopped; their exit codes are {codes}") from error
 
     def sample(self, name: str, rank: int, **labels: str) -> float:
         """A sample of one of vLLM's metrics of a rank."""
