@@ -11,6 +11,7 @@ import pytest
 
 from divserve.errors import StartupError
 from divserve.startup import checks, engines
+from divserve.startup.amateur_drafts import DRAFTER
 from divserve.startup.extras import Extras
 from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
@@ -55,12 +56,17 @@ def connector(name: str, **extra: Any) -> Changes:
 
 EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
-    "--speculative-config with a method other than ngram and suffix": {
+    "--speculative-config with a method other than amateur, ngram and suffix": {
         "speculative_config": SimpleNamespace(method="eagle3")
     },
     "--speculative-config with pipelines, KV transfer or recurrent state": {
         "speculative_config": SimpleNamespace(method="ngram"),
         "model_config__is_hybrid": True,
+    },
+    "--speculative-config with the method amateur and tensor or data parallelism, LoRA or "
+    "Model Runner V2": {
+        "speculative_config": SimpleNamespace(method="custom_class", model=DRAFTER),
+        "use_v2_model_runner": True,
     },
     "ExampleConnector": connector("ExampleConnector"),
     "DecodeBenchConnector": connector("DecodeBenchConnector"),
