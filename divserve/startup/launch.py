@@ -20,17 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import (
-    amateur_drafts,
-    checks,
-    cpu,
-    extras,
-    governor,
-    headless,
-    log_format,
-    ranks,
-    shutdown,
-)
+from divserve.startup import checks, cpu, extras, governor, headless, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -129,7 +119,6 @@ def parse(argv: Sequence[str]) -> Namespace:
         raise StartupError("name a model: divserve serve MODEL [flags]")
     log_format.have_vllm_join(args)
     governor.tell_engine(args)
-    amateur_drafts.tell_engine(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
     if _is_cpu():
