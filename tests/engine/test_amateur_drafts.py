@@ -79,6 +79,7 @@ def counts_of(engine: Engine) -> Counts:
     return counts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mixed_batch_equals_the_reference(
     tiny: Path, amateur: Path, tuned: Path, cases: Any, mode: str

@@ -248,6 +248,13 @@ def test_configurations(name: str) -> None:
         engines.install(config(**CONFIGURED[name]))
 
 
+@pytest.mark.parametrize("method", ["draft_model", "eagle", "mtp", "medusa", "mlp_speculator"])
+def test_drafters(method: str) -> None:
+    name = "--speculative-config with a method other than amateur, ngram and suffix"
+    with pytest.raises(StartupError, match=said(CONFIG, name)):
+        engines.install(config(speculative_config=SimpleNamespace(method=method)))
+
+
 @pytest.mark.parametrize("name", WITH_LOOK_BACK)
 def test_look_back(name: str) -> None:
     message = f"not supported with --look-back: {said(LOOK_BACK, name)}"
