@@ -1,9 +1,11 @@
-"""The flag of the draft governor, and how the engine is told of it."""
+"""The flag of the draft governor, and how the engine is told of it and of a drafting amateur."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from typing import Any
+
+from divserve.startup import amateur_drafts
 
 __all__ = ["add_flags", "tell_engine"]
 
@@ -21,7 +23,12 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def tell_engine(args: Namespace) -> None:
-    """Puts the flag where the scheduler, in another process, finds it."""
+    """Puts the flag where the scheduler, in another process, finds it; resolves the drafter.
+
+    Raises:
+        StartupError: of `divserve.startup.amateur_drafts.tell_engine`.
+    """
+    amateur_drafts.tell_engine(args)
     if not args.draft_governor:
         from divserve.engine.scheduler.governor import OPTION
 

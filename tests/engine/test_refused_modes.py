@@ -11,6 +11,7 @@ import pytest
 
 from divserve.errors import StartupError
 from divserve.startup import checks, engines
+from divserve.startup.amateur_drafts import DRAFTER
 from divserve.startup.extras import Extras
 from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
@@ -55,12 +56,17 @@ def connector(name: str, **extra: Any) -> Changes:
 
 EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
-    "--speculative-config with a method other than ngram and suffix": {
+    "--speculative-config with a method other than amateur, ngram and suffix": {
         "speculative_config": SimpleNamespace(method="eagle3")
     },
     "--speculative-config with pipelines, KV transfer or recurrent state": {
         "speculative_config": SimpleNamespace(method="ngram"),
         "model_config__is_hybrid": True,
+    },
+    "--speculative-config with the method amateur and tensor or data parallelism, LoRA or "
+    "Model Runner V2": {
+        "speculative_config": SimpleNamespace(method="custom_class", model=DRAFTER),
+        "use_v2_model_runner": True,
     },
     "ExampleConnector": connector("ExampleConnector"),
     "DecodeBenchConnector": connector("DecodeBenchConnector"),
@@ -240,6 +246,13 @@ def test_arguments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_configurations(name: str) -> None:
     with pytest.raises(StartupError, match=f"not supported by divserve: {said(CONFIG, name)}"):
         engines.install(config(**CONFIGURED[name]))
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle", "mtp", "medusa", "mlp_speculator"])
+def test_drafters(method: str) -> None:
+    name = "--speculative-config with a method other than amateur, ngram and suffix"
+    with pytest.raises(StartupError, match=said(CONFIG, name)):
+        engines.install(config(speculative_config=SimpleNamespace(method=method)))
 
 
 @pytest.mark.parametrize("name", WITH_LOOK_BACK)

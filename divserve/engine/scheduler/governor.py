@@ -4,6 +4,9 @@ Verifying a draft token costs time, more in a full step than in an empty one, an
 drafts save any. A step takes those drafts with which it makes the most tokens per second: none
 where verification costs more than it saves, and first the likely drafts of units with few rows.
 
+An amateur's drafts (`divserve.engine.worker.amateur_drafts`) are made in the step that verifies
+them, as many as were chosen here, so that the duration of the step includes that of making them.
+
 Durations and acceptance are measured while the server runs. What only serves to measure is paid
 from an allowance of one percent of the time, so that drafts that never pay cost hardly anything.
 """

@@ -119,6 +119,10 @@ class GuidanceStages:
         """Output tokens from another engine, by id, of the requests that are new in this step."""
         return self._handed
 
+    def primary_of(self, request_id: str) -> str | None:
+        """The primary of a guide; None for every other request."""
+        return self._slots.primary_of(request_id)
+
     # Where the groups are in the batch.
 
     def place(

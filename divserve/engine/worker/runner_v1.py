@@ -15,6 +15,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.outputs import SamplerOutput
 
 from divserve.engine.models.hidden_store import store_of
+from divserve.engine.worker.amateur_drafts import AmateurDrafter
 from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
 from divserve.engine.worker.pipeline import Forward
@@ -33,12 +34,22 @@ class GuidedRunner:
     """Whether this step has a layout; the same on all ranks, even where guiding it has failed."""
     divserve_lookup: tuple[int, int] | None = None
     """Fewest and most tokens of a match, if primaries get drafts from `Lookup`."""
+    divserve_amateur_drafter: AmateurDrafter | None = None
+    """What fills in the drafts of a step, if the amateur makes them."""
     divserve_fewer: tuple[Any, SampledRows | None, Any] = (None, None, None)
     """vLLM's metadata, the sampled rows, and the metadata of these, while both stay the same."""
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         self.divserve_stages.observe(scheduler_output)
         follow_copies(self, scheduler_output)
+        found = self._update_batch(scheduler_output)
+        if (drafter := self.divserve_amateur_drafter) is not None:
+            # Only now are the rows and the blocks those of this step.
+            drafts = scheduler_output.scheduled_spec_decode_tokens
+            drafter.fill(self, drafts, self.divserve_stages.primary_of)
+        return found
+
+    def _update_batch(self, scheduler_output: SchedulerOutput) -> Any:
         if not (handed := self.divserve_stages.handed_over()):
             return super()._update_states(scheduler_output)  # type: ignore[misc]
         batch: Any = self.input_batch  # type: ignore[attr-defined]
@@ -219,3 +230,6 @@ def install(runner: Any) -> None:
     vocab = runner.model_config.get_vocab_size()
     runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_logits())
     runner.divserve_lookup = _lookup_of(runner)
+    drafter = getattr(runner, "drafter", None)
+    if isinstance(drafter, AmateurDrafter):
+        runner.divserve_amateur_drafter = drafter

@@ -127,6 +127,14 @@ class Slots:
         """The slot of a primary; None if it has none."""
         return self._slots.get(primary)
 
+    def primary_of(self, request_id: str) -> str | None:
+        """The primary of a guide; None for every other request."""
+        place = self._places.get(request_id)
+        if place is None or not 0 < place % WIDTH < MEMBERS:
+            return None
+        name: str = self._names[place // WIDTH]
+        return name
+
     def take(self, primary: str, guides: Sequence[str]) -> int:
         """Gives a group a slot; a group that resumes after a preemption keeps its own.
 

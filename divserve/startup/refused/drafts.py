@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from divserve.startup.amateur_drafts import drafts_with_amateur
 from divserve.startup.refused.refusal import Refusal, is_recurrent
 
 __all__ = ["DRAFTS"]
@@ -20,9 +21,19 @@ def _with_more(config: Any) -> bool:
     return config.speculative_config is not None and more
 
 
+def _amateur_with_more(config: Any) -> bool:
+    more = (
+        config.parallel_config.tensor_parallel_size > 1
+        or config.parallel_config.data_parallel_size > 1
+        or config.lora_config is not None
+        or config.use_v2_model_runner
+    )
+    return drafts_with_amateur(config.speculative_config) and more
+
+
 DRAFTS = (
     Refusal(
-        "--speculative-config with a method other than ngram and suffix",
+        "--speculative-config with a method other than amateur, ngram and suffix",
         "its drafter reads the hidden states or the cache of one row",
         lambda c: c.speculative_config is not None and c.speculative_config.method not in DRAFTERS,
     ),
@@ -30,6 +41,12 @@ DRAFTS = (
         "--speculative-config with pipelines, KV transfer or recurrent state",
         "it is not proven that a rejected draft leaves nothing behind there",
         _with_more,
+    ),
+    Refusal(
+        "--speculative-config with the method amateur and tensor or data parallelism, LoRA or "
+        "Model Runner V2",
+        "the amateur's runs beside the others are not proven there",
+        _amateur_with_more,
     ),
 )
 """Of ``--speculative-config``."""
