@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.engine.test_composition import SCHEMA
 from tests.engine.test_groups import greedy
-from tests.engine.test_speculation import Watched, both
+from tests.engine.test_speculation import Watched
 from tests.support.drafter import Drafter
 from tests.support.engine import order, stacked
 
@@ -41,16 +41,12 @@ WAYS: dict[str, dict[str, Any]] = {
 METHODS = ("plain", "cad", "contrast that drops", "with a temperature", "one-token guide")
 
 
-@pytest.fixture(scope="module")
-def watched(tiny_with_tokenizer: Path) -> Iterator[Watched]:
-    watched = Watched(
-        tiny_with_tokenizer,
-        [],
-        max_model_len=512,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-    )
-    yield watched
-    watched.engine.close()
+@dataclass
+class Answer:
+    """An answer and its statistics."""
+
+    completion: Any
+    rows: list[tuple[float, ...]]
 
 
 def order_of(method: str, guide: list[int]) -> dict[str, Any] | None:
@@ -86,64 +82,90 @@ def params_of(fields: dict[str, Any], whole: Any, extra: dict[str, Any] | None) 
     return greedy(extra, **fields)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", METHODS)
+def answers_of(watched: Watched, batch: list[tuple[list[int], Any]]) -> list[Answer]:
+    """All requests at once."""
+    watched.rows.clear()
+    outputs = watched.engine.generate([(prompt, params.clone()) for prompt, params in batch])
+    # The engine adds to a request's id.
+    rows = {name.rpartition("-")[0] or name: rows for name, rows in watched.rows.items()}
+    return [Answer(one.outputs[0], rows.get(one.request_id, [])) for one in outputs]
+
+
+def batch_of(watched: Watched) -> dict[tuple[str, str], tuple[list[int], Any]]:
+    """Each method in each way, with a prompt of its own, of which there is one answer."""
+    encode = watched.engine.llm.get_tokenizer().encode
+    guide = encode(QUESTION)
+    asked = {
+        (method, way): (encode(f"Number {i}: Atlantis is Zorb. ") + guide, order_of(method, guide))
+        for i, (method, way) in enumerate(product(METHODS, WAYS))
+    }
+    free = [
+        (prompt, greedy(extra, max_tokens=30, detokenize=True)) for prompt, extra in asked.values()
+    ]
+    whole = answers_of(watched, free)
+    return {
+        (method, way): (prompt, params_of(WAYS[way], one.completion, extra))
+        for ((method, way), (prompt, extra)), one in zip(asked.items(), whole, strict=True)
+    }
+
+
 def test_answers_are_those_without_drafts(
-    watched: Watched, method: str, way: str, monkeypatch: pytest.MonkeyPatch
+    tiny_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The drafts are those that should be accepted, and every fifth one is wrong."""
-    encode = watched.engine.llm.get_tokenizer().encode
-    guide = encode(QUESTION)
-    prompt, extra = encode("The capital of Atlantis is Zorb. ") + guide, order_of(method, guide)
-    monkeypatch.setattr(Drafter, "drafts", False)
-    free = greedy(extra, max_tokens=30, detokenize=True)
-    whole = watched.engine.generate([(prompt, free)])[0].outputs[0]
-    params = params_of(WAYS[way], whole, extra)
-    before, accepted = watched.steps, watched.accepted
-    (expected, rows), (answer, drafted) = both(watched, prompt, params, monkeypatch)
-    assert (answer.text, list(answer.token_ids)) == (expected.text, list(expected.token_ids))
-    assert (answer.finish_reason, answer.stop_reason) == (
-        expected.finish_reason,
-        expected.stop_reason,
+    watched = Watched(
+        tiny_with_tokenizer,
+        [],
+        max_model_len=512,
+        max_num_seqs=64,
+        max_num_batched_tokens=512,
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
     )
-    tokens = len(answer.token_ids)
-    assert len(rows) == (tokens if extra else 0)
-    # vLLM finds a stop string after the step; the front end drops the rows behind it.
-    assert 0 <= len(drafted) - len(rows) <= (3 if params.stop else 0)
-    assert drafted[: len(rows)] == [pytest.approx(row, rel=1e-3, abs=1e-3) for row in rows]
-    for got, wanted in zip(answer.logprobs or (), expected.logprobs or (), strict=True):
-        for token in got.keys() & wanted.keys():
-            assert got[token].logprob == pytest.approx(wanted[token].logprob, abs=1e-3)
-    assert watched.accepted > accepted
-    assert watched.steps - before < 2 * tokens + 6
-    assert watched.uneven == []
-    assert set(watched.engine.leftovers().values()) == {0}
-    if WAYS[way] is JSON:
-        assert set(json.loads(answer.text)) == {"city", "people"}
-
-
-def test_a_mixed_batch_of_grammars(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All methods and ways with a grammar at once, with drafts and without."""
-    encode = watched.engine.llm.get_tokenizer().encode
-    guide = encode(QUESTION)
-    batch = [
-        # No two have the same prompt, of which there is one answer.
-        (encode(f"Number {i * len(METHODS) + j}: ") + guide, order_of(method, guide), WAYS[way])
-        for i, way in enumerate(way for way in WAYS if "structured_outputs" in WAYS[way])
-        for j, method in enumerate(METHODS)
-    ]
-
-    def run() -> list[list[int]]:
-        asked = [(prompt, params_of(way, None, extra)) for prompt, extra, way in batch]
-        return [list(o.outputs[0].token_ids) for o in watched.engine.generate(asked)]
-
     monkeypatch.setattr(Drafter, "drafts", False)
-    expected = run()
-    monkeypatch.setattr(Drafter, "drafts", True)
-    answers = [(prompt, tokens) for (prompt, _, _), tokens in zip(batch, expected, strict=True)]
+    batch = batch_of(watched)
+    alone = answers_of(watched, [*batch.values()])
+    answers = [
+        (prompt, list(one.completion.token_ids))
+        for (prompt, _), one in zip(batch.values(), alone, strict=True)
+    ]
     monkeypatch.setattr(Drafter, "answers", answers)
-    accepted = watched.accepted
-    assert run() == expected
-    assert watched.accepted - accepted > 4 * len(batch)
+    monkeypatch.setattr(Drafter, "drafts", True)
+    steps = watched.steps
+    drafted = answers_of(watched, [*batch.values()])
+    longest = max(len(tokens) for _, tokens in answers)
+    assert watched.steps - steps < longest
+    differing = [
+        name
+        for (name, (_, params)), one, other in zip(batch.items(), drafted, alone, strict=True)
+        if not same(one, other, params)
+    ]
+    assert differing == []
+    assert {one.completion.finish_reason for one in drafted} == {"stop", "length"}
+    assert watched.accepted > sum(len(tokens) for _, tokens in answers) / 3
+    assert watched.rejected > len(batch)
     assert watched.uneven == []
     assert set(watched.engine.leftovers().values()) == {0}
+    watched.engine.close()
+
+
+def same(drafted: Answer, alone: Answer, params: Any) -> bool:
+    """Text, tokens, end, statistics and log-probs."""
+    one, other = drafted.completion, alone.completion
+    tokens = len(other.token_ids)
+    surplus = len(drafted.rows) - len(alone.rows)
+    likely = [
+        (got[token].logprob, wanted[token].logprob)
+        for got, wanted in zip(one.logprobs or (), other.logprobs or (), strict=True)
+        for token in got.keys() & wanted.keys()
+    ]
+    return (
+        (one.text, list(one.token_ids)) == (other.text, list(other.token_ids))
+        and (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason)
+        and len(alone.rows) == (tokens if params.extra_args else 0)
+        # vLLM finds a stop string after the step; the front end drops the rows behind it.
+        and 0 <= surplus <= (3 if params.stop else 0)
+        and drafted.rows[: len(alone.rows)]
+        == [pytest.approx(row, 1e-3, 1e-3) for row in alone.rows]
+        and len(likely) >= tokens * (params.logprobs is not None)
+        and all(got == pytest.approx(wanted, abs=1e-3) for got, wanted in likely)
+    )

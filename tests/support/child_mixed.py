@@ -82,7 +82,8 @@ def main(model: Path, mode: str, blocks: int) -> None:
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     verified = Verified(engine)
     if getattr(runner, "speculator", None) is not None:
-        Drafter.answers = [(case.prompt, case.expected.tokens) for case in (*cases, *groups)]
+        Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
+        Drafter.answers += [(group.prompt, group.expected.tokens) for group in groups]
         inform(runner)
     result: dict[str, object] = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],

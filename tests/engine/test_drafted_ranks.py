@@ -1,4 +1,4 @@
-"""Two data-parallel ranks that speculate: the right answers from both, with an account of each."""
+"""Two ranks that speculate, data-parallel or tensor-parallel: the right answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from divserve.engine.scheduler.governor import OPTION
-from tests.engine.cases import METHOD_NAMES, Case, mismatches
+from tests.engine.cases import METHOD_NAMES, Case, mismatches, run
+from tests.engine.test_speculation import Watched
 from tests.engine.test_switching_drafts import LOOKUP
 from tests.support.data_parallel import Ranks, data_parallel, spec
 from tests.support.engine import random_prompt
@@ -46,7 +47,9 @@ def cases_of(reference: Reference) -> list[Case]:
     return found
 
 
-def test_both_ranks_answer_as_the_reference(ranks: Ranks, tiny_with_tokenizer: Path) -> None:
+def test_data_parallel_ranks_answer_as_the_reference(
+    ranks: Ranks, tiny_with_tokenizer: Path
+) -> None:
     cases = cases_of(Reference(tiny_with_tokenizer))
 
     async def ask_all() -> list[Any]:
@@ -64,6 +67,17 @@ def test_both_ranks_answer_as_the_reference(ranks: Ranks, tiny_with_tokenizer: P
     for rank in (0, 1):
         assert ranks.sample("spec_decode_num_draft_tokens_total", rank) > 0
     assert set(ranks.figures().values()) == {0}
+
+
+def test_tensor_parallel_ranks_answer_as_the_reference(tiny: Path) -> None:
+    cases = cases_of(Reference(tiny))
+    watched = Watched(tiny, [], tensor_parallel_size=2, speculative_config=LOOKUP)
+    for _ in range(2):
+        assert mismatches(cases, run(watched.engine, cases)) == []
+        assert set(watched.engine.leftovers().values()) == {0}
+    assert watched.uneven == []
+    assert watched.accepted > 0 < watched.rejected
+    watched.engine.close()
 
 
 @pytest.mark.parametrize("method", ["", "cad"])
