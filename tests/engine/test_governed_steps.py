@@ -14,8 +14,8 @@ from vllm.v1.request import RequestStatus
 from divserve.decoding import STATISTICS
 from divserve.engine.order import Guidance, set_guidance
 from divserve.engine.scheduler.governor import Governor
-from tests.engine.test_scheduler import SCHEDULERS, Watched, guided, leftovers
-from tests.support.bare_scheduler import TOKEN
+from tests.engine.test_scheduler import SCHEDULERS, Watched, free_blocks, guided, leftovers
+from tests.support.bare_scheduler import BLOCK, TOKEN
 from tests.support.engine import counted
 
 MOST = 4
@@ -126,6 +126,48 @@ def test_steps_without_groups_are_governed(kind: str, tiny: Path) -> None:
     scheduler.add("a", 5, tokens=300)
     scheduler.run()
     assert scheduler.steps < 90
+
+
+@pytest.mark.parametrize("right", [0, 1, MOST])
+def test_windows_are_kept_for_rejected_drafts(kind: str, tiny: Path, right: int) -> None:
+    """`BareScheduler` asserts it; a window that ends within the drafts of a step, and others."""
+    scheduler = drafting(
+        kind, tiny, right, base=0.01, each=0, governed=False, window=2 * BLOCK, max_tokens=128
+    )
+    preempted = counted(scheduler.scheduler, "_preempt_request")
+    scheduler.run()
+    assert scheduler.answers == {"plain": 200, "one": 200, "two": 200}
+    assert scheduler.errors == {}
+    assert preempted == []
+
+
+@pytest.mark.parametrize("right", [0, MOST])
+@pytest.mark.parametrize("window", [0, pytest.param(2 * BLOCK, marks=pytest.mark.long)])
+def test_aborts_at_every_step(kind: str, tiny: Path, right: int, window: int) -> None:
+    """Of each request in turn, in a cache that does not hold all of them."""
+    begun: set[int] = set()
+    # A row with a window has as many blocks in its second KV cache group as in the first.
+    blocks = 28 if window else 14
+    for name in ("plain", "one", "two"):
+        for gone in range(1000):
+            scheduler = Drafting(
+                kind, tiny, right, 0.01, 0, governed=False, blocks=blocks, window=window
+            )
+            free = free_blocks(scheduler)
+            scheduler.add("plain", 20, tokens=16)
+            scheduler.add("one", 40, guided(1), tokens=16)
+            scheduler.add("two", 18, guided(15, 16), tokens=16)
+            for _ in range(gone):
+                scheduler.step()
+            if name not in scheduler.scheduler.requests:
+                break
+            scheduler.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+            scheduler.run()
+            begun.add(scheduler.answers.pop(name, 0))
+            assert scheduler.errors == {}
+            assert scheduler.answers == dict.fromkeys({"plain", "one", "two"} - {name}, 16)
+            assert set(leftovers(scheduler, free).values()) == {0}
+    assert len(begun) > (3 if right == MOST else 4)
 
 
 def test_without_the_governor_all_are_verified(kind: str, tiny: Path) -> None:

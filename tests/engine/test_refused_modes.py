@@ -59,6 +59,9 @@ CONFIGURED: dict[str, Changes] = {
     "--speculative-config with a method other than amateur, ngram and suffix": {
         "speculative_config": SimpleNamespace(method="eagle3")
     },
+    "--speculative-config with ngram_gpu and Model Runner V1": {
+        "speculative_config": SimpleNamespace(method="ngram_gpu")
+    },
     "--speculative-config with pipelines, KV transfer or recurrent state": {
         "speculative_config": SimpleNamespace(method="ngram"),
         "model_config__is_hybrid": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,8 @@ class Watched:
         Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
         # All of its drafts are verified, whatever they cost here.
         options.setdefault("additional_config", {OPTION: False})
-        self.engine = Engine(model, speculative_config=speculative_config(), **options)
+        options.setdefault("speculative_config", speculative_config())
+        self.engine = Engine(model, **options)
         self.steps = self.accepted = self.rejected = 0
         self.uneven: list[str] = []
         self.rows: dict[str, list[tuple[float, ...]]] = {}
@@ -156,6 +158,41 @@ def test_aborts_at_every_step(watched: Watched, cases: list[Case]) -> None:
             watched.engine.core.step()
         watched.engine.core.abort_request([f"gone{i}" for i in range(len(chosen))])
         assert set(watched.engine.leftovers().values()) == {0}
+
+
+@pytest.mark.long
+def test_nothing_is_left_after_a_storm(watched: Watched, cases: list[Case]) -> None:
+    """All kinds of requests, which end in several ways; others are aborted at any moment."""
+    rng, core = random.Random(4), watched.engine.core
+    ends: dict[str, str | None] = {}
+    gone: set[str] = set()
+
+    def step() -> None:
+        for output in core.step():
+            if output.finished:
+                ends[output.request_id] = output.outputs[0].finish_reason
+
+    for number in range(60):
+        case = rng.choice(cases)
+        ways: list[dict[str, Any]] = [
+            {"stop_token_ids": [case.expected.tokens[6]]}, {"temperature": 1.0, "seed": number},
+            {"temperature": 1.0, "top_p": 0.9}, {"max_tokens": 5}, {"min_tokens": 3}, {},
+        ]  # fmt: skip
+        prompt: Any = {"prompt_token_ids": case.prompt}
+        core.add_request(f"s{number}", prompt, greedy(case.order, **rng.choice(ways)))
+        for _ in range(rng.randrange(4)):
+            step()
+        under_way = {f"s{n}" for n in range(number + 1)} - ends.keys() - gone
+        if under_way and rng.random() < 0.4:
+            gone.add(rng.choice(sorted(under_way)))
+            core.abort_request([*gone])
+    while core.has_unfinished_requests():
+        step()
+    assert set(watched.engine.leftovers().values()) == {0}
+    assert watched.uneven == []
+    assert ends.keys() == {f"s{n}" for n in range(60)} - gone
+    assert len(gone) > 10
+    assert set(ends.values()) == {"length", "stop"}
 
 
 @pytest.mark.long

@@ -225,8 +225,11 @@ class BareScheduler:
         """Asserts that every row has the blocks of the window before its first token."""
         of_window = self.scheduler.kv_cache_manager.coordinator.single_type_managers[1]
         for name, tokens in output.num_scheduled_tokens.items():
-            done = self.scheduler.requests[name].num_computed_tokens
-            first = max(0, done - tokens - self._window + 1)
+            request = self.scheduler.requests[name]
+            done = request.num_computed_tokens
+            # Drafts of steps in flight may be rejected.
+            surely = min(done - tokens, done - request.num_in_flight_tokens)
+            first = max(0, surely - self._window + 1)
             blocks = of_window.req_to_blocks[name][first // BLOCK : -(-done // BLOCK)]
             assert blocks, name
             assert not any(block.is_null for block in blocks), f"no window: {name}"

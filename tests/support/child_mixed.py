@@ -63,8 +63,10 @@ def main(model: Path, mode: str, blocks: int) -> None:
     from divserve.engine.worker import runner_v1, runner_v2
     from tests.engine import test_groups
     from tests.engine.cases import mismatches, mixed_cases, run
+    from tests.support.drafter import Drafter, inform
     from tests.support.engine import Engine, order
     from tests.support.hf import Reference
+    from tests.support.verified import Verified
 
     test_groups.TOKENS = 6
     groups = test_groups.make_cases(Reference(model), rounds=1)
@@ -78,6 +80,11 @@ def main(model: Path, mode: str, blocks: int) -> None:
     )
     engine = Engine(model, asynchronous=mode == "async", **options)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    verified = Verified(engine)
+    if getattr(runner, "speculator", None) is not None:
+        Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
+        Drafter.answers += [(group.prompt, group.expected.tokens) for group in groups]
+        inform(runner)
     result: dict[str, object] = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],
         "mismatches": [
@@ -117,6 +124,11 @@ def main(model: Path, mode: str, blocks: int) -> None:
             engine.core.step()
         engine.core.abort_request(["gone"])
     result["after aborts"] = engine.leftovers()
+    result["drafts"] = {
+        "accepted": verified.accepted,
+        "rejected": verified.rejected,
+        "uneven": verified.uneven,
+    }
     sys.stdout.write(json.dumps(result) + "\n")
 
 
