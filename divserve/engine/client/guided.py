@@ -243,4 +243,4 @@ def _account_for(output: RequestOutput, account: Account) -> None:
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
         choice.models = account.take_models(choice.index, len(choice.token_ids))
-        choice.drafts = account.drafts.get(choice.index)
+        choice.drafts = account.take_drafts(choice.index, len(choice.token_ids))
