@@ -8,6 +8,8 @@ from divserve.startup.refused.refusal import Refusal, is_recurrent
 
 __all__ = ["DRAFTS"]
 
+MOST = 128
+"""`vllm.v1.sample.rejection_sampler.MAX_SPEC_LEN`, which every step with drafts asserts."""
 DRAFTERS = ("ngram", "ngram_gpu", "suffix", "custom_class")
 
 
@@ -30,6 +32,18 @@ DRAFTS = (
         "--speculative-config with pipelines, KV transfer or recurrent state",
         "it is not proven that a rejected draft leaves nothing behind there",
         _with_more,
+    ),
+    Refusal(
+        "--speculative-config with num_speculative_tokens above 128",
+        "vLLM does not verify more at once",
+        lambda c: (
+            c.speculative_config is not None and c.speculative_config.num_speculative_tokens > MOST
+        ),
+    ),
+    Refusal(
+        "--speculative-config with --logits-processors",
+        "vLLM does not support it",
+        lambda c: c.speculative_config is not None and bool(c.model_config.logits_processors),
     ),
 )
 """Of ``--speculative-config``."""
