@@ -41,11 +41,12 @@ from rich.table import Table
 from bench.material import Task, prompts, random_prompts
 from bench.rounds import Figures, keep, rotated, summary
 from bench.sizes import DtypeOption, Mode, Model, ModeOption, SizeOption, synchronize
+from divserve.engine.scheduler.governor import OPTION
 from loadtest import record
 from tests.support.engine import Engine, order
 
 DRAFTS = 5
-UNGOVERNED = {"additional_config": {"divserve_draft_governor": False}}
+UNGOVERNED = {"additional_config": {OPTION: False}}
 """Arguments of an engine that verifies everything that is proposed."""
 LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 CLOCKS = ("wall", "cpu")

@@ -3,8 +3,8 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", "bytes", figure: …}, …]}
 
-With speculative decoding it also has "draft": {"proposed", "accepted", "rounds"}: draft tokens that
-were verified and taken, and the steps that verified any.
+Where draft tokens were verified it also has "draft": {"proposed", "accepted", "rounds"}: how many
+were, how many of the choice's tokens were drafts, and in how many steps.
 With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
@@ -19,6 +19,7 @@ not finite become null, because JSON has none.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -71,7 +72,7 @@ class ChoiceReport:
         """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
         self._models: list[str] = []
-        self._drafts: dict[str, int] = {}
+        self._drafts: Counter[str] = Counter()
 
     def add(self, output: GuidedOutput) -> None:
         """Adds the tokens of one output.
@@ -91,8 +92,9 @@ class ChoiceReport:
         self._models += models
         self.steps += len(figures)
         self._tally.add(figures, models)
-        if (drafts := getattr(output, "drafts", None)) is not None and drafts.rounds:
-            self._add_drafts(asdict(drafts))
+        if (drafts := getattr(output, "drafts", None)) is not None:
+            self._drafts.update(more := asdict(drafts))
+            self._tally.add_drafts(more)
         for one in figures:
             for name in self.sums:
                 self.sums[name] += one[name]
@@ -101,11 +103,6 @@ class ChoiceReport:
             self._trace(output.token_ids, figures, details, models)
         if output.finish_reason is not None:
             self.end()
-
-    def _add_drafts(self, drafts: dict[str, int]) -> None:
-        """Takes over the sums of the draft tokens so far."""
-        self._tally.add_drafts({k: n - self._drafts.get(k, 0) for k, n in drafts.items()})
-        self._drafts = drafts
 
     def end(self) -> None:
         """Counts the last tokens in the metrics. Call it when the choice ends early."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
 from divserve.startup import amateur_drafts
@@ -11,14 +11,14 @@ __all__ = ["add_flags", "tell_engine"]
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """Adds ``--no-draft-governor`` to the parser of ``divserve serve``."""
+    """Adds ``--[no-]draft-governor`` to the parser of ``divserve serve``."""
     group: Any = parser.add_argument_group("divserve: speculative decoding")
     group.add_argument(
-        "--no-draft-governor",
-        dest="draft_governor",
-        action="store_false",
-        help="With --speculative-config: verify all proposed draft tokens, as vLLM does, instead "
-        "of those that are expected to save time.",
+        "--draft-governor",
+        action=BooleanOptionalAction,
+        default=True,
+        help="With --speculative-config: verify those of the proposed draft tokens that are "
+        "expected to save time; without the governor all of them, as vLLM does.",
     )
 
 

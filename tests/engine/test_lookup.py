@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numba.core.errors import NumbaPendingDeprecationWarning
 from vllm import SamplingParams
 
+from divserve.engine.scheduler.governor import OPTION
 from divserve.engine.scheduler.members import document_of
 from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.lookup_search import search
@@ -167,7 +168,7 @@ class Watched:
             speculative_config=NGRAM,
             max_num_batched_tokens=256,
             # All drafts are verified, whatever they cost here.
-            additional_config={"divserve_draft_governor": False},
+            additional_config={OPTION: False},
         )
         driver: Any = self.engine.core.model_executor
         self.runner = driver.driver_worker.worker.model_runner

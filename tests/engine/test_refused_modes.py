@@ -54,22 +54,34 @@ def connector(name: str, **extra: Any) -> Changes:
     return {"kv_transfer_config": KVTransferConfig(**asked)}
 
 
+def speculative(**changes: Any) -> Any:
+    """``--speculative-config`` that nothing refuses, and changes."""
+    return SimpleNamespace(**{"method": "ngram", "num_speculative_tokens": 128, **changes})
+
+
 EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
     "--speculative-config with a method other than amateur, ngram and suffix": {
-        "speculative_config": SimpleNamespace(method="eagle3")
+        "speculative_config": speculative(method="eagle3")
     },
     "--speculative-config with ngram_gpu and Model Runner V1": {
-        "speculative_config": SimpleNamespace(method="ngram_gpu")
+        "speculative_config": speculative(method="ngram_gpu")
     },
     "--speculative-config with pipelines, KV transfer or recurrent state": {
-        "speculative_config": SimpleNamespace(method="ngram"),
+        "speculative_config": speculative(),
         "model_config__is_hybrid": True,
     },
     "--speculative-config with the method amateur and tensor or data parallelism, LoRA or "
     "Model Runner V2": {
-        "speculative_config": SimpleNamespace(method="custom_class", model=DRAFTER),
+        "speculative_config": speculative(method="custom_class", model=DRAFTER),
         "use_v2_model_runner": True,
+    },
+    "--speculative-config with num_speculative_tokens above 128": {
+        "speculative_config": speculative(num_speculative_tokens=129)
+    },
+    "--speculative-config with --logits-processors": {
+        "speculative_config": speculative(),
+        "model_config__logits_processors": ["a:B"],
     },
     "ExampleConnector": connector("ExampleConnector"),
     "DecodeBenchConnector": connector("DecodeBenchConnector"),
@@ -178,6 +190,7 @@ def config(**changes: Any) -> Any:
                 enable_prompt_embeds=False,
                 attention_chunk_size=None,
                 get_sliding_window=lambda: None,
+                logits_processors=None,
             ),
             "parallel_config": SimpleNamespace(
                 tensor_parallel_size=1,
@@ -206,7 +219,7 @@ def config(**changes: Any) -> Any:
 def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
-        "kv_transfer_config": None, "kv_offloading_size": None,
+        "kv_transfer_config": None, "kv_offloading_size": None, "speculative_config": None,
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
         "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False,
         "data_parallel_rank": None, "data_parallel_start_rank": None,
@@ -270,6 +283,13 @@ def test_amateurs(name: str) -> None:
     message = f"not supported with --amateur: {said(AMATEUR, name)}"
     with pytest.raises(StartupError, match=message):
         Extras({"amateur": "drop:1"}).install(config(**WITH_AMATEUR[name]))
+
+
+@pytest.mark.parametrize("given", [[1], 5, "ngram"])
+def test_speculation_takes_an_object(given: Any) -> None:
+    """vLLM looks into it without asking, which ends in a traceback."""
+    with pytest.raises(StartupError, match="--speculative-config takes a JSON object"):
+        checks.check_arguments(arguments(speculative_config=given))
 
 
 def test_nothing_else_is_refused() -> None:

@@ -148,6 +148,16 @@ def test_answers_with_drafts_end_alike(
     assert watched.uneven == []
 
 
+@pytest.mark.parametrize("name", ["cad", "plain"])
+def test_top_k_in_steps_without_drafts(watched: Watched, cases: list[Case], name: str) -> None:
+    """The first step of an answer has none; stock vLLM's engine ends there on CPU."""
+    case = next(case for case in cases if case.name == name)
+    params = greedy(case.order, temperature=1.0, top_k=1)
+    (output,) = watched.engine.generate([(case.prompt, params)])
+    assert list(output.outputs[0].token_ids) == case.expected.tokens
+    assert set(watched.engine.leftovers().values()) == {0}
+
+
 def test_aborts_at_every_step(watched: Watched, cases: list[Case]) -> None:
     chosen = [case for case in cases if case.name in ("cad", "two guides", "plain")][:3]
     for step in range(8):

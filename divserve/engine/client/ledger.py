@@ -14,28 +14,12 @@ from typing import Any, TypeVar
 
 from divserve import metrics
 from divserve.decoding import ModelSize, Spec
+from divserve.engine.client.drafted import Drafted, DraftLog
 from divserve.engine.order import Order, Report, Statistics
 
-__all__ = ["Account", "Drafted", "Ledger"]
+__all__ = ["Account", "Ledger"]
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Drafted:
-    """The draft tokens of a choice."""
-
-    proposed: int = 0
-    accepted: int = 0
-    rounds: int = 0
-    """Steps that have verified any."""
-
-    def add(self, proposed: int, tokens: int) -> None:
-        """Adds a step, by its drafts and the tokens that the choice has taken."""
-        if proposed:
-            self.proposed += proposed
-            self.accepted += max(tokens - 1, 0)
-            self.rounds += 1
 
 
 @dataclass(slots=True)
@@ -49,8 +33,8 @@ class Account:
     """Statistics not yet handed out, by choice index."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
     """The model that made each of these tokens, by choice; empty for requests to one model."""
-    drafts: defaultdict[int, Drafted] = field(default_factory=lambda: defaultdict(Drafted))
-    """By choice index."""
+    drafts: defaultdict[int, DraftLog] = field(default_factory=lambda: defaultdict(DraftLog))
+    """The draft tokens behind these tokens, by choice."""
     error: str | None = None
     refused: bool = False
     """Whether the error means that the scheduler rejected a group that can never run."""
@@ -60,6 +44,10 @@ class Account:
     def take(self, index: int, num_tokens: int) -> list[Statistics]:
         """Hands out the statistics of a choice's next tokens, or as many as were reported."""
         return _take_first(self.statistics[index], num_tokens)
+
+    def take_drafts(self, index: int, num_tokens: int) -> Drafted | None:
+        """Hands out the draft tokens behind a choice's next tokens; None if there are none."""
+        return self.drafts[index].take(num_tokens)
 
     def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
         """Hands out the models of a choice's next tokens; none for requests to one model."""
@@ -132,7 +120,7 @@ class Ledger:
             return
         account, index = entry
         account.statistics[index].extend(report.statistics)
-        account.drafts[index].add(report.drafted, len(report.statistics))
+        account.drafts[index].add(len(report.statistics), report.drafted)
         if report.model is not None:
             account.models[index].extend([report.model] * len(report.statistics))
         if report.error is not None:

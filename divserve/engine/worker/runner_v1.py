@@ -146,6 +146,9 @@ class GuidedRunner:
         return {row: generators.pop(row) for row in list(generators) if idle[row]}
 
     def _sample(self, logits: Tensor, spec_decode_metadata: Any) -> SamplerOutput:
+        if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
+            # vLLM would verify nothing, at some cost; top-k without a single draft is an error.
+            spec_decode_metadata = None
         # Also if guiding has failed: draws without a seed share a generator, which must advance by
         # the same number of rows on all ranks, or plain requests would differ from then on.
         if not self.divserve_placed:

@@ -9,6 +9,8 @@ from divserve.startup.refused.refusal import Refusal, is_recurrent
 
 __all__ = ["DRAFTS"]
 
+MOST = 128
+"""`vllm.v1.sample.rejection_sampler.MAX_SPEC_LEN`, which every step with drafts asserts."""
 DRAFTERS = ("ngram", "ngram_gpu", "suffix", "custom_class")
 
 
@@ -56,6 +58,18 @@ DRAFTS = (
         "Model Runner V2",
         "the amateur's runs beside the others are not proven there",
         _amateur_with_more,
+    ),
+    Refusal(
+        "--speculative-config with num_speculative_tokens above 128",
+        "vLLM does not verify more at once",
+        lambda c: (
+            c.speculative_config is not None and c.speculative_config.num_speculative_tokens > MOST
+        ),
+    ),
+    Refusal(
+        "--speculative-config with --logits-processors",
+        "vLLM does not support it",
+        lambda c: c.speculative_config is not None and bool(c.model_config.logits_processors),
     ),
 )
 """Of ``--speculative-config``."""
