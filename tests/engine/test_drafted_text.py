@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.engine.test_composition import SCHEMA
 from tests.engine.test_groups import greedy
 from tests.engine.test_speculation import Watched
 from tests.support.drafter import Drafter
-from tests.support.engine import order, stacked
+from tests.support.engine import Engine, order, stacked
 
 pytestmark = pytest.mark.long
 
@@ -38,6 +39,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "bias": {"allowed_token_ids": list(range(300, 3000)), "ignore_eos": True},
     "presence": {"presence_penalty": 1.5, "repetition_penalty": 1.2, "ignore_eos": True},
 }  # fmt: skip
+OPTIONS: dict[str, Any] = {
+    "max_model_len": 512,
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+}
 METHODS = ("plain", "cad", "contrast that drops", "with a temperature", "one-token guide")
 
 
@@ -91,20 +96,22 @@ def answers_of(watched: Watched, batch: list[tuple[list[int], Any]]) -> list[Ans
     return [Answer(one.outputs[0], rows.get(one.request_id, [])) for one in outputs]
 
 
-def batch_of(watched: Watched) -> dict[tuple[str, str], tuple[list[int], Any]]:
+def batch_of(
+    engine: Engine, methods: Iterable[str] = METHODS, ways: Iterable[str] = tuple(WAYS)
+) -> dict[tuple[str, str], tuple[list[int], Any]]:
     """Each method in each way, with a prompt of its own, of which there is one answer."""
-    encode = watched.engine.llm.get_tokenizer().encode
+    encode = engine.llm.get_tokenizer().encode
     guide = encode(QUESTION)
     asked = {
         (method, way): (encode(f"Number {i}: Atlantis is Zorb. ") + guide, order_of(method, guide))
-        for i, (method, way) in enumerate(product(METHODS, WAYS))
+        for i, (method, way) in enumerate(product(methods, ways))
     }
     free = [
         (prompt, greedy(extra, max_tokens=30, detokenize=True)) for prompt, extra in asked.values()
     ]
-    whole = answers_of(watched, free)
+    whole = engine.generate(free)
     return {
-        (method, way): (prompt, params_of(WAYS[way], one.completion, extra))
+        (method, way): (prompt, params_of(WAYS[way], one.outputs[0], extra))
         for ((method, way), (prompt, extra)), one in zip(asked.items(), whole, strict=True)
     }
 
@@ -114,15 +121,10 @@ def test_answers_are_those_without_drafts(
 ) -> None:
     """The drafts are those that should be accepted, and every fifth one is wrong."""
     watched = Watched(
-        tiny_with_tokenizer,
-        [],
-        max_model_len=512,
-        max_num_seqs=64,
-        max_num_batched_tokens=512,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+        tiny_with_tokenizer, [], max_num_seqs=64, max_num_batched_tokens=512, **OPTIONS
     )
     monkeypatch.setattr(Drafter, "drafts", False)
-    batch = batch_of(watched)
+    batch = batch_of(watched.engine)
     alone = answers_of(watched, [*batch.values()])
     answers = [
         (prompt, list(one.completion.token_ids))

@@ -124,11 +124,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
             engine.core.step()
         engine.core.abort_request(["gone"])
     result["after aborts"] = engine.leftovers()
-    result["drafts"] = {
-        "accepted": verified.accepted,
-        "rejected": verified.rejected,
-        "uneven": verified.uneven,
-    }
+    result["drafts"] = verified.counts()
     sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -31,6 +31,10 @@ class Verified:
             self._sample = self._runner.sample
             self._runner.sample = self._sampled
 
+    def counts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {"accepted": self.accepted, "rejected": self.rejected, "uneven": self.uneven}
+
     def _updated(self, output: Any, made: Any) -> Any:
         drafts = output.scheduled_spec_decode_tokens
         tokens = {name: made.sampled_token_ids[made.req_id_to_index[name]] for name in drafts}
