@@ -24,7 +24,7 @@ def test_account_and_metrics(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
     flags = ("--amateur", str(model), "--speculative-config", DRAFTS, "--no-draft-governor")
     with serving(model, tmp_path / "log", flags) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
-        body = {"ignore_eos": True}
+        body: dict[str, object] = {"ignore_eos": True}
         (choice,) = chat(client, {"method": "contrastive"}, max_tokens=21, extra_body=body).choices
         found = parse(scraped(url))
         drafts = {"proposed": 5 * MOST, "accepted": 5 * MOST, "rounds": 5}

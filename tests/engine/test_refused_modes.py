@@ -268,7 +268,7 @@ def test_configurations(name: str) -> None:
 def test_drafters(method: str) -> None:
     name = "--speculative-config with a method other than amateur, ngram and suffix"
     with pytest.raises(StartupError, match=said(CONFIG, name)):
-        engines.install(config(speculative_config=SimpleNamespace(method=method)))
+        engines.install(config(speculative_config=speculative(method=method)))
 
 
 @pytest.mark.parametrize("name", WITH_LOOK_BACK)
