@@ -53,10 +53,9 @@ def test_tokens_that_are_not_sent_are_not_counted() -> None:
     assert len(sent.guidance) == 6
 
 
-@pytest.mark.parametrize("field", ["min_p", "logit_bias"])
-def test_what_drafts_exclude_is_named(field: str) -> None:
-    fields: dict[str, Any] = {"min_p": 0.1, "logit_bias": {5: 1.0}}
-    given = {field: fields[field]}
+@pytest.mark.parametrize(("field", "value"), [("min_p", 0.1), ("logit_bias", {5: 1.0})])
+def test_what_drafts_exclude_is_named(field: str, value: Any) -> None:
+    given = {field: value}
     with pytest.raises(VLLMValidationError, match=f"^{field} is not supported") as refused:
         check_drafts(SamplingParams(**given), object())
     assert refused.value.parameter == field
