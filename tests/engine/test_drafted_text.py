@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -96,15 +95,13 @@ def answers_of(watched: Watched, batch: list[tuple[list[int], Any]]) -> list[Ans
     return [Answer(one.outputs[0], rows.get(one.request_id, [])) for one in outputs]
 
 
-def batch_of(
-    engine: Engine, methods: Iterable[str] = METHODS, ways: Iterable[str] = tuple(WAYS)
-) -> dict[tuple[str, str], tuple[list[int], Any]]:
+def batch_of(engine: Engine) -> dict[tuple[str, str], tuple[list[int], Any]]:
     """Each method in each way, with a prompt of its own, of which there is one answer."""
     encode = engine.llm.get_tokenizer().encode
     guide = encode(QUESTION)
     asked = {
         (method, way): (encode(f"Number {i}: Atlantis is Zorb. ") + guide, order_of(method, guide))
-        for i, (method, way) in enumerate(product(methods, ways))
+        for i, (method, way) in enumerate(product(METHODS, WAYS))
     }
     free = [
         (prompt, greedy(extra, max_tokens=30, detokenize=True)) for prompt, extra in asked.values()

@@ -139,25 +139,6 @@ def test_mixed_batch_equals_reference(way: Way, mode: str, blocks: int, tiny: Pa
 
 
 @pytest.mark.parametrize(
-    ("way", "mode"),
-    [
-        case(EAGER, "async", name="async"),
-        case(EAGER, "sync", name="sync"),
-        gpu_case(GRAPHS, "async", name="graphs"),
-    ],
-)
-def test_grammars_beside_drafts(way: Way, mode: str, tiny_with_tokenizer: Path) -> None:
-    """The same answers as without drafts: grammars, penalties and stop strings."""
-    result = ran(way, "child_grammar", str(tiny_with_tokenizer), mode)
-    assert result["differing"] == []
-    drafts = result["drafts"]
-    assert drafts["uneven"] == []
-    assert drafts["accepted"] > result["tokens"] / 4
-    assert drafts["rejected"] > 0
-    assert set(result["leftovers"].values()) == {0}
-
-
-@pytest.mark.parametrize(
     ("way", "mode", "blocks"),
     [
         case(EAGER, "async", 0, name="async"),

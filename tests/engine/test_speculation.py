@@ -116,6 +116,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "min_tokens": {"min_tokens": 9, "ignore_eos": False},
     "bad words": {"allowed_token_ids": list(range(5, 300))},
     "length": {"max_tokens": 7},
+    "top-k": {"temperature": 1.0, "top_k": 1},
     "stop": {"stop_token_ids": []},
 }
 
