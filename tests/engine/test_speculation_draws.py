@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from vllm import SamplingParams
 
 from divserve.engine.scheduler.governor import OPTION
-from divserve.engine.worker.rejection import expand, limit
+from divserve.engine.worker.rejection import expand
 from tests.support.drafter import Drafter, speculative_config
 from tests.support.engine import Engine, order
 from tests.support.hf import Reference, combine
@@ -123,10 +122,3 @@ def test_parameters_of_draft_positions(dtype: torch.dtype) -> None:
     found = expand(values, torch.tensor([2, 2, 5], dtype=torch.int32), 5, 0, 1)
     assert found.dtype == dtype
     assert found.tolist() == [1, 1, 2, 2, 2]
-
-
-@pytest.mark.parametrize("rows", [0, 2])
-def test_top_k_of_draft_positions(rows: int) -> None:
-    """vLLM's own fails where there are none, and the engine with it."""
-    logits, k = torch.arange(4.0).repeat(rows, 1), torch.full((rows,), 3, dtype=torch.int32)
-    assert limit(logits, k, None).tolist() == [[-math.inf, 1, 2, 3]] * rows

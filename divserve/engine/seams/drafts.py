@@ -36,11 +36,6 @@ DRAFT_SEAMS: tuple[Seam, ...] = (
     *seams(
         "vllm.v1.sample.rejection_sampler", "divserve/engine/worker/rejection.py", "patched",
         expand_batch_to_tokens="on CPU it leaves its output as it was allocated",
-        apply_top_k_top_p="on CPU it fails in a step without drafts",
-    ),
-    *seams(
-        "vllm.v1.sample.ops.topk_topp_sampler", "divserve/engine/worker/rejection.py", "called",
-        apply_top_k_top_p="where there are drafts",
     ),
     *seams(
         "vllm.v1.worker.gpu_model_runner:ExecuteModelState",

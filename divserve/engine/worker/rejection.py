@@ -1,11 +1,8 @@
-"""On CPU: the sampling parameters of draft positions are those of their requests, if there are any.
+"""On CPU: the sampling parameters of draft positions are those of their requests.
 
 vLLM's CPU operation that repeats a request's temperature, top-k or top-p for each of its drafts
 works on a copy of all but int64, and so leaves its output as it was allocated. Sampling beside
 drafts is wrong without this, for plain requests too (vllm-project/vllm issue 55005).
-
-vLLM also verifies in steps without any draft, such as a request's first. Its top-k on CPU takes the
-largest k of the draft positions, and there is none: one request with top-k would end the engine.
 """
 
 from __future__ import annotations
@@ -13,15 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler
-from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-__all__ = ["expand", "expand_drafts", "limit"]
+__all__ = ["expand", "expand_drafts"]
 
 
 def expand_drafts() -> None:
-    """Replaces vLLM's operations in this process."""
+    """Replaces vLLM's operation in this process."""
     rejection_sampler.expand_batch_to_tokens = expand
-    rejection_sampler.apply_top_k_top_p = limit
 
 
 def expand(
@@ -39,14 +34,3 @@ def expand(
     values = torch.where(x == replace_from, replace_to, x).to(x.dtype)
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     return values.repeat_interleave(counts, output_size=num_tokens)
-
-
-def limit(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
-    """The logits of draft positions, without the tokens that top-k and top-p exclude.
-
-    Args:
-        logits: ``[D, V]``; changed in place.
-        k: ``[D] int32``.
-        p: ``[D]``.
-    """
-    return apply_top_k_top_p(logits, k, p) if len(logits) else logits
