@@ -24,8 +24,8 @@ def test_account_and_metrics(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
     flags = ("--amateur", str(model), "--speculative-config", DRAFTS, "--no-draft-governor")
     with serving(model, tmp_path / "log", flags) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
-        body: dict[str, object] = {"ignore_eos": True}
-        (choice,) = chat(client, {"method": "contrastive"}, max_tokens=21, extra_body=body).choices
+        whole = {"ignore_eos": True}
+        (choice,) = chat(client, {"method": "contrastive"}, max_tokens=21, extra_body=whole).choices
         found = parse(scraped(url))
         drafts = {"proposed": 5 * MOST, "accepted": 5 * MOST, "rounds": 5}
         assert account(choice)["draft"] == drafts
@@ -34,6 +34,6 @@ def test_account_and_metrics(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
             key = (f"divserve_draft_{name}{unit}_total", frozenset({("method", "contrastive")}))
             assert found[key] == count
         # A grammar cannot check tokens that are not known yet.
-        body = {"structured_outputs": {"regex": "[a-z]{9,12}"}}
-        (choice,) = chat(client, {"method": "contrastive"}, extra_body=body).choices
+        grammar = {"structured_outputs": {"regex": "[a-z]{9,12}"}}
+        (choice,) = chat(client, {"method": "contrastive"}, extra_body=grammar).choices
         assert "draft" not in account(choice)
