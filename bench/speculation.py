@@ -45,10 +45,10 @@ from divserve.engine.scheduler.governor import OPTION
 from loadtest import record
 from tests.support.engine import Engine, order
 
-DRAFTS = 5
+DRAFTS = 8
 UNGOVERNED = {"additional_config": {OPTION: False}}
 """Arguments of an engine that verifies everything that is proposed."""
-LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+LOOKUP = {"prompt_lookup_min": 1, "prompt_lookup_max": 4}
 CLOCKS = ("wall", "cpu")
 
 
