@@ -111,7 +111,8 @@ for stage in "$@"; do
     bench first_start 200 --rounds 1 --serve "$MODEL_OUT" "${record[@]}" ;;
   speed2)
     bench lockstep 300 "${save[@]}" --size "$small" --mode compile "${pairs[@]}" "${few[@]}"
-    bench menu 200 "${save[@]}" --size "$small" "${graphs[@]}" ;;
+    bench menu 200 "${save[@]}" --size "$small" "${graphs[@]}"
+    bench speculation 250 --size "$small" "${graphs[@]}" "${few[@]}" "${record[@]}" ;;
   report) bench performance 60 ;;
   *)
     echo "bench/gpu.sh: no stage $stage" >&2

@@ -150,6 +150,21 @@ TARGETS = (
         r"\(expert \+ amateur\) / contrastive",
         least=0.9,
     ),
+    *(
+        Target(
+            f"guided with drafts ÷ {other}: {title}",
+            False,
+            "speculation",
+            f"smollm2, {case}, .*adacad, greedy",
+            f"guided \\+ lookup / {other}, wall",
+            most=most,
+        )
+        for title, case, other, most in (
+            ("copying, 1 request", "copying, 1 at once", "plain", 0.45),
+            ("extractive questions, 1 request", "extractive questions, 1 at once", "plain", 0.7),
+            ("any task, 1 to 16 requests", r".*, \d+ at once", "guided", 1.03),
+        )
+    ),
 )
 
 

@@ -39,6 +39,7 @@ RUNS = {
     "two_models": ["--no-save", "--tokens", "4", "--rounds", "1", "--only", "contrast"],
     "look_back": ["--tokens", "4", "--rounds", "1", "--only", "itl"],
     "step_overhead": ["--no-save", "--steps", "10", "--pairs", "2"],
+    "speculation": ["--quick"],
 }
 """Options with which a bench of engines takes half a minute on a CPU."""
 
@@ -122,7 +123,7 @@ def test_a_failing_step_does_not_stop_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("bench", ["lockstep", "menu", "two_models", "look_back", "step_overhead"])
+@pytest.mark.parametrize("bench", RUNS)
 def test_benches_of_engines_run(bench: str) -> None:
     """With the smallest model: nothing else runs them until someone wants a figure."""
     arguments = ["--size", "tiny", "--dtype", "float32", *RUNS[bench]]

@@ -3,6 +3,8 @@
     {"method": str, "applied_steps": int, "guide_prompt_tokens": int,
      "mean": {figure: float | null, …}, "trace": [{"token", "token_id", "bytes", figure: …}, …]}
 
+Where draft tokens were verified it also has "draft": {"proposed", "accepted", "rounds"}: how many
+were, how many of the choice's tokens were drafts, and in how many steps.
 With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
@@ -17,7 +19,9 @@ not finite become null, because JSON has none.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -68,6 +72,7 @@ class ChoiceReport:
         """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
         self._models: list[str] = []
+        self._drafts: Counter[str] = Counter()
 
     def add(self, output: GuidedOutput) -> None:
         """Adds the tokens of one output.
@@ -87,6 +92,9 @@ class ChoiceReport:
         self._models += models
         self.steps += len(figures)
         self._tally.add(figures, models)
+        if (drafts := getattr(output, "drafts", None)) is not None:
+            self._drafts.update(more := asdict(drafts))
+            self._tally.add_drafts(more)
         for one in figures:
             for name in self.sums:
                 self.sums[name] += one[name]
@@ -120,6 +128,8 @@ class ChoiceReport:
             summary["guide_models"] = models
         if self._stack.switches:
             summary |= self._moves()
+        if self._drafts:
+            summary["draft"] = dict(self._drafts)
         if self._stack.trace:
             summary["trace"] = self.take_trace()
         return summary

@@ -57,6 +57,11 @@ class Tally:
         if len(self._pending) >= MOST_PENDING:
             self.flush()
 
+    def add_drafts(self, more: Mapping[str, int]) -> None:
+        """Adds draft tokens: how many were proposed and accepted, in how many rounds."""
+        for name, metric in metrics.DRAFTS.items():
+            metric.labels(self._method).inc(more[name])
+
     def flush(self) -> None:
         """Counts what is pending. Call it when the choice has ended, however it did."""
         if not self._pending:

@@ -127,6 +127,8 @@ class GroupOrder:
     output: tuple[int, ...]
     """As in `Order`."""
     look: Look | None
+    document: tuple[int, int] = (0, 0)
+    """Where the part of the prompt that the first guide lacks begins and ends; equal: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,8 @@ def chosen_of(scheduler_output: Any) -> frozenset[str]:
 class Guidance:
     """What the workers report of one step."""
 
-    statistics: dict[str, Statistics]
-    """By primary request id."""
+    statistics: dict[str, list[Statistics]]
+    """By primary request id: of each position at which it could take a token."""
     seconds: float | None
     """How long the guidance operation took; None when it was not timed."""
     broken: frozenset[str] = frozenset()
@@ -204,8 +206,10 @@ def guidance_of(runner_output: Any) -> Guidance:
 class Report(msgspec.Struct, omit_defaults=True):
     """What the front end is told beside the tokens of one output."""
 
-    statistics: Statistics | None = None
-    """Statistics of its token; None if it has no token."""
+    statistics: tuple[Statistics, ...] = ()
+    """Statistics of each of its tokens."""
+    drafted: int = 0
+    """Draft tokens that the step has verified for it."""
     switch: Switch | None = None
     """The segment ends here and another engine goes on: the state of the rule."""
     model: ModelSize | None = None

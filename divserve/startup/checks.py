@@ -46,6 +46,8 @@ def check_version() -> None:
 
 def check_arguments(args: Namespace) -> None:
     """Rejects server modes that bypass the lock-step engine client."""
+    if not isinstance(args.speculative_config, dict | None):
+        raise StartupError("--speculative-config takes a JSON object; docs/speculation.md has one")
     refuse(ARGUMENTS, args)
 
 

@@ -130,7 +130,8 @@ def configured(engine_args: Any, headless: bool = False) -> Any:
     engine_args = cpu.with_working_dtype(engine_args)
     try:
         config = engine_args.create_engine_config(usage_context=usage, headless=headless)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        # An import error names a package that the configuration needs.
         refused = one_line(error)
         check_packages(engine_args.model, re.findall(r"'(\w+)'", refused))
         raise StartupError(f"vLLM refuses the configuration: {refused}") from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from divserve.decoding import SMALL_SUFFIX
 from divserve.errors import StartupError, one_line
+from divserve.startup.amateur_drafts import is_drafter
 from divserve.startup.checks import check_look_back
 from divserve.startup.refused import AMATEUR, RECURRENT, refuse
 
@@ -175,6 +176,9 @@ class Extras:
             "num_gpu_blocks_override": None,
             "kv_events_config": None,
         }
+        if is_drafter(getattr(args, "speculative_config", None)):
+            # The small model has no amateur.
+            own["speculative_config"] = None
         for name, value in own.items():
             if hasattr(args, name):
                 setattr(args, name, value)

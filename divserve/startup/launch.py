@@ -20,7 +20,7 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, headless, log_format, ranks, shutdown
+from divserve.startup import checks, cpu, extras, governor, headless, log_format, ranks, shutdown
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -100,6 +100,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     edge_flags.add_flags(parser)
     watchdog.add_flags(parser)
     log_format.add_flags(parser)
+    governor.add_flags(parser)
     # vLLM turns a mapping 'presets' in the file of --config into this flag.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
@@ -117,6 +118,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     elif args.model == parser.get_default("model") and args.config is None:
         raise StartupError("name a model: divserve serve MODEL [flags]")
     log_format.have_vllm_join(args)
+    governor.tell_engine(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
     if _is_cpu():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 
 from divserve.api.report import ChoiceReport
 from divserve.api.stream import StreamReport, reported
@@ -18,7 +19,9 @@ from divserve.decoding import STATISTICS, Guide, LookBack, LookRow, LookState, S
 from divserve.decoding.cad import Cad
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
+from divserve.engine.client.drafted import Drafted
 from divserve.errors import DecodingFailed
+from tests.support.metrics import Changes
 
 GUIDE = Guide(prompt="x")
 
@@ -29,6 +32,7 @@ class Output:
     guidance: list[tuple[float, ...]] = field(default_factory=list)
     index: int = 0
     finish_reason: str | None = None
+    drafts: Drafted | None = None
 
 
 def row(entropy: float, kl: float = 0.5) -> tuple[float, ...]:
@@ -75,6 +79,22 @@ def test_the_tokens_before_a_token_are_known_however_they_come(sizes: list[int])
         account.add(output(*[next(ids) for _ in range(size)]))
     found = [entry["bytes"] for entry in account.take_trace()]
     assert found == [[], [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_drafts_are_added_up() -> None:
+    """Outputs bring those behind their own tokens; an answer without any does not mention them."""
+    account, changes = report(), Changes(lambda: generate_latest(REGISTRY).decode())
+    account.add(output(1))
+    assert "draft" not in account.summary()
+    for proposed, accepted, rounds in ((5, 2, 1), (7, 0, 2), (0, 1, 0)):
+        one = output(2, 3, 4)
+        one.drafts = Drafted(proposed, accepted, rounds)
+        account.add(one)
+    account.add(output(5))
+    assert account.summary()["draft"] == {"proposed": 12, "accepted": 3, "rounds": 3}
+    counted = {"proposed_tokens": 12, "accepted_tokens": 3, "rounds": 3}
+    for name, value in counted.items():
+        assert changes.of(f"draft_{name}_total", method="cad") == value
 
 
 def test_figures_are_those_of_the_method() -> None:

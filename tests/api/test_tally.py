@@ -69,6 +69,7 @@ from divserve import metrics
 from divserve.api.tally import Tally
 tally = Tally("cad")
 tally.add([{"kl": 0.5, "jsd": 0.1, "entropy": 1.0}] * 3, ["small"])
+tally.add_drafts({"proposed": 5, "accepted": 2, "rounds": 1})
 tally.flush()
 metrics.REQUESTS.labels("cad", "ok").inc()
 metrics.broken_pair("no_report", 2)
@@ -100,6 +101,9 @@ def test_several_processes_are_added_up(tmp_path: Path) -> None:
         "divserve_unguided_steps_total 4.0",
         'divserve_kl_nats_bucket{le="+Inf",method="cad"} 6.0',
         'divserve_kl_nats_sum{method="cad"} 3.0',
+        'divserve_draft_proposed_tokens_total{method="cad"} 10.0',
+        'divserve_draft_accepted_tokens_total{method="cad"} 4.0',
+        'divserve_draft_rounds_total{method="cad"} 2.0',
         'divserve_engine_up{engine="large"} 0.0',
         'divserve_engine_requests{engine="small",state="running"} 2.0',
     ):

@@ -22,6 +22,8 @@ SHOWN = [
     "divserve_temperature_bucket", "divserve_guide_prompt_tokens_bucket",
     "divserve_pair_wait_seconds_bucket", "divserve_broken_pairs_total", "divserve_switches_total",
     "divserve_switched_tokens_total", "divserve_look_back_alarms_total",
+    "divserve_draft_proposed_tokens_total", "divserve_draft_accepted_tokens_total",
+    "divserve_draft_rounds_total",
     "divserve_kernel_seconds_bucket", "divserve_http_requests_total",
     "divserve_http_request_seconds_bucket", "divserve_engine_up",
     "vllm:time_to_first_token_seconds_bucket", "vllm:inter_token_latency_seconds_bucket",

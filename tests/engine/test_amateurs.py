@@ -68,6 +68,10 @@ def aided(prompt: list[int], body: dict[str, Any] | None, trio: Trio) -> Case:
 
 @pytest.fixture(scope="module")
 def cases(trio: Trio, tiny_reference: hf.Reference) -> list[tuple[Case, dict[str, Any] | None]]:
+    return made_cases(trio, tiny_reference)
+
+
+def made_cases(trio: Trio, reference: hf.Reference) -> list[tuple[Case, dict[str, Any] | None]]:
     """Every body twice and two pairs of rows, as cases and orders, in random order."""
     rng = random.Random(7)
     found: list[tuple[Case, dict[str, Any] | None]] = []
@@ -77,7 +81,7 @@ def cases(trio: Trio, tiny_reference: hf.Reference) -> list[tuple[Case, dict[str
         found.append((aided(prompt, body, trio), stacked([body], [None]) if body else None))
     for _ in range(2):
         prompt, guide = (random_prompt(rng, n, TINY_VOCAB) for n in (40, 20))
-        answer = tiny_reference.greedy(prompt, guide, "cad", TOKENS)
+        answer = reference.greedy(prompt, guide, "cad", TOKENS)
         found.append((Case(prompt, guide, "cad", TOKENS, answer), order("cad", guide)))
     rng.shuffle(found)
     return found

@@ -24,6 +24,19 @@ def test_another_platform_is_refused() -> None:
         engines.install(given)
 
 
+def test_a_drafter_that_needs_a_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line instead of a traceback."""
+    from vllm.config import speculative
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    monkeypatch.setattr(speculative, "has_arctic_inference", lambda: False)
+    args = AsyncEngineArgs(
+        model=str(tiny), skip_tokenizer_init=True, speculative_config={"method": "suffix"}
+    )
+    with pytest.raises(StartupError, match=r"refuses .* `pip install arctic-inference==[\d.]+`"):
+        engines.configured(args)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
     ("stock", "worker"),

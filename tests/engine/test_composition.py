@@ -323,7 +323,8 @@ def test_statistics_are_true(engine: Engine, streams: Any, reference: Reference)
 
     def spy(outputs: Any) -> Any:
         kept = report(outputs)
-        rows.extend(found.statistics for o in kept if (found := report_of(o)) is not None)
+        for found in filter(None, map(report_of, kept)):
+            rows.extend(found.statistics)
         return kept
 
     engine.scheduler.reports.put_on = spy

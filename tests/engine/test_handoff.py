@@ -95,7 +95,7 @@ class Scene:
 
     def token(self, engine: Any, segment: str, switch: Switch | None = None, **fields: Any) -> Any:
         """Makes an engine output a segment's next token."""
-        report = Report(statistics=(0.0,), switch=switch)
+        report = Report(statistics=((0.0,),), switch=switch)
         if switch is not None:
             fields |= {"finish_reason": "stop"}
         defaults: dict[str, Any] = {"finish_reason": None, "stop_reason": None, "events": None}

@@ -15,7 +15,7 @@ from divserve.engine.order import ProbeOrder
 from divserve.engine.worker import look_back
 from divserve.engine.worker.look_back import LookBack
 from divserve.engine.worker.look_step import FAR, LookStep, readable
-from divserve.engine.worker.slots import Slots
+from divserve.engine.worker.slots import Located, Slots
 from divserve.engine.worker.staging import Staging
 
 CPU = torch.device("cpu")
@@ -60,6 +60,11 @@ def test_only_alarms_are_ranked() -> None:
     assert readable(found[3].tolist(), 2)[1:] == (4.0, clear)
 
 
+def located_in(slots: Slots, req_ids: list[str]) -> Located:
+    """The requests of a step in which all rows sample and none has drafts."""
+    return slots.locate(req_ids, np.ones(len(req_ids), np.bool_), np.zeros(len(req_ids), np.int64))
+
+
 class Requests:
     """A request "a" of 4 prompt tokens and 2 more that looks back, and where its rows are."""
 
@@ -74,7 +79,7 @@ class Requests:
 
     def step(self, req_ids: list[str]) -> LookStep | None:
         """Lays out a batch and compares; returns what is sent to the device."""
-        located = self.slots.locate(req_ids, np.ones(len(req_ids), np.bool_))
+        located = located_in(self.slots, req_ids)
         self.stage.lay_out(located.groups, located, Staging(CPU))
         any_model: Any = None
         self.stage.apply(torch.zeros(0), torch.zeros(0), any_model, any_model)
@@ -89,7 +94,7 @@ class Requests:
 def test_a_step_that_failed_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """By then its rows belong to another batch."""
     requests = Requests(monkeypatch)
-    located = requests.slots.locate(["x", "x", "x", "a"], np.ones(4, np.bool_))
+    located = located_in(requests.slots, ["x", "x", "x", "a"])
     assert requests.stage.lay_out(located.groups, located, Staging(CPU))
     requests.stage.lose()
     assert requests.stage.kls.isnan().all()

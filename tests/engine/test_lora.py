@@ -16,14 +16,17 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from divserve.engine.order import Order
+from divserve.engine.scheduler.governor import OPTION
 from tests.engine.cases import NEAR_TIE
 from tests.engine.test_adapters import packed
 from tests.support.adapters import RANK, AdapterReference, make_adapter
+from tests.support.drafter import Drafter, speculative_config
 from tests.support.engine import Engine, order, random_prompt, stacked
 from tests.support.hf import Reference
 from tests.support.hf_models import Trio
 from tests.support.models import TINY_VOCAB, make_tiny
 from tests.support.models_page import Row, record
+from tests.support.verified import Verified
 
 TOKENS = 12
 LENGTHS = ((33, 20), (64, 33), (65, 40), (97, 129), (129, 1), (200, 65), (5, 5))
@@ -131,6 +134,26 @@ def parameters(case: Case, requests: dict[str, LoRARequest | None]) -> SamplingP
     )
 
 
+def check(
+    engine: Engine, cases: list[tuple[Case, Any]], requests: dict[str, LoRARequest | None]
+) -> None:
+    """All in one batch; nothing is left."""
+    outputs = engine.generate(
+        [(case.streams[0][1], parameters(case, requests)) for case, _ in cases],
+        lora_request=[requests[case.own] for case, _ in cases],
+    )
+    for (case, expected), output in zip(cases, outputs, strict=True):
+        tokens = list(output.outputs[0].token_ids)
+        ties = (i for i, margin in enumerate(expected.margins) if margin < NEAR_TIE)
+        sure = next(ties, TOKENS)
+        names = [name for name, _ in case.streams]
+        assert tokens[:sure] == expected.tokens[:sure], (case.method, names)
+        assert len(tokens) == TOKENS
+        found = margins(output.outputs[0])[:sure]
+        assert found == pytest.approx(expected.margins[:sure], rel=1e-3, abs=2e-3)
+    assert set(engine.leftovers().values()) == {0}
+
+
 def test_each_row_is_read_with_its_adapter(
     request: pytest.FixtureRequest,
     engine: Engine,
@@ -147,20 +170,7 @@ def test_each_row_is_read_with_its_adapter(
         if len({name for name, _ in case.streams if name}) <= most
     ]
     for _ in range(2):
-        outputs = engine.generate(
-            [(case.streams[0][1], parameters(case, requests)) for case, _ in fitting],
-            lora_request=[requests[case.own] for case, _ in fitting],
-        )
-        for (case, expected), output in zip(fitting, outputs, strict=True):
-            tokens = list(output.outputs[0].token_ids)
-            ties = (i for i, margin in enumerate(expected.margins) if margin < NEAR_TIE)
-            sure = next(ties, TOKENS)
-            names = [name for name, _ in case.streams]
-            assert tokens[:sure] == expected.tokens[:sure], (case.method, names)
-            assert len(tokens) == TOKENS
-            found = margins(output.outputs[0])[:sure]
-            assert found == pytest.approx(expected.margins[:sure], rel=1e-3, abs=2e-3)
-        assert set(engine.leftovers().values()) == {0}
+        check(engine, fitting, requests)
     record(
         Row(
             "adapters",
@@ -171,6 +181,32 @@ def test_each_row_is_read_with_its_adapter(
             why="compared: the tokens, and the gap between the two best",
         )
     )
+
+
+@pytest.mark.long
+def test_drafts_are_read_with_the_adapters_of_each_row(
+    tiny: Path,
+    cases: list[tuple[Case, Any]],
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = [(case.streams[0][1], expected.tokens) for case, expected in cases]
+    monkeypatch.setattr(Drafter, "answers", known)
+    engine = Engine(
+        tiny,
+        enable_lora=True,
+        max_lora_rank=RANK,
+        max_loras=2,
+        speculative_config=speculative_config(),
+        additional_config={OPTION: False},
+    )
+    verified = Verified(engine)
+    for _ in range(2):
+        check(engine, cases, requests_of(folders))
+    assert verified.uneven == []
+    assert verified.accepted > len(cases) * TOKENS // 2
+    assert verified.rejected > len(cases)
+    engine.close()
 
 
 @pytest.mark.long

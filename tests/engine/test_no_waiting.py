@@ -36,10 +36,14 @@ FILES = [
 
 HOST = "an array of the host"
 ON_CPU = "asked of a CPU only"
+DRAFTING = "waits: model runner V1 reads the tokens of each step, and these drafts, on the host"
 PINNED = "to or from pinned memory"
 ALLOWED = {
     "grounding.py: grounded.any()": HOST,
-    "pipeline.py: groups.names.tolist()": HOST,
+    "pipeline.py: positions.names.tolist()": HOST,
+    "guide_tokens.py: drafts.any()": HOST,
+    "slots.py: drafts.any()": HOST,
+    "rejection.py: values.repeat_interleave(counts, output_size=num_tokens)": ON_CPU,
     "guide_tokens.py: np.nonzero(groups.rows[:, 1:] != ABSENT)": HOST,
     "look_back.py: located.probes.tolist()": HOST,
     "look_back.py: np.nonzero(known)": HOST,
@@ -80,8 +84,24 @@ ALLOWED = {
     "report.py: self.statistics.tolist()": "the copy on the host, after its event",
     "report.py: self.statistics.isnan().any()": "the copy on the host, after its event",
     "report.py: found.values.tolist()": "the copy on the host, after its event",
+    "amateur_drafts.py: drafts.cpu()": DRAFTING,
+    "amateur_drafts.py: self._draft(runner, rows, lengths).tolist()": DRAFTING,
+    "amateur_drafts.py: starts.to(positions.device)": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(batch.token_ids_cpu[rows, last])": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(batch.token_ids_cpu[rows, last]).to(device)": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(last)": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(last).to(device)": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(table.block_table.np[rows])": DRAFTING,
+    "amateur_drafts.py: torch.from_numpy(table.block_table.np[rows]).to(runner.device)": DRAFTING,
+    "lookup.py: counts.tolist()": HOST,
+    "lookup.py: drafts.tolist()": HOST,
+    "lookup.py: guides[guides != ABSENT]": HOST,
+    "lookup.py: guides[guides != ABSENT].tolist()": HOST,
+    "lookup.py: located.probes[:, 2].tolist()": HOST,
+    "lookup.py: rows.tolist()": HOST,
+    "lookup.py: self._rows.tolist()": HOST,
 }
-"""Calls and indexes that do not wait, and why."""
+"""Calls and indexes, and why they do not wait or may."""
 
 
 def test_nothing_in_a_step_waits() -> None:

@@ -37,7 +37,7 @@ ORDERS = st.builds(
 )
 REPORTS = st.builds(
     Report,
-    statistics=st.none() | st.lists(NUMBERS, max_size=4).map(tuple),
+    statistics=st.lists(st.lists(NUMBERS, max_size=4).map(tuple), max_size=3).map(tuple),
     switch=st.none() | SWITCHES,
     model=st.sampled_from([None, "small", "large"]),
     error=st.none() | st.text(),

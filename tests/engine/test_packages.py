@@ -66,3 +66,16 @@ def test_a_model_that_cannot_be_inspected() -> None:
     )
     with pytest.raises(StartupError, match=TORCHVISION):
         engines.configured(args)
+
+
+def test_a_package_that_a_flag_needs() -> None:
+    """Such as that of ``--speculative-config '{"method": "suffix"}'``."""
+
+    def create_engine_config(**_: Any) -> Any:
+        raise ImportError("Arctic Inference is required for suffix decoding.")
+
+    args: Any = SimpleNamespace(
+        model="llama", dtype="bfloat16", create_engine_config=create_engine_config
+    )
+    with pytest.raises(StartupError, match="configuration: Arctic Inference is required"):
+        engines.configured(args)

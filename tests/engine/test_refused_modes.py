@@ -11,6 +11,7 @@ import pytest
 
 from divserve.errors import StartupError
 from divserve.startup import checks, engines
+from divserve.startup.amateur_drafts import DRAFTER
 from divserve.startup.extras import Extras
 from divserve.startup.refused import AMATEUR, ARGUMENTS, CONFIG, LOOK_BACK, Refusal
 
@@ -53,9 +54,35 @@ def connector(name: str, **extra: Any) -> Changes:
     return {"kv_transfer_config": KVTransferConfig(**asked)}
 
 
+def speculative(**changes: Any) -> Any:
+    """``--speculative-config`` that nothing refuses, and changes."""
+    return SimpleNamespace(**{"method": "ngram", "num_speculative_tokens": 128, **changes})
+
+
 EXPERTS: Changes = {"model_config__is_moe": True, "parallel_config__data_parallel_size": 2}
 CONFIGURED: dict[str, Changes] = {
-    "--speculative-config": {"speculative_config": object()},
+    "--speculative-config with a method other than amateur, ngram and suffix": {
+        "speculative_config": speculative(method="eagle3")
+    },
+    "--speculative-config with ngram_gpu and Model Runner V1": {
+        "speculative_config": speculative(method="ngram_gpu")
+    },
+    "--speculative-config with pipelines, KV transfer or recurrent state": {
+        "speculative_config": speculative(),
+        "model_config__is_hybrid": True,
+    },
+    "--speculative-config with the method amateur and tensor or data parallelism, LoRA or "
+    "Model Runner V2": {
+        "speculative_config": speculative(method="custom_class", model=DRAFTER),
+        "use_v2_model_runner": True,
+    },
+    "--speculative-config with num_speculative_tokens above 128": {
+        "speculative_config": speculative(num_speculative_tokens=129)
+    },
+    "--speculative-config with --logits-processors": {
+        "speculative_config": speculative(),
+        "model_config__logits_processors": ["a:B"],
+    },
     "ExampleConnector": connector("ExampleConnector"),
     "DecodeBenchConnector": connector("DecodeBenchConnector"),
     "ExampleHiddenStatesConnector": connector("ExampleHiddenStatesConnector"),
@@ -105,6 +132,7 @@ CONFIGURED: dict[str, Changes] = {
     "encoder-decoder models": {"model_config__is_encoder_decoder": True},
 }
 WITH_LOOK_BACK: dict[str, Changes] = {
+    "--speculative-config": {"speculative_config": object()},
     "--kv-transfer-config": connector("NixlConnector"),
     "--pipeline-parallel-size above 1": {"parallel_config__pipeline_parallel_size": 2},
     "--tensor-parallel-size above 1": {"parallel_config__tensor_parallel_size": 2},
@@ -162,6 +190,7 @@ def config(**changes: Any) -> Any:
                 enable_prompt_embeds=False,
                 attention_chunk_size=None,
                 get_sliding_window=lambda: None,
+                logits_processors=None,
             ),
             "parallel_config": SimpleNamespace(
                 tensor_parallel_size=1,
@@ -190,7 +219,7 @@ def config(**changes: Any) -> Any:
 def arguments(**changes: Any) -> Any:
     """Arguments that nothing refuses, as far as the table looks at them, and changes."""
     parts: Changes = {
-        "kv_transfer_config": None, "kv_offloading_size": None,
+        "kv_transfer_config": None, "kv_offloading_size": None, "speculative_config": None,
         "headless": False, "grpc": False, "api_server_count": None, "small": None,
         "data_parallel_size": 1, "data_parallel_multi_port_external_lb": False,
         "data_parallel_rank": None, "data_parallel_start_rank": None,
@@ -235,6 +264,13 @@ def test_configurations(name: str) -> None:
         engines.install(config(**CONFIGURED[name]))
 
 
+@pytest.mark.parametrize("method", ["draft_model", "eagle", "mtp", "medusa", "mlp_speculator"])
+def test_drafters(method: str) -> None:
+    name = "--speculative-config with a method other than amateur, ngram and suffix"
+    with pytest.raises(StartupError, match=said(CONFIG, name)):
+        engines.install(config(speculative_config=speculative(method=method)))
+
+
 @pytest.mark.parametrize("name", WITH_LOOK_BACK)
 def test_look_back(name: str) -> None:
     message = f"not supported with --look-back: {said(LOOK_BACK, name)}"
@@ -249,6 +285,13 @@ def test_amateurs(name: str) -> None:
         Extras({"amateur": "drop:1"}).install(config(**WITH_AMATEUR[name]))
 
 
+@pytest.mark.parametrize("given", [[1], 5, "ngram"])
+def test_speculation_takes_an_object(given: Any) -> None:
+    """vLLM looks into it without asking, which ends in a traceback."""
+    with pytest.raises(StartupError, match="--speculative-config takes a JSON object"):
+        checks.check_arguments(arguments(speculative_config=given))
+
+
 def test_nothing_else_is_refused() -> None:
     checks.check_arguments(arguments())
     checks.check_config(config())
@@ -256,8 +299,8 @@ def test_nothing_else_is_refused() -> None:
 
 
 def test_all_refused_modes_are_named_at_once() -> None:
-    changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--speculative-config"]
-    with pytest.raises(StartupError, match=r"--speculative-config \(.*\), --max-num-seqs below 2"):
+    changes = CONFIGURED["--max-num-seqs below 2"] | CONFIGURED["--ec-transfer-config"]
+    with pytest.raises(StartupError, match=r"--ec-transfer-config \(.*\), --max-num-seqs below 2"):
         checks.check_config(config(**changes))
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from divserve.engine.scheduler.governor import OPTION
 from tests.engine.cases import LOGPROB_ERROR
 from tests.support import limit
 from tests.support.architectures import ARCHITECTURES, make
+from tests.support.drafter import LOOKUP_ON_DEVICE
 from tests.support.models import TINY_VOCAB, make_tiny
 from tests.support.models_page import Row, record
 from tests.support.platform import ON_GPU, OPTIONS, told
@@ -51,6 +53,11 @@ DECODE_GRAPHS = Way(
 COMPILED = Way({"enforce_eager": False}, limit_s=COMPILED_LIMIT_S)
 V1 = Way(v2=False)
 V1_GRAPHS = Way(GRAPHS.options, v2=False)
+DRAFTS: dict[str, Any] = {
+    "speculative_config": LOOKUP_ON_DEVICE,
+    # All drafts are verified, whatever they cost here.
+    "additional_config": {OPTION: False},
+}
 
 
 def case(*values: Any, name: str, long: bool = not ON_GPU) -> Any:
@@ -110,10 +117,13 @@ def test_amateurs_and_continuations(way: Way, tiny: Path, tmp_path: Path) -> Non
         gpu_case(V1, "async", 0, name="V1"),
         gpu_case(V1_GRAPHS, "async", 0, name="V1, graphs"),
         gpu_case(COMPILED, "async", 0, name="compiled", long=True),
+        case(Way(DRAFTS), "async", 11, name="drafts, tight"),
+        case(Way(DRAFTS), "sync", 0, name="drafts, sync"),
+        gpu_case(Way(GRAPHS.options | DRAFTS), "async", 0, name="drafts, graphs"),
     ],
 )
 def test_mixed_batch_equals_reference(way: Way, mode: str, blocks: int, tiny: Path) -> None:
-    """Token identity, seeds, n = 2, preemption and aborts, as on V1."""
+    """Token identity, seeds, n = 2, preemption, aborts and drafts, as on V1."""
     result = ran(way, "child_mixed", str(tiny), mode, str(blocks))
     assert result["mismatches"] == []
     first, second = result["seeded"]
@@ -121,6 +131,11 @@ def test_mixed_batch_equals_reference(way: Way, mode: str, blocks: int, tiny: Pa
     assert first[0] != first[1]
     for moment in ("leftovers", "after aborts"):
         assert set(result[moment].values()) == {0}
+    if "speculative_config" in way.options:
+        drafts = result["drafts"]
+        assert drafts["uneven"] == []
+        # Of answers with 160 tokens in all.
+        assert drafts["accepted"] > 40 < drafts["rejected"]
 
 
 @pytest.mark.parametrize(

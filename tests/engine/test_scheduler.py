@@ -167,7 +167,7 @@ class Unlucky(Watched):
         if "looks" not in sampling:
             return made
         guidance, self.steps_with_tokens = guidance_of(made), self.steps_with_tokens + 1
-        statistics = guidance.statistics["looks"]
+        (statistics,) = guidance.statistics["looks"]
         first, state = self.steps_with_tokens == 1, LookState.CLEAR
         if first:
             made.prompt_logprobs_dict["looks"] = ("log-probs of the prompt",)
@@ -178,7 +178,7 @@ class Unlucky(Watched):
         look = LookRow(
             0.1, 1, state, (5, 6) if state else (), (0.1, 0.2) if state == LookState.CHOSEN else ()
         )
-        found = {**guidance.statistics, "looks": (*statistics, *look.flat())}
+        found = {**guidance.statistics, "looks": [(*statistics, *look.flat())]}
         if first and self.fault == "lost":
             del found["looks"]
         broken = frozenset({"looks"} if first and self.fault == "not numbers" else ())

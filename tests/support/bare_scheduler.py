@@ -11,6 +11,7 @@ from zlib import crc32
 
 from divserve.decoding import STATISTICS
 from divserve.engine.order import Guidance, Order, guidance_of, set_guidance
+from divserve.engine.scheduler.governor import OPTION
 from tests.support.engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
@@ -21,11 +22,22 @@ TOKEN = 5
 
 
 @functools.cache
-def configured(model: Path, max_rows: int, max_tokens: int, policy: str, max_loras: int) -> Any:
+def configured(
+    model: Path,
+    max_rows: int,
+    max_tokens: int,
+    policy: str,
+    max_loras: int,
+    drafts: int = 0,
+    governed: bool = True,
+) -> Any:
     """vLLM's configuration; making one takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
 
+    drafter = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 2}
     return EngineArgs(
+        speculative_config=drafter if drafts else None,
+        additional_config={OPTION: governed},
         model=str(model),
         dtype="float32",
         enforce_eager=True,
@@ -57,6 +69,8 @@ class BareScheduler:
             with the prefix cache, ``"none"`` without it; empty: there is none.
         longest: vLLM's ``--long-prefill-token-threshold``; 0: none.
         adaptive: vLLM's ``--long-prefill-token-threshold-adaptive``.
+        drafts: draft tokens of each row.
+        governed: whether the governor chooses how many of them are verified.
         interval: vLLM's ``--prefill-schedule-interval``: data-parallel ranks leave prefills to
             every so many steps.
         stages: of a pipeline.
@@ -79,6 +93,8 @@ class BareScheduler:
         recurrent: str = "",
         longest: int = 0,
         adaptive: bool = False,
+        drafts: int = 0,
+        governed: bool = True,
         interval: int = 1,
         stages: int = 1,
         v2: bool = False,
@@ -96,7 +112,7 @@ class BareScheduler:
         )
         from vllm.v1.structured_output import StructuredOutputManager
 
-        config = configured(model, max_rows, max_tokens, policy, max_loras)
+        config = configured(model, max_rows, max_tokens, policy, max_loras, drafts, governed)
         config.cache_config.num_gpu_blocks = blocks
         shape: Any = {
             "block_size": BLOCK, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32,
@@ -150,6 +166,7 @@ class BareScheduler:
         order: Order | None = None,
         tokens: int = 4,
         text: str | None = None,
+        seed: int | None = None,
         **fields: Any,
     ) -> None:
         """Adds a request with a prompt of so many tokens; no two prompts have a common prefix.
@@ -160,6 +177,7 @@ class BareScheduler:
             order: what the front end asks for.
             tokens: length limit of the answer.
             text: requests with the same have a common prefix; the name by default.
+            seed: the answer is sampled; None: it is greedy.
             fields: of vLLM's ``Request``.
         """
         from vllm import SamplingParams
@@ -170,7 +188,8 @@ class BareScheduler:
         hashed = get_hash_fn_by_name("sha256")
         init_none_hash(hashed)
         params = SamplingParams(
-            temperature=0,
+            temperature=0 if seed is None else 1,
+            seed=seed,
             max_tokens=tokens,
             ignore_eos=True,
             detokenize=False,
@@ -206,8 +225,11 @@ class BareScheduler:
         """Asserts that every row has the blocks of the window before its first token."""
         of_window = self.scheduler.kv_cache_manager.coordinator.single_type_managers[1]
         for name, tokens in output.num_scheduled_tokens.items():
-            done = self.scheduler.requests[name].num_computed_tokens
-            first = max(0, done - tokens - self._window + 1)
+            request = self.scheduler.requests[name]
+            done = request.num_computed_tokens
+            # Drafts of steps in flight may be rejected.
+            surely = min(done - tokens, done - request.num_in_flight_tokens)
+            first = max(0, surely - self._window + 1)
             blocks = of_window.req_to_blocks[name][first // BLOCK : -(-done // BLOCK)]
             assert blocks, name
             assert not any(block.is_null for block in blocks), f"no window: {name}"
@@ -305,7 +327,7 @@ def played(output: Any, sampling: list[str]) -> Any:
         req_id_to_index={name: i for i, name in enumerate(names)},
         sampled_token_ids=[[TOKEN] if name in sampled else [] for name in names],
     )
-    statistics = dict.fromkeys(sampling, (0.5,) * len(STATISTICS))
+    statistics = {name: [(0.5,) * len(STATISTICS)] for name in sampling}
     set_guidance(made, Guidance(statistics, 1e-4))
     assert guidance_of(made).statistics is statistics
     return made

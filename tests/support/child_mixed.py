@@ -38,6 +38,20 @@ def prepare() -> None:
             return False
 
     triton.backends.backends["cpu"] = types.SimpleNamespace(driver=NoDriver, compiler=None)
+    _take_any_mask()
+
+
+def _take_any_mask() -> None:
+    """The interpreter makes ``&`` of a tensor and a number an integer, and loads no such mask."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    def of_bool(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(self, ptrs, mask, *args)
+
+    InterpreterBuilder.create_masked_load = of_bool
 
 
 def main(model: Path, mode: str, blocks: int) -> None:
@@ -49,8 +63,10 @@ def main(model: Path, mode: str, blocks: int) -> None:
     from divserve.engine.worker import runner_v1, runner_v2
     from tests.engine import test_groups
     from tests.engine.cases import mismatches, mixed_cases, run
+    from tests.support.drafter import Drafter, inform
     from tests.support.engine import Engine, order
     from tests.support.hf import Reference
+    from tests.support.verified import Verified
 
     test_groups.TOKENS = 6
     groups = test_groups.make_cases(Reference(model), rounds=1)
@@ -64,6 +80,11 @@ def main(model: Path, mode: str, blocks: int) -> None:
     )
     engine = Engine(model, asynchronous=mode == "async", **options)
     runner = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    verified = Verified(engine)
+    if getattr(runner, "speculator", None) is not None:
+        Drafter.answers = [(case.prompt, case.expected.tokens) for case in cases]
+        Drafter.answers += [(group.prompt, group.expected.tokens) for group in groups]
+        inform(runner)
     result: dict[str, object] = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],
         "mismatches": [
@@ -103,6 +124,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
             engine.core.step()
         engine.core.abort_request(["gone"])
     result["after aborts"] = engine.leftovers()
+    result["drafts"] = verified.counts()
     sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -134,10 +134,10 @@ def recorded(engine: Any) -> dict[str, list[LookRow]]:
         for step in outputs.values():
             for output in step.outputs:
                 report = report_of(output)
-                values = () if report is None else report.statistics or ()
-                if len(values) > len(STATISTICS):
-                    name = output.request_id.rsplit("-", 1)[0]
-                    rows.setdefault(name, []).append(LookRow.read(values[len(STATISTICS) :]))
+                for values in () if report is None else report.statistics:
+                    if len(values) > len(STATISTICS):
+                        name = output.request_id.rsplit("-", 1)[0]
+                        rows.setdefault(name, []).append(LookRow.read(values[len(STATISTICS) :]))
         return outputs
 
     engine.scheduler.update_from_output = recording

@@ -28,6 +28,7 @@ from divserve.engine.client.ledger import Account, Ledger
 from divserve.engine.client.model_size import parameter_ratio
 from divserve.engine.client.orders import (
     check_adapters,
+    check_drafts,
     check_extras,
     check_switch,
     order_of,
@@ -105,7 +106,8 @@ class GuidedClient:
         A request is guided if `divserve.engine.order.with_spec` has marked its parameters.
 
         Raises:
-            VLLMValidationError: the mark is not one of ours, so a client must have put it there.
+            VLLMValidationError: the mark is not one of ours, so a client must have put it there, or
+                the server's drafts exclude a parameter.
             EngineStopped: the engine is dead.
 
         Raises (while iterating):
@@ -115,6 +117,7 @@ class GuidedClient:
         spec = order_of(sampling_params)
         if self.inner.errored:
             raise EngineStopped
+        check_drafts(sampling_params, self.inner.vllm_config.speculative_config)
         if isinstance(spec, OnSmall):
             return self._on_small(prompt, sampling_params, spec, request_id, options)
         if spec is None:
@@ -243,3 +246,4 @@ def _account_for(output: RequestOutput, account: Account) -> None:
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
         choice.models = account.take_models(choice.index, len(choice.token_ids))
+        choice.drafts = account.take_drafts(choice.index, len(choice.token_ids))

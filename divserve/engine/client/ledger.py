@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from divserve import metrics
 from divserve.decoding import ModelSize, Spec
+from divserve.engine.client.drafted import Drafted, DraftLog
 from divserve.engine.order import Order, Report, Statistics
 
 __all__ = ["Account", "Ledger"]
@@ -32,6 +33,8 @@ class Account:
     """Statistics not yet handed out, by choice index."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
     """The model that made each of these tokens, by choice; empty for requests to one model."""
+    drafts: defaultdict[int, DraftLog] = field(default_factory=lambda: defaultdict(DraftLog))
+    """The draft tokens behind these tokens, by choice."""
     error: str | None = None
     refused: bool = False
     """Whether the error means that the scheduler rejected a group that can never run."""
@@ -41,6 +44,10 @@ class Account:
     def take(self, index: int, num_tokens: int) -> list[Statistics]:
         """Hands out the statistics of a choice's next tokens, or as many as were reported."""
         return _take_first(self.statistics[index], num_tokens)
+
+    def take_drafts(self, index: int, num_tokens: int) -> Drafted | None:
+        """Hands out the draft tokens behind a choice's next tokens; None if there are none."""
+        return self.drafts[index].take(num_tokens)
 
     def take_models(self, index: int, num_tokens: int) -> list[ModelSize]:
         """Hands out the models of a choice's next tokens; none for requests to one model."""
@@ -112,9 +119,9 @@ class Ledger:
         if entry is None:
             return
         account, index = entry
-        if report.statistics is not None:
-            account.statistics[index].append(report.statistics)
+        account.statistics[index].extend(report.statistics)
+        account.drafts[index].add(len(report.statistics), report.drafted)
         if report.model is not None:
-            account.models[index].append(report.model)
+            account.models[index].extend([report.model] * len(report.statistics))
         if report.error is not None:
             account.error, account.refused = report.error, report.refused

@@ -13,7 +13,7 @@ from divserve.engine.adapters import adapters_needed
 from divserve.engine.order import OnSmall, spec_of
 from divserve.errors import InvalidRequest
 
-__all__ = ["check_adapters", "check_extras", "check_switch", "order_of"]
+__all__ = ["check_adapters", "check_drafts", "check_extras", "check_switch", "order_of"]
 
 
 def order_of(params: SamplingParams) -> Spec | OnSmall | None:
@@ -26,6 +26,25 @@ def order_of(params: SamplingParams) -> Spec | OnSmall | None:
         return spec_of(params)
     except ValueError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+
+
+def check_drafts(params: SamplingParams, speculative: Any) -> None:
+    """Raises `VLLMValidationError` for what vLLM cannot do beside draft tokens.
+
+    vLLM's own check names neither the field nor a way out.
+
+    Args:
+        params: of any request.
+        speculative: vLLM's ``SpeculativeConfig``, or None.
+    """
+    if speculative is None:
+        return
+    for field, way in {"min_p": "leave it out, or send 0", "logit_bias": "leave it out"}.items():
+        if getattr(params, field):
+            raise VLLMValidationError(
+                f"{field} is not supported by a server with --speculative-config: {way}.",
+                parameter=field,
+            )
 
 
 def check_extras(spec: Spec, extras: frozenset[str]) -> None:

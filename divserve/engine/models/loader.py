@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import ModelConfig
 from vllm.config.utils import replace
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -28,8 +30,8 @@ from divserve.engine.models.drop import dropped_layers, kept_layers, shared_mode
 from divserve.errors import StartupError, one_line
 
 __all__ = [
-    "AMATEUR_NAMES", "LOAD_FORMAT", "amateur_config", "amateur_logits", "amateur_tensors",
-    "amateur_vocab", "check_overrides", "load_options",
+    "AMATEUR_NAMES", "LOAD_FORMAT", "Drafting", "amateur_config", "amateur_logits",
+    "amateur_tensors", "amateur_vocab", "check_overrides", "drafting_amateur", "load_options",
 ]  # fmt: skip
 
 LOAD_FORMAT = "divserve_amateurs"
@@ -134,12 +136,52 @@ def amateur_vocab(model: nn.Module) -> int | None:
     return None if amateurs is None else min(amateurs.sizes)
 
 
+@dataclass(frozen=True)
+class Drafting:
+    """An amateur that runs alone, to draft."""
+
+    model: nn.Module
+    layers: frozenset[str]
+    """Names of its layers in the KV cache."""
+    size: int
+    """Its vocabulary."""
+    shared: int
+    """The tokens of both it and the served model are the first ones."""
+
+    def next_tokens(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The most likely tokens ``[N] int64`` after ``input_ids`` and ``positions`` ``[N]``.
+
+        Call in the forward context of its layers.
+        """
+        states = self.model(input_ids=input_ids.clamp_max(self.size - 1), positions=positions)
+        logits: Tensor = self.model.compute_logits(states)  # type: ignore[operator]
+        return logits[:, : self.shared].argmax(-1)
+
+
+def drafting_amateur(model: nn.Module) -> Drafting:
+    """The amateur of a served model that drafts: the one of ``--amateur``.
+
+    Raises:
+        StartupError: it has none.
+    """
+    amateurs: Amateurs | None = getattr(model, ATTRIBUTE, None)
+    if amateurs is None:
+        raise StartupError("there is no amateur to draft: start the server with --amateur")
+    own = amateurs.models[0]
+    layers = (m.layer_name for m in own.modules() if isinstance(m, AttentionLayerBase))
+    size = amateurs.sizes[0]
+    return Drafting(own, frozenset(layers), size, min(size, amateurs.served_size))
+
+
 class Amateurs:
     """The amateurs of a served model. Not a module, so that vLLM does not find them in it."""
 
-    def __init__(self, models: list[nn.Module], configs: list[ModelConfig], served: int) -> None:
+    def __init__(
+        self, models: list[nn.Module], configs: list[ModelConfig], served: ModelConfig
+    ) -> None:
         self.models = models
-        self.widths = [served, *(config.get_hidden_size() for config in configs)]
+        self.served_size = served.get_vocab_size()
+        self.widths = [served.get_hidden_size(), *(config.get_hidden_size() for config in configs)]
         """Hidden sizes: the served model's, then the amateurs'."""
         self.sizes = [config.get_vocab_size() for config in configs]
 
@@ -241,9 +283,8 @@ class AmateurLoader(BaseModelLoader):
         served: nn.Module = self._base.load_model(
             vllm_config=own, model_config=model_config, prefix=prefix
         )
-        width = model_config.get_hidden_size()
         if self._hidden_states:
-            hidden_store.attach(served, vllm_config, width)
+            hidden_store.attach(served, vllm_config, model_config.get_hidden_size())
         names = [name for name in AMATEUR_NAMES if name in self._amateurs]
         if not names:
             return served
@@ -252,7 +293,7 @@ class AmateurLoader(BaseModelLoader):
             self._load(served, own, name, config)
             for name, config in zip(names, configs, strict=True)
         ]
-        _join(served, Amateurs(models, configs, width))
+        _join(served, Amateurs(models, configs, model_config))
         return served
 
     def _load(self, served: nn.Module, config: Any, name: str, amateur: ModelConfig) -> nn.Module:

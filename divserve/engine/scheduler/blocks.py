@@ -161,6 +161,7 @@ class Blocks:
                 # It leaves its share of the budget to those behind it.
                 continue
             left = remaining_tokens(request) - (request.request_id in held)
+            left += len(request.spec_token_ids)
             tokens = min(left, budget, chunk.at_most)
             if tokens <= 0:
                 continue

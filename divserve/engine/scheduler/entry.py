@@ -19,6 +19,7 @@ from divserve.engine.scheduler.admission import Admission, Left
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.group import ADMISSIBLE, Group, is_placed, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host
@@ -38,6 +39,7 @@ class Entry:
         admission: decides which waiting members may be admitted.
         preflight: preempts if blocks run out.
         alarms: requests that wait for their probes.
+        drafts: the draft tokens of groups.
         adapters: the LoRA adapters in use.
         transfer: requests that wait for or after a load.
     """
@@ -50,12 +52,13 @@ class Entry:
         admission: Admission,
         preflight: Preflight,
         alarms: Alarms,
+        drafts: Drafts,
         adapters: Adapters,
         transfer: Transfer,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
         self._admission, self._preflight, self._alarms = admission, preflight, alarms
-        self._adapters, self._transfer = adapters, transfer
+        self._drafts, self._adapters, self._transfer = drafts, adapters, transfer
         self.entering: set[str] = set()
         """Requests with a token set aside in this step; always the same set object."""
         self._budget = 0
@@ -98,6 +101,9 @@ class Entry:
         if self._preflight.must_wait():
             host._pause_state, is_open = PauseState.PAUSED_ALL, False
         self._line_up(joining, looking)
+        if host.num_spec_tokens:
+            self._drafts.trim(len(self.entering))
+            self._drafts.govern()
         whole = self._whole() if is_open and not others else []
         self._released, self.looking = joining + whole, looking
         front = self._groups.front()
@@ -246,6 +252,8 @@ class Entry:
             blocks = self._blocks.free() - self._blocks.most_of_step(running, budget)
         blocks -= self._blocks.watermark + self._blocks.of_tokens(1) * entering
         tokens = budget - entering - running - prefills
+        if host.num_spec_tokens:
+            tokens -= sum(len(request.spec_token_ids) for request in host.running)
         longest = self._transfer.most_of_whole(Chunk.of(host).whole)
         left = Left(self._free_rows() - entering, tokens, blocks, longest)
         if self._adapters.most:

@@ -34,6 +34,7 @@ class Host(Protocol):
     max_num_scheduled_tokens: int
     max_num_active_reqs: int
     num_waiting_for_streaming_input: int
+    num_spec_tokens: int
     lora_config: Any
     connector: Any
     """vLLM's KV connector, or None."""

@@ -19,7 +19,7 @@ from divserve.engine.order import (
     without_orders,
 )
 
-__all__ = ["made_for", "probe"]
+__all__ = ["document_of", "made_for", "probe"]
 
 GUIDE_SUFFIX = "~guide"
 GROUNDING_SUFFIX = "~grounding"
@@ -66,6 +66,7 @@ def made_for(
         vocab=order.vocab,
         output=order.output,
         look=spec.look,
+        document=document_of(request.prompt_token_ids or [], spec.guides),
     )
     if spec.look is not None and spec.look.greedy:
         # Steps without an alarm are greedy whatever the request says. Candidates of an alarm are
@@ -80,6 +81,35 @@ def made_for(
     request.sampling_params = params
     request.max_tokens = max_tokens
     return guides, grounding
+
+
+def document_of(prompt: list[int], guides: list[list[int]]) -> tuple[int, int]:
+    """Where the document of a prompt begins and ends: between the parts that a guide shares.
+
+    Args:
+        prompt: token ids of the primary's prompt.
+        guides: those of the guides.
+
+    Returns:
+        Equal places if there is no guide, or one that is not shorter than the prompt.
+    """
+    guide = guides[0] if guides else prompt
+    if len(guide) >= len(prompt):
+        return 0, 0
+    begin = _alike(prompt, guide)
+    return begin, len(prompt) - _alike(prompt[begin:][::-1], guide[begin:][::-1])
+
+
+def _alike(first: list[int], second: list[int]) -> int:
+    """Length of the longest common prefix. Slices compare a hundred times faster than items."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def probe(primary: Request, index: int, token: int, copied: int) -> Request:

@@ -13,6 +13,7 @@ from vllm.v1.request import Request, RequestStatus
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
 from divserve.engine.scheduler.chunks import Chunk
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.group import Group, remaining_tokens
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Host, Unit
@@ -34,13 +35,20 @@ class Preflight:
         blocks: the KV cache.
         alarms: requests that wait with their blocks.
         transfer: likewise.
+        drafts: are dropped before anything is preempted.
     """
 
     def __init__(
-        self, host: Host, groups: Groups, blocks: Blocks, alarms: Alarms, transfer: Transfer
+        self,
+        host: Host,
+        groups: Groups,
+        blocks: Blocks,
+        alarms: Alarms,
+        transfer: Transfer,
+        drafts: Drafts,
     ) -> None:
         self._host, self._groups, self._blocks = host, groups, blocks
-        self._alarms, self._transfer = alarms, transfer
+        self._alarms, self._transfer, self._drafts = alarms, transfer, drafts
         self._stalled = 0
         """Steps in a row in which only loaded requests could go on, and did not."""
 
@@ -119,7 +127,7 @@ class Preflight:
 
     def _make_room(self, extra: int) -> bool:
         """Preempts until running requests and ``extra`` blocks fit; returns whether it has."""
-        if extra <= self._left_soon():
+        if extra <= self._left_soon() or (self._drafts.drop() and extra <= self._left_soon()):
             return False
         preempted = False
         units = sorted(self._groups.units(self._host.running), key=self.eviction_key)

@@ -51,8 +51,11 @@ class Reports:
         """Steps in flight, each with the groups that run in it."""
         self._of_step: list[Group] = []
         """The groups that ran in the step of this update."""
-        self.statistics: Mapping[str, Statistics] = {}
-        """Statistics of this update, by primary request id."""
+        self.statistics: Mapping[str, list[Statistics]] = {}
+        """Statistics of this update, by primary request id: of each position where it may have
+        taken a token."""
+        self._drafts: Mapping[str, list[int]] = {}
+        """Draft tokens of this update's step, by request id."""
 
     def expect(self, scheduler_output: SchedulerOutput) -> None:
         """A step has been scheduled: every running group owes a report of each token."""
@@ -68,6 +71,7 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
+        self._drafts = scheduler_output.scheduled_spec_decode_tokens
         self._of_step = self._groups_of(scheduler_output)
         statistics, broken, alarmed = guidance.statistics, guidance.broken, []
         for group in self._of_step:
@@ -81,7 +85,7 @@ class Reports:
                 why = NOT_NUMBERS if name in broken else LOST
                 self._take_back(group, why, scheduler_output, runner_output)
             if name in statistics and group.looks_back:
-                alarmed += self._look(group, statistics[name], runner_output)
+                alarmed += self._look(group, statistics[name][0], runner_output)
         return alarmed
 
     def _groups_of(self, scheduler_output: SchedulerOutput) -> list[Group]:
@@ -130,7 +134,7 @@ class Reports:
 
     def put_on(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
         """Adds reports to outputs, and drops the outputs of rows that the scheduler has made."""
-        failed, figures, statistics = self._endings.failed, self._figures, self.statistics
+        failed, figures = self._endings.failed, self._figures
         is_rare = bool(failed or self._alarms or self._switch_rules)
         # Ready groups are at the front of the batch, so all outputs behind theirs are plain.
         left = sum(len(group.members) for group in self._of_step)
@@ -156,16 +160,23 @@ class Reports:
                 if is_rare or figures.kernel_s is not None or group.waited is not None:
                     self._report(output, group).put_on(output)
                 elif output.new_token_ids:
-                    Report(statistics.get(request_id)).put_on(output)
+                    self._of_tokens(output, Report()).put_on(output)
             kept.append(output)
         return kept
+
+    def _of_tokens(self, output: EngineCoreOutput, report: Report) -> Report:
+        """Adds the statistics of an output's tokens; drafts behind them have been rejected."""
+        found = self.statistics.get(output.request_id, [])
+        report.statistics = tuple(found[: len(output.new_token_ids)])
+        report.drafted = len(self._drafts.get(output.request_id, ()))
+        return report
 
     def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:
         """The report on a guided or rejected request for the front end."""
         request_id, report = output.request_id, Report()
         if group is not None and output.new_token_ids:
             # `read` has left no token without them; the front end checks again.
-            report.statistics = self.statistics.get(request_id)
+            self._of_tokens(output, report)
             switch = self._switch_rules.take_switch(request_id)
             # A grammar may have ended the request for another reason in the same update.
             if switch is not None and output.finish_reason == FinishReason.STOP:

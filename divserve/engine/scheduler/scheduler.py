@@ -9,6 +9,8 @@ of a request. Each uses the objects that own the state:
 `Admission`    which waiting members may be admitted
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
+`Drafts`       draft tokens, the same for all rows of a group
+`Governor`     how many draft tokens are worth their time
 `Alarms`       look-back: requests that wait for their probes
 `Transfer`     what a KV connector may load for a group
 `SwitchRules`  when an answer moves to the other engine
@@ -35,7 +37,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
@@ -44,9 +46,11 @@ from divserve.engine.scheduler.adapters import Adapters
 from divserve.engine.scheduler.admission import Admission, Verdict
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.blocks import Blocks
+from divserve.engine.scheduler.drafts import Drafts
 from divserve.engine.scheduler.endings import Endings
 from divserve.engine.scheduler.entry import Entry
 from divserve.engine.scheduler.figures import Figures
+from divserve.engine.scheduler.governor import OPTION, Governor
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Unit
@@ -65,6 +69,7 @@ class LockstepScheduler(Scheduler):
     waiting: Any
     kv_holding_waiting: Any
     _pause_state: PauseState
+    dynamic_sd_lookup: list[int] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,7 +93,11 @@ class LockstepScheduler(Scheduler):
             self.max_model_len,
             self.transfer.reserved,
         )
-        self.preflight = Preflight(self, self.groups, self.blocks, self.alarms, self.transfer)
+        self.governor = self._governor()
+        self.drafts = Drafts(self, self.groups, self.max_model_len, self.governor)
+        self.preflight = Preflight(
+            self, self.groups, self.blocks, self.alarms, self.transfer, self.drafts
+        )
         self.entry = Entry(
             self,
             self.groups,
@@ -96,15 +105,25 @@ class LockstepScheduler(Scheduler):
             self.admission,
             self.preflight,
             self.alarms,
+            self.drafts,
             self.adapters,
             self.transfer,
         )
+        if self.num_spec_tokens and self.dynamic_sd_lookup is None:
+            # Otherwise vLLM gives a row that enters with one token made-up drafts, or rather admits
+            # nobody; a row that joins its group has room for one token.
+            self.dynamic_sd_lookup = [self.num_spec_tokens] * (self.max_num_active_reqs + 1)
         self.reports = Reports(
             self.groups, self.alarms, self.endings, self.figures, self.switch_rules
         )
         # Kept as attributes because they are looked up for every row in every step.
         self._held, self._entering = self.groups.held, self.entry.entering
         self._updating = False
+
+    def _governor(self) -> Governor | None:
+        options = self.vllm_config.additional_config
+        wanted = not isinstance(options, dict) or options.get(OPTION, True)
+        return Governor(self.num_spec_tokens) if wanted and self.num_spec_tokens else None
 
     # A request arrives.
 
@@ -140,10 +159,11 @@ class LockstepScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedules one step. Without groups it is vLLM's own."""
         if not len(self.groups):
-            return super().schedule(throttle_prefills)
+            self.drafts.govern()
+            return self._noted(super().schedule(throttle_prefills))
         self.entry.begin(throttle_prefills)
         try:
-            output = super().schedule(throttle_prefills)
+            output = self._noted(super().schedule(throttle_prefills))
         finally:
             self.entry.end()
         admitted = [new.req_id for new in output.scheduled_new_reqs]
@@ -152,6 +172,11 @@ class LockstepScheduler(Scheduler):
         if chosen := self.alarms.chosen(self.entry.looking, output.num_scheduled_tokens):
             set_chosen(output, chosen)
         self.reports.expect(output)
+        return output
+
+    def _noted(self, output: SchedulerOutput) -> SchedulerOutput:
+        if self.governor is not None:
+            self.governor.scheduled(output)
         return output
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
@@ -223,6 +248,8 @@ class LockstepScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows have no output, and primaries' outputs carry statistics."""
+        if self.governor is not None:
+            self.governor.ran(scheduler_output, model_runner_output)
         alarmed = self.reports.read(scheduler_output, model_runner_output)
         if self.endings.failed:
             # A set in vLLM 0.32, a dict from 0.33 on.
@@ -248,13 +275,31 @@ class LockstepScheduler(Scheduler):
     def _update_and_ask_rules(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """vLLM appends a request's token and asks whether it ends; a switch also ends it."""
+        """vLLM appends a request's tokens and asks whether it ends; a switch also ends it."""
+        found = self.reports.statistics.get(request.request_id, [])
+        count = self.switch_rules.observe(request.request_id, found[: len(new_token_ids)])
+        if count is not None:
+            # The other model goes on behind this token.
+            del new_token_ids[count:]
         taken, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        statistics = self.reports.statistics
-        if taken and self.switch_rules.ends(request.request_id, statistics, stopped):
+        if count is not None and not stopped:
+            self.switch_rules.switch(request.request_id)
             request.status = RequestStatus.FINISHED_STOPPED
             stopped = True
         return taken, stopped
+
+    def make_spec_decoding_stats(self, stats: Any, *args: Any, **kwargs: Any) -> Any:
+        """vLLM counts a request's drafts; those of a guide are its primary's."""
+        group = self.groups.get(kwargs["request_id"])
+        if group is not None and group.name != kwargs["request_id"]:
+            return stats
+        return super().make_spec_decoding_stats(stats, *args, **kwargs)
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """vLLM notes the drafts for the next step, as far as the primaries' grammars accept."""
+        super().update_draft_token_ids(draft_token_ids)
+        if len(self.groups):
+            self.drafts.share(draft_token_ids.req_ids)
 
     def _handle_invalid_blocks(
         self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
@@ -287,6 +332,8 @@ class LockstepScheduler(Scheduler):
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
+        if self.governor is not None:
+            self.governor.forget(request_id)
         self.transfer.forget(request_id)
         if not self.switch_rules:
             self.__dict__.pop("_update_request_with_output", None)

@@ -2,12 +2,13 @@
 
 The rule needs the entropy of the token just decoded, which the workers report with it. So the rule
 is applied where vLLM checks whether a token ends its request, and a switch is such an end: it costs
-no extra step and adds nothing to the text. The state of the rule travels back with the token.
+no extra step and adds nothing to the text. If a step gives several tokens, it is asked one by one.
+The state of the rule travels back with the token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.request import Request
@@ -59,19 +60,27 @@ class SwitchRules:
         accepted = grammars.accept_tokens(request, list(request.output_token_ids))
         return None if accepted else REFUSED
 
-    def ends(self, request_id: str, statistics: Mapping[str, Statistics], stopped: bool) -> bool:
-        """Whether a token ends its segment because the other model is to make the next one.
+    def observe(self, request_id: str, statistics: Sequence[Statistics]) -> int | None:
+        """Shows a segment's rule the tokens that it is about to take.
 
         Args:
-            request_id: id of the request that has taken a token.
-            statistics: statistics of this step.
-            stopped: whether the token ends the request anyway.
+            request_id: id of the segment's request.
+            statistics: of these tokens, in order.
+
+        Returns:
+            How many of them the segment takes, because the other model is to make the next one;
+            None if it goes on.
         """
-        rule, found = self._rules.get(request_id), statistics.get(request_id)
-        if rule is None or found is None or not rule.observe(found[ENTROPY]) or stopped:
-            return False
-        self._switched[request_id] = rule.state
-        return True
+        rule = self._rules.get(request_id)
+        if rule is not None:
+            for count, found in enumerate(statistics, 1):
+                if rule.observe(found[ENTROPY]):
+                    return count
+        return None
+
+    def switch(self, request_id: str) -> None:
+        """A segment ends because of its rule."""
+        self._switched[request_id] = self._rules[request_id].state
 
     def take_switch(self, request_id: str) -> Switch | None:
         """Returns, once, the state of the rule of a segment that has ended because of it."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from divserve.engine.seams.drafts import DRAFT_SEAMS
+from divserve.engine.seams.governor import GOVERNOR_SEAMS
 from divserve.engine.seams.http import HTTP_SEAMS
 from divserve.engine.seams.objects import OBJECT_SEAMS
 from divserve.engine.seams.sampling import SAMPLING_SEAMS
@@ -23,6 +25,8 @@ __all__ = ["MIXED_INTO", "SEAMS", "Seam", "table"]
 SEAMS: tuple[Seam, ...] = (
     *SCHEDULER_SEAMS,
     *OBJECT_SEAMS,
+    *DRAFT_SEAMS,
+    *GOVERNOR_SEAMS,
     *TRANSFER_SEAMS,
     *WORKER_SEAMS,
     *SAMPLING_SEAMS,

@@ -171,6 +171,29 @@ _V1 = (
     ),
 )  # fmt: skip
 
+_LOOKUP = (
+    *seams(
+        V1, RUNNER_V1, "overridden",
+        propose_draft_token_ids="vLLM drafts for plain requests; guided ones get drafts of ours",
+    ),
+    *seams(
+        V1, RUNNER_V1, "read",
+        speculative_config="whether it is n-gram look-up, and the lengths of its matches",
+    ),
+    *seams(
+        "vllm.v1.spec_decode.ngram_proposer:NgramProposer", RUNNER_V1, "called",
+        propose="compiled at start-up",
+    ),
+    *seams(
+        "vllm.v1.worker.gpu_input_batch:InputBatch", RUNNER_V1, "read",
+        token_ids_cpu="known tokens of the rows", num_tokens_no_spec="how many",
+    ),
+    *seams(
+        SCHEDULER_OUTPUT, RUNNER_V1, "read",
+        num_spec_tokens_to_schedule="most drafts of a row",
+    ),
+)  # fmt: skip
+
 _V2 = (
     *seams(
         V2, RUNNER_V2, "overridden",
@@ -301,4 +324,4 @@ _MODELS = (
     ),
 )  # fmt: skip
 
-WORKER_SEAMS: tuple[Seam, ...] = (*_WORKER, *_RANKS, *_V1, *_V2, *_STEP, *_MODELS)
+WORKER_SEAMS: tuple[Seam, ...] = (*_WORKER, *_RANKS, *_V1, *_LOOKUP, *_V2, *_STEP, *_MODELS)

@@ -18,6 +18,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from divserve.engine.faults import log_fault, logger
 from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
 from divserve.engine.worker.look_back import Temperatures
+from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.pipeline import Forward, Pipeline
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance
@@ -42,7 +43,7 @@ class GuidanceStages:
         """Whether to make the layout again even if the rows have not changed."""
         self._req_ids: list[str] = []
         self._sampling = b""
-        """The argument `samples` of `place`, as bytes."""
+        """The arguments `samples` and `drafts` of `place`, as bytes."""
 
     def __len__(self) -> int:
         """Requests with an order."""
@@ -118,20 +119,30 @@ class GuidanceStages:
         """Output tokens from another engine, by id, of the requests that are new in this step."""
         return self._handed
 
+    def primary_of(self, request_id: str) -> str | None:
+        """The primary of a guide; None for every other request."""
+        return self._slots.primary_of(request_id)
+
     # Where the groups are in the batch.
 
-    def place(self, req_ids: list[str], samples: np.ndarray) -> bool:
+    def place(
+        self, req_ids: list[str], samples: np.ndarray, drafts: np.ndarray | None = None
+    ) -> bool:
         """Finds the groups in the batch; returns whether anything is to be done in this step.
 
         Args:
             req_ids: request id of each row.
             samples: ``[R] bool``: which rows take a token in this step. A group with a row that
                 does not is left out; the scheduler then stops its request.
+            drafts: ``[R] int64``: draft tokens of each row; None if no row has any. A row has one
+                row of logits more than it has draft tokens.
         """
-        sampling = samples.tobytes()
+        if drafts is None:
+            drafts = np.zeros(len(req_ids), np.int64)
+        sampling = samples.tobytes() + drafts.tobytes()
         if self._stale or req_ids != self._req_ids or sampling != self._sampling:
             self._stale, self._req_ids, self._sampling = False, list(req_ids), sampling
-            located = self._slots.locate(req_ids, samples)
+            located = self._slots.locate(req_ids, samples, drafts)
             groups = self._laid_out(located)
             if self._ranks.several:
                 self._agree(groups, located)
@@ -156,7 +167,7 @@ class GuidanceStages:
 
     def _agree(self, own: Groups, located: Located) -> None:
         """Lays out only the groups that all ranks have laid out."""
-        well = np.zeros(located.count, np.bool_)
+        well = np.zeros(len(located.drafts), np.bool_)
         well[own.rows[:, 0]] = True
         agreed = self._ranks.agreed(well)
         if not np.array_equal(agreed, well):
@@ -194,8 +205,13 @@ class GuidanceStages:
         """The layout's rows without guides; None if these are none or few."""
         return self._pipeline.guide_tokens.sampled_rows
 
+    @property
+    def lookup(self) -> Lookup:
+        """Drafts for the layout's primaries."""
+        return self._pipeline.lookup
+
     def guide(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance] | None:
-        """Guides the primaries' rows of the raw logits ``[R, V]``; float32 ones are overwritten.
+        """Guides the primaries' rows of the raw logits ``[N, V]``; float32 ones are overwritten.
 
         Returns:
             The logits in float32, and the report, which is being copied to the host without waiting
@@ -214,5 +230,5 @@ class GuidanceStages:
         return guided, replace(pending, failures=failures).copied()
 
     def copy_tokens(self, sampled: Tensor) -> None:
-        """Gives every guide row its primary's token, in place in ``sampled`` ``[R, 1]``."""
+        """Gives every guide row its primary's tokens, in place in ``sampled`` ``[R, D + 1]``."""
         self._pipeline.guide_tokens.apply(sampled)

@@ -21,6 +21,7 @@ from divserve.engine.worker.dropped import DroppedTokens
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guide_tokens import GuideTokens
 from divserve.engine.worker.look_back import LookBack
+from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, Timer
@@ -41,7 +42,7 @@ class Forward:
     head: Head
     """The model's ``compute_logits``."""
     hidden_states: Tensor
-    """``[R, sum of the hidden sizes]`` of the rows' last tokens."""
+    """``[N, sum of the hidden sizes]`` at the positions of the logits."""
 
 
 class Pipeline:
@@ -59,8 +60,9 @@ class Pipeline:
         self._vocabulary = VocabularyCap(vocab)
         self._third_streams = ThirdStreamCheck()
         self.guide_tokens = GuideTokens()
+        self.lookup = Lookup()
         self.names: tuple[str, ...] = ()
-        """Primary request ids of the layout, in the order of their statistics."""
+        """Primary request ids of the layout, once for each row of its statistics."""
         self.active = False
         """Whether anything is to be done in a step of this layout."""
         self._guided_steps = 0
@@ -86,6 +88,7 @@ class Pipeline:
         prompt = len(new.prompt_token_ids)
         known = len(new.prefill_token_ids or new.prompt_token_ids)
         self.look_back.add(slot, order.look, prompt, known)
+        self.lookup.add(slot, order, prompt)
 
     def lay_out(self, groups: Groups, located: Located) -> Groups:
         """Gives the stages their rows; returns the groups without those that lack a text."""
@@ -96,21 +99,24 @@ class Pipeline:
         compared = compared.select(compared.rows[:, 0].argsort())
         # In the order of their statistics: groups with amateurs come after the others.
         groups = Groups.joined(alone, compared)
-        self._temperature.lay_out(groups, staging)
+        looks = self.look_back.lay_out(groups, located, staging)
+        self.guide_tokens.lay_out(groups, located.drafts, staging)
+        self.lookup.lay_out(groups, located)
+        alone, compared = alone.positions(located.drafts), compared.positions(located.drafts)
+        positions = Groups.joined(alone, compared)
+        self._temperature.lay_out(positions, staging)
         self._contrast.lay_out(alone, staging)
         self._amateurs.lay_out(compared, staging)
-        looks = self.look_back.lay_out(groups, located, staging)
-        self._dropped.lay_out(groups, staging)
-        self._vocabulary.lay_out(groups, staging)
-        self._third_streams.lay_out(groups, staging)
-        self.guide_tokens.lay_out(groups, located.count, staging)
+        self._dropped.lay_out(positions, staging)
+        self._vocabulary.lay_out(positions, staging)
+        self._third_streams.lay_out(positions, staging)
         staging.send()
-        self.names = tuple(groups.names.tolist())
+        self.names = tuple(positions.names.tolist())
         self.active = len(groups) > 0 or looks
         return groups
 
     def apply(self, logits: Tensor, forward: Forward) -> tuple[Tensor, PendingGuidance]:
-        """Guides the primaries' rows of the raw logits ``[R, V]``; float32 ones are overwritten.
+        """Guides the primaries' rows of the raw logits ``[N, V]``; float32 ones are overwritten.
 
         Returns:
             The logits in float32, and the report.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -72,12 +73,12 @@ class PendingGuidance:
     """The `Guidance` of one step, until the device has computed it."""
 
     names: tuple[str, ...]
-    """Primary request ids of its groups."""
+    """Primary request ids of its groups, once for each position at which they sample."""
     statistics: Tensor
-    """``[G + N, len(STATISTICS)] float32`` on the host, valid after `event`: those of all groups,
-    then those of the second programs."""
+    """``[P + N, len(STATISTICS)] float32`` on the host, valid after `event`: those of all
+    positions, then those of the second programs."""
     second: tuple[int, ...]
-    """Indices of the groups that have a second program."""
+    """Indices of the positions that have a second program."""
     comparisons: Comparisons | None = None
     timer: Timer | None = None
     """Timer of the guidance operation; None in most steps (`Timer`)."""
@@ -113,17 +114,21 @@ class PendingGuidance:
             values = found.values.tolist()
             for place, k, own in zip(found.places, found.ks, values, strict=True):
                 numbers[place] += readable(own, k)
-        statistics = dict(zip(self.names, map(tuple, numbers[:count]), strict=True))
+        statistics: dict[str, list[Statistics]] = {}
+        for name, own in zip(self.names, numbers[:count], strict=True):
+            statistics.setdefault(name, []).append(tuple(own))
         # The event of the copy, which has been waited for, comes after the timer's events.
         seconds = None if self.timer is None else self.timer.seconds()
         return Guidance(statistics, seconds, self._broken(statistics))
 
-    def _broken(self, statistics: dict[str, Statistics]) -> frozenset[str]:
+    def _broken(self, statistics: dict[str, list[Statistics]]) -> frozenset[str]:
         """Groups whose statistics contain NaN."""
         compared = () if self.comparisons is None else self.comparisons.places
         if not self.statistics.isnan().any() and not compared:
             return frozenset()
-        return frozenset(name for name, found in statistics.items() if any(map(math.isnan, found)))
+        return frozenset(
+            name for name, found in statistics.items() if any(map(math.isnan, chain(*found)))
+        )
 
 
 def _start_copy(values: Tensor) -> Tensor:

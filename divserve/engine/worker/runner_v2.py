@@ -30,6 +30,8 @@ class GuidedRunnerV2:
     sampler: Any
     divserve_stages: GuidanceStages
     divserve_pending: PendingGuidance | None = None
+    divserve_placed: bool = False
+    """Whether this step has a layout."""
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """Called once per step; preempted requests come back here as new ones."""
@@ -39,6 +41,7 @@ class GuidedRunnerV2:
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         """Attaches the guidance of the step to its output."""
+        self.divserve_placed = False
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         pending, self.divserve_pending = self.divserve_pending, None
         return output if pending is None or output is None else attach(output, pending)
@@ -49,7 +52,8 @@ class GuidedRunnerV2:
         head = model.compute_logits
         req_ids, starts = input_batch.req_ids, input_batch.query_start_loc_np
         stages.read_texts(req_ids, starts, hidden_states, head)
-        if not len(stages) or not stages.place(req_ids, _samples(input_batch)):
+        drafts = input_batch.num_draft_tokens_per_req
+        if not len(stages) or not stages.place(req_ids, _samples(input_batch), drafts):
             return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
 
         def guided_logits(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,6 +74,7 @@ class GuidedRunnerV2:
             some = logits.index_select(0, kept.rows)
             return of_all_rows(sampler(some, batch_of(batch, kept)), kept)
 
+        self.divserve_placed = True
         before = self._set_temperatures(stages.temperatures, input_batch)
         model.compute_logits, self.sampler = guided_logits, sample_some
         try:
@@ -80,8 +85,16 @@ class GuidedRunnerV2:
             if before is not None:
                 # vLLM copies all of them to the device before the next step.
                 sampler.sampling_states.temperature.np[:] = before
-        stages.copy_tokens(sampled[0].sampled_token_ids)
+        output, *counts = sampled
+        for of_rows in (output.sampled_token_ids, *counts):
+            stages.copy_tokens(of_rows)
         return sampled
+
+    def divserve_share(self, drafts: Tensor) -> Tensor:
+        """Gives guides the drafts ``[R, D]`` of their primaries, in place."""
+        if self.divserve_placed:
+            self.divserve_stages.copy_tokens(drafts)
+        return drafts
 
     def _set_temperatures(self, own: Temperatures | None, input_batch: Any) -> np.ndarray | None:
         """Sets those of rows that look back; returns all previous ones, or None if none change."""
@@ -111,3 +124,6 @@ def install(runner: Any) -> None:
     runner.__class__ = type(f"Guided{cls.__name__}", (GuidedRunnerV2, cls), {})
     vocab = runner.model_config.get_vocab_size()
     runner.divserve_stages = GuidanceStages(vocab, runner.device, Ranks.of_logits())
+    if (speculator := getattr(runner, "speculator", None)) is not None:
+        propose = speculator.propose
+        speculator.propose = lambda *args, **named: runner.divserve_share(propose(*args, **named))

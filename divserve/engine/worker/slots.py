@@ -57,6 +57,25 @@ class Groups:
         """The groups of a mask ``[G] bool`` or of indices ``[N] int64``."""
         return Groups(self.slots[which], self.names[which], self.rows[which])
 
+    def positions(self, drafts: np.ndarray) -> Groups:
+        """The groups, once for each position at which they sample, by rows of logits.
+
+        A row with d draft tokens has d + 1 rows of logits, in the order of the batch.
+
+        Args:
+            drafts: ``[R] int64``: draft tokens of each row of the batch; all rows of a group have
+                as many as its primary.
+        """
+        if not drafts.any():
+            return self
+        first = np.cumsum(drafts + 1) - drafts - 1
+        counts = drafts[self.rows[:, 0]] + 1
+        each = np.repeat(np.arange(len(self)), counts)
+        position = np.arange(len(each)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = self.rows[each]
+        found = np.where(rows == ABSENT, ABSENT, first[rows] + position[:, None])
+        return Groups(self.slots[each], self.names[each], found)
+
     @classmethod
     def joined(cls, first: Groups, second: Groups) -> Groups:
         """The groups of ``first``, then those of ``second``."""
@@ -73,8 +92,8 @@ class Groups:
 class Located:
     """The guided requests of a step."""
 
-    count: int
-    """Number of rows, R."""
+    drafts: np.ndarray
+    """``[R] int64``: draft tokens of each row."""
     groups: Groups
     rows: np.ndarray
     """``[capacity] int64``: the row of each slot's primary; `ABSENT` where it does not sample."""
@@ -107,6 +126,14 @@ class Slots:
     def find(self, primary: str) -> int | None:
         """The slot of a primary; None if it has none."""
         return self._slots.get(primary)
+
+    def primary_of(self, request_id: str) -> str | None:
+        """The primary of a guide; None for every other request."""
+        place = self._places.get(request_id)
+        if place is None or not 0 < place % WIDTH < MEMBERS:
+            return None
+        name: str = self._names[place // WIDTH]
+        return name
 
     def take(self, primary: str, guides: Sequence[str]) -> int:
         """Gives a group a slot; a group that resumes after a preemption keeps its own.
@@ -152,13 +179,15 @@ class Slots:
             heapq.heappush(self._free, slot)
         return slot
 
-    def locate(self, req_ids: Sequence[str], samples: np.ndarray) -> Located:
+    def locate(self, req_ids: Sequence[str], samples: np.ndarray, drafts: np.ndarray) -> Located:
         """Finds the guided requests in the batch.
 
         Args:
             req_ids: request id of each row.
             samples: ``[R] bool``: which rows take a token in this step. A group with a row that
                 does not is left out.
+            drafts: ``[R] int64``: draft tokens of each row. A group whose rows do not have equally
+                many is left out.
         """
         count, capacity = len(req_ids), len(self._sizes)
         unknown = capacity * WIDTH
@@ -168,13 +197,16 @@ class Slots:
         table = rows[:unknown].reshape(capacity, WIDTH)
         members = table[:, :MEMBERS]
         complete = (members != ABSENT).sum(1) == self._sizes
+        if drafts.any():
+            own = drafts[members]
+            complete &= ((own == own[:, :1]) | (members == ABSENT)).all(1)
         slots = np.flatnonzero(complete & (self._sizes > 0))
         probes = np.empty((0, 3), np.int64)
         if self._probes:
             of, index = np.nonzero(table[:, MEMBERS:] != ABSENT)
             probes = np.stack((of, index, table[of, MEMBERS + index]), axis=1)
         groups = Groups(slots, self._names[slots], members[slots])
-        return Located(count, groups, members[:, 0], probes)
+        return Located(drafts, groups, members[:, 0], probes)
 
     def _place(self, name: str, slot: int, column: int) -> None:
         self._places[name] = slot * WIDTH + column

@@ -20,6 +20,7 @@ from divserve.engine.models.hidden_store import LAYER, store_of
 from divserve.engine.worker import runner_v1, runner_v2
 from divserve.engine.worker.lora import skip_base_rows
 from divserve.engine.worker.ranks import Ranks
+from divserve.engine.worker.rejection import expand_drafts
 from divserve.errors import StartupError
 from divserve_kernels.selfcheck import (
     KINDS,
@@ -67,6 +68,7 @@ class GuidedCPUWorker(_LoudRank, CPUWorker):
         # Before vLLM binds this thread to one core, because the kernels' threads inherit its cores.
         _check_kernels(torch.device("cpu"), self.model_config.get_vocab_size())
         skip_base_rows()
+        expand_drafts()
         super().init_device()
         _install(self)
 

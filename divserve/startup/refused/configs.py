@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from divserve.startup import ranks
+from divserve.startup.refused.drafts import DRAFTS
 from divserve.startup.refused.refusal import Refusal
 from divserve.startup.refused.transfer import KV_TRANSFER
 
 __all__ = ["CONFIG"]
 
 CONFIG = (
-    Refusal(
-        "--speculative-config",
-        "guide rows take one token a step",
-        lambda c: c.speculative_config is not None,
-    ),
+    *DRAFTS,
     *KV_TRANSFER,
     Refusal(
         "--ec-transfer-config",

@@ -9,6 +9,11 @@ __all__ = ["AMATEUR", "LOOK_BACK", "RECURRENT"]
 
 LOOK_BACK = (
     Refusal(
+        "--speculative-config",
+        "an alarm takes a token back, and with it the drafts that follow",
+        lambda c: c.speculative_config is not None,
+    ),
+    Refusal(
         "--kv-transfer-config",
         "hidden states do not travel with the keys and values of every connector",
         connectors.transfers,
