@@ -101,20 +101,22 @@ AGREEMENT = Counter(
     "Tokens that were compared with an amateur, by whether its likeliest token was the expert's.",
     ("agrees",),
 )
-DRAFTS = {
-    "proposed": Counter(
-        "divserve_draft_proposed_tokens", "Draft tokens of guided requests that were verified.",
-        ("method",),
-    ),
-    "accepted": Counter(
-        "divserve_draft_accepted_tokens", "Draft tokens that guided requests have taken.",
-        ("method",),
-    ),
-    "rounds": Counter(
-        "divserve_draft_rounds", "Steps of guided requests that verified draft tokens.",
-        ("method",),
-    ),
-}  # fmt: skip
+DRAFTS_PROPOSED = Counter(
+    "divserve_draft_proposed_tokens",
+    "Draft tokens of guided requests that were verified.",
+    ("method",),
+)
+DRAFTS_ACCEPTED = Counter(
+    "divserve_draft_accepted_tokens",
+    "Draft tokens that guided requests have taken.",
+    ("method",),
+)
+DRAFT_ROUNDS = Counter(
+    "divserve_draft_rounds",
+    "Steps of guided requests that verified draft tokens.",
+    ("method",),
+)
+DRAFTS = {"proposed": DRAFTS_PROPOSED, "accepted": DRAFTS_ACCEPTED, "rounds": DRAFT_ROUNDS}
 SWITCHES = Counter(
     "divserve_switches", "Hand-overs of entropy_switch, by the model that went on.", ("to",)
 )

@@ -328,6 +328,7 @@ def test_outputs_that_are_missing() -> None:
 def test_the_flag_reaches_the_engine() -> None:
     parser = ArgumentParser()
     add_flags(parser)
+    parser.set_defaults(speculative_config=None)
     args = parser.parse_args([])
     tell_engine(args)
     assert not hasattr(args, "additional_config")
