@@ -18,8 +18,8 @@ from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "speculation.svg"
 CASE = re.compile(r"smollm2, (?P<task>[^,]+), (?P<count>\d+) at once, .*, adacad, greedy")
-WITH, WITHOUT = "guided + lookup, cpu ms a token", "guided, cpu ms a token"
-PLAIN = "plain, cpu ms a token"
+WITH, WITHOUT = "guided + lookup, wall ms a token", "guided, wall ms a token"
+PLAIN = "plain, wall ms a token"
 
 Points = dict[int, tuple[float, float]]
 """By requests at once: seconds of a token with drafts and without, ÷ those of a plain one."""
