@@ -118,9 +118,9 @@ def parse(argv: Sequence[str]) -> Namespace:
     elif args.model == parser.get_default("model") and args.config is None:
         raise StartupError("name a model: divserve serve MODEL [flags]")
     log_format.have_vllm_join(args)
-    governor.tell_engine(args)
     configure_logging_from_args(args)
     checks.check_arguments(args)
+    governor.tell_engine(args)
     if _is_cpu():
         cpu.share_cores(os.environ, ranks.here(args))
     moved("validate_parsed_serve_args")(args)

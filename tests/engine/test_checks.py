@@ -67,6 +67,8 @@ def test_supported_modes_get_our_scheduler_and_worker(
         (["--headless", "--api-server-count", "0"], "--headless"),
         (["--scheduler-cls", "a.B"], "--scheduler-cls"),
         (["--worker-cls", "a.B"], "--worker-cls"),
+        (["--speculative-config", "5"], "--speculative-config takes a JSON object"),
+        (["--speculative-config", '"ngram"'], "--speculative-config takes a JSON object"),
         ([], "name a model"),
     ],
 )
