@@ -44,7 +44,7 @@ class Drafting(Watched):
         super().__init__(cls, model, drafts=MOST, **ahead, **sizes)
         self._right, self._base, self._each, self.now = right, base, each, 1.0
         if self.scheduler.governor is not None:
-            governor = Governor(MOST, clock=lambda: self.now)
+            governor = Governor(clock=lambda: self.now)
             self.scheduler.governor = self.scheduler.drafts.governor = governor
         self.verified: list[dict[str, int]] = []
         """Drafts of each row, by step."""

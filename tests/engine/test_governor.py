@@ -266,16 +266,16 @@ def test_copied_texts_fail_at_once_or_not_at_all() -> None:
 def test_new_requests_are_expected_to_be_like_the_others() -> None:
     everybody = Acceptance(MOST)
     old = Acceptance(MOST, everybody)
-    assert Acceptance(MOST, everybody).survival()[0] == 0.5
+    assert 0.3 < Acceptance(MOST, everybody).survival()[0] < 0.5
     for _ in range(30):
         old.observe(2, 2, True)
-    assert Acceptance(MOST, everybody).survival()[0] > 0.9
+    assert Acceptance(MOST, everybody).survival()[0] > 0.85
 
 
 def test_only_decoding_is_measured() -> None:
     """Not what a prefill takes, nor an idle engine."""
     now = [10.0]
-    governor = Governor(MOST, clock=lambda: now[0])
+    governor = Governor(clock=lambda: now[0])
     proposals = [Proposal("0", 1, [1] * MOST)]
     for changes in (
         {"total_num_scheduled_tokens": 40}, {"scheduled_new_reqs": [object()]},
@@ -300,7 +300,7 @@ def test_only_decoding_is_measured() -> None:
 def test_a_step_begins_when_the_one_before_it_ends() -> None:
     """Under asynchronous scheduling it is scheduled earlier."""
     now = [10.0]
-    governor = Governor(MOST, clock=lambda: now[0])
+    governor = Governor(clock=lambda: now[0])
     proposals = [Proposal("0", 1, [-1] * MOST)]
     outputs = [step_of(proposals, [0], 1) for _ in range(ENOUGH + 2)]
     governor.scheduled(outputs[0])
@@ -313,7 +313,7 @@ def test_a_step_begins_when_the_one_before_it_ends() -> None:
 
 def test_outputs_that_are_missing() -> None:
     """A step that is not known, a request that has ended or whose token was taken back."""
-    governor = Governor(MOST, clock=lambda: 1.0)
+    governor = Governor(clock=lambda: 1.0)
     proposals = [Proposal("0", 1, [1] * MOST)]
     governor.ran(step_of(proposals, [0], 1), made_of(proposals, [[2]]))
     nothing: list[list[list[int]]] = [[[]], []]

@@ -54,7 +54,7 @@ def reference(
         for n in range(longest, shortest - 1, -1):
             if matches := found(n, floor, places):
                 place = max(matches)
-                return known[place : min(place + most, stop)]
+                return known[place : min(place + max(1, most - (longest - n)), stop)]
     return []
 
 
@@ -105,9 +105,9 @@ def test_the_document_comes_first() -> None:
     known = [*prompt, 1, 2, 3, 74, 1, 2, 3]
     place = len(before), len(before) + len(document)
     other = place[1], place[1]
-    assert searched([(known, place, len(prompt))], (2, 4), 3) == [[72, 1, 2]]
-    assert searched([(known, other, len(prompt))], (2, 4), 3) == [[73]]
-    assert searched([(known, (0, 0), 1)], (2, 4), 3) == [[74, 1, 2]]
+    assert searched([(known, place, len(prompt))], (2, 4), 5) == [[72, 1, 2]]
+    assert searched([(known, other, len(prompt))], (2, 4), 4) == [[73]]
+    assert searched([(known, (0, 0), 1)], (2, 4), 4) == [[74, 1, 2]]
 
 
 @given(TOKENS, TOKENS, TOKENS)
@@ -151,12 +151,12 @@ def test_rows_find_the_texts_of_their_slots() -> None:
     assert lookup.withheld(sampled, primaries=False) == [[], [6], [6], []]
     assert lookup.withheld(sampled, primaries=True) == [[], [], [], []]
     both = {2: [8, 5], 1: [7, 5]}
-    assert lookup.propose(sampled, ids, lengths, (2, 3), 2) == both
-    assert lookup.propose([[6], [], [6], []], ids, lengths, (2, 3), 2) == {2: [8, 5]}
-    assert lookup.propose(sampled, ids[:, :8], lengths, (2, 3), 2) == {}
+    assert lookup.propose(sampled, ids, lengths, (2, 2), 2) == both
+    assert lookup.propose([[6], [], [6], []], ids, lengths, (2, 2), 2) == {2: [8, 5]}
+    assert lookup.propose(sampled, ids[:, :8], lengths, (2, 2), 2) == {}
     lookup.add(1, PLAIN, 1)
     lookup.lay_out(*layout((1, 2, 0)))
-    assert lookup.propose(sampled, ids, lengths, (2, 3), 2) == {2: [8, 5]}
+    assert lookup.propose(sampled, ids, lengths, (2, 2), 2) == {2: [8, 5]}
 
 
 class Watched:

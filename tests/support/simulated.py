@@ -40,7 +40,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
-        self.governor = Governor(MOST, clock=lambda: self.now)
+        self.governor = Governor(clock=lambda: self.now)
 
     def run(self, steps: int, length: int | None = None) -> float:
         """Runs so many steps; returns the seconds per token.

@@ -7,6 +7,7 @@ rate for all positions would not show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
@@ -21,6 +22,9 @@ WEIGHT = 2.0
 """Trials that the rate of all requests counts for."""
 UNKNOWN = 0.5
 """The rate where nothing has been drafted yet."""
+CAUTION = 0.3
+"""Standard deviations by which the rate of the first draft is taken lower: of many requests, some
+seem better by chance, and drafts that are too long cost more than those that are too short."""
 SURPRISE = 0.15
 """A draft that is accepted at a lower rate halves the weight of what was seen before."""
 
@@ -60,9 +64,14 @@ class Acceptance:
                 self._everybody._add(results)
 
     def survival(self) -> Sequence[float]:
-        """For each draft, how likely it and all before it are accepted; never increasing."""
+        """For each draft, how likely it and all before it are accepted; never increasing.
+
+        The first rate is taken lower, the more so the fewer trials there were.
+        """
         if self._survival is None:
-            self._survival = [*accumulate(self._current(), mul)]
+            first, *others = self._current()
+            doubt = math.sqrt(first * (1 - first) / (self._trials[0] + WEIGHT))
+            self._survival = [*accumulate((max(0.0, first - CAUTION * doubt), *others), mul)]
         return self._survival
 
     def _add(self, results: Sequence[bool]) -> None:

@@ -7,6 +7,9 @@ where verification costs more than it saves, and first the likely drafts of unit
 An amateur's drafts (`divserve.engine.worker.amateur_drafts`) are made in the step that verifies
 them, as many as were chosen here, so that the duration of the step includes that of making them.
 
+Drafts that are proposed in the same number are expected to be alike: our look-up proposes fewer
+after a short match, and these are accepted much less often.
+
 Durations and acceptance are measured while the server runs. What only serves to measure is paid
 from an allowance of one percent of the time, so that drafts that never pay cost hardly anything.
 """
@@ -29,9 +32,9 @@ OPTION = "divserve_draft_governor"
 """Key in vLLM's ``additional_config``; false: everything that is proposed is verified."""
 ALLOWANCE = 0.01
 """Share of the time that may be spent on measuring."""
-FIRST_STEPS = 5.0
+FIRST_STEPS = 3.0
 """The allowance at the beginning, in steps."""
-MOST_STEPS = 10.0
+MOST_STEPS = 3.0
 """The largest allowance, in steps."""
 UNSEEN_STEPS = 64
 """After so many steps without a trial, a unit's acceptance should be measured again."""
@@ -64,15 +67,14 @@ class Governor:
     """Chooses the drafts of each step.
 
     Args:
-        most: the longest draft.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.cost = StepCost()
-        self._everybody = Acceptance(most)
-        self._units: dict[str, Acceptance] = {}
+        self._everybody: dict[int, Acceptance] = {}
+        self._units: dict[str, dict[int, Acceptance]] = {}
         self._steps: deque[_Step] = deque()
         self._proposals: Sequence[Proposal] = ()
         self._updated = 0.0
@@ -161,7 +163,8 @@ class Governor:
     def _note(self, proposal: Proposal, output: Any, made: Any) -> None:
         """Counts the drafts of a unit that were accepted."""
         unit, place = self._units.get(proposal.name), made.req_id_to_index.get(proposal.name)
-        if unit is None or place is None or not made.sampled_token_ids:
+        seen = unit and unit.get(len(proposal.drafts))
+        if seen is None or place is None or not made.sampled_token_ids:
             return
         sampled = made.sampled_token_ids[place]
         if not sampled:
@@ -170,14 +173,15 @@ class Governor:
         beyond = None
         if verified < len(proposal.drafts) and proposal.drafts[verified] >= 0:
             beyond = proposal.drafts[verified] == sampled[-1]
-        unit.observe(verified, min(len(sampled) - 1, verified), beyond)
+        seen.observe(verified, min(len(sampled) - 1, verified), beyond)
 
     def _expected(self, proposal: Proposal) -> Expected:
-        unit = self._units.get(proposal.name)
-        if unit is None:
-            unit = self._units[proposal.name] = Acceptance(self._most, self._everybody)
-        survival = unit.survival()[: len(proposal.drafts)]
-        return Expected(survival, proposal.rows, unit.unseen >= UNSEEN_STEPS)
+        length, unit = len(proposal.drafts), self._units.setdefault(proposal.name, {})
+        seen = unit.get(length)
+        if seen is None:
+            everybody = self._everybody.setdefault(length, Acceptance(length))
+            seen = unit[length] = Acceptance(length, everybody)
+        return Expected(seen.survival(), proposal.rows, seen.unseen >= UNSEEN_STEPS)
 
     def _is_hopeless(
         self, proposals: Sequence[Proposal], units: int, rows: int, share: float

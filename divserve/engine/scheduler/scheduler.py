@@ -123,7 +123,7 @@ class LockstepScheduler(Scheduler):
     def _governor(self) -> Governor | None:
         options = self.vllm_config.additional_config
         wanted = not isinstance(options, dict) or options.get(OPTION, True)
-        return Governor(self.num_spec_tokens) if wanted and self.num_spec_tokens else None
+        return Governor() if wanted and self.num_spec_tokens else None
 
     # A request arrives.
 

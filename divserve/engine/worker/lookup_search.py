@@ -44,7 +44,8 @@ def search(
 ) -> None:  # fmt: skip
     """Writes the drafts of some rows: from the document, else the prompt, else the answer.
 
-    A draft from the prompt ends with the prompt.
+    A draft from the prompt ends with the prompt. It has a token less than there is room for, for
+    each token that the match is shorter than the longest.
 
     Args:
         token_ids: ``[R, L] int32``: tokens of each row of the batch.
@@ -70,7 +71,9 @@ def search(
         if found < shortest:
             found, place = _longest(tokens, size, 0, max(prompt, shortest), size - 1, longest)
             stop = size
-        count = min(width, stop - place) if found >= shortest else 0
+        # Each token that a match lacks takes a draft, which tells the governor how good it is.
+        most = max(1, width - (longest - found))
+        count = min(most, stop - place) if found >= shortest else 0
         for j in range(count):
             drafts[i, j] = tokens[place + j]
         counts[i] = count
