@@ -43,9 +43,9 @@ class Drafting(Watched):
         cls, ahead = SCHEDULERS[kind]
         super().__init__(cls, model, drafts=MOST, **ahead, **sizes)
         self._right, self._base, self._each, self.now = right, base, each, 1.0
-        if self.scheduler.governor is not None:
+        if self.scheduler.drafts.governor is not None:
             governor = Governor(clock=lambda: self.now)
-            self.scheduler.governor = self.scheduler.drafts.governor = governor
+            self.scheduler.drafts.governor = governor
         self.verified: list[dict[str, int]] = []
         """Drafts of each row, by step."""
 
@@ -172,7 +172,7 @@ def test_aborts_at_every_step(kind: str, tiny: Path, right: int, window: int) ->
 
 def test_without_the_governor_all_are_verified(kind: str, tiny: Path) -> None:
     scheduler = drafting(kind, tiny, right=1, base=0, each=0.01, governed=False)
-    assert scheduler.scheduler.governor is None
+    assert scheduler.scheduler.drafts.governor is None
     scheduler.run()
     middle = scheduler.verified[20:60]
     assert [d[name] for d in middle for name in ("plain", "one", "two")] == [MOST] * 3 * len(middle)
@@ -190,7 +190,7 @@ def test_requests_with_a_seed_get_no_drafts(kind: str, tiny: Path) -> None:
 
 def test_nothing_to_decide_without_drafts(tiny: Path) -> None:
     scheduler = Drafting("sync", tiny, right=0, base=0.01, each=0)
-    calls = counted(scheduler.scheduler.governor, "choose")
+    calls = counted(scheduler.scheduler.drafts.governor, "choose")
     scheduler.add("a", 50, tokens=1)
     scheduler.add("b", 50, guided(4), tokens=1)
     scheduler.run()

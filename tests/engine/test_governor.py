@@ -52,7 +52,7 @@ def test_no_drafts_where_a_token_costs_a_step(rows: list[int], chance: float, kn
 
 @pytest.mark.parametrize("known", [True, False])
 def test_likely_drafts_first(known: bool) -> None:
-    simulation = Simulation(linear(2, 1), [1] * 4, [0.95, 0.3, 0.05, 0.95], known)
+    simulation = Simulation(linear(4, 1), [1] * 4, [0.95, 0.3, 0.05, 0.95], known)
     simulation.run(600)
     likely, unlikely, never, other = mean_lengths(simulation, 300)
     assert min(likely, other) > 2

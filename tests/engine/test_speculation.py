@@ -210,7 +210,7 @@ def test_nothing_is_left_after_a_storm(watched: Watched, cases: list[Case]) -> N
 def test_tokens_are_the_same_with_the_governor(tiny: Any, cases: list[Case]) -> None:
     """It verifies more drafts in some runs than in others."""
     watched = Watched(tiny, cases, additional_config={}, **ROOMY)
-    assert watched.engine.scheduler.governor is not None
+    assert watched.engine.scheduler.drafts.governor is not None
     for _ in range(2):
         answers = test_groups.run(watched.engine, cases)
         assert mismatches(cases, answers) == []

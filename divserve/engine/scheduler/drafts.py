@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vllm.sampling_params import SamplingType
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.scheduler.chunks import Chunk
@@ -94,6 +96,21 @@ class Drafts:
         for (request, group), length in zip(owners, lengths, strict=True):
             if length < len(request.spec_token_ids):
                 _cut(request, group, length)
+
+    def scheduled(self, output: SchedulerOutput) -> None:
+        """A step has been scheduled."""
+        if self.governor is not None:
+            self.governor.scheduled(output)
+
+    def ran(self, output: SchedulerOutput, made: ModelRunnerOutput) -> None:
+        """A step has run."""
+        if self.governor is not None:
+            self.governor.ran(output, made)
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        if self.governor is not None:
+            self.governor.forget(request_id)
 
     def drop(self) -> bool:
         """Drops the drafts of all running requests; returns whether there were any."""

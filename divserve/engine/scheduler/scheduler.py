@@ -9,8 +9,7 @@ of a request. Each uses the objects that own the state:
 `Admission`    which waiting members may be admitted
 `Entry`        which requests are admitted, sampled or preempted
 `Preflight`    KV blocks for the step; preemption in whole groups
-`Drafts`       draft tokens, the same for all rows of a group
-`Governor`     how many draft tokens are worth their time
+`Drafts`       draft tokens, the same for all rows of a group, as many as pay
 `Alarms`       look-back: requests that wait for their probes
 `Transfer`     what a KV connector may load for a group
 `SwitchRules`  when an answer moves to the other engine
@@ -93,8 +92,7 @@ class LockstepScheduler(Scheduler):
             self.max_model_len,
             self.transfer.reserved,
         )
-        self.governor = self._governor()
-        self.drafts = Drafts(self, self.groups, self.max_model_len, self.governor)
+        self.drafts = Drafts(self, self.groups, self.max_model_len, self._governor())
         self.preflight = Preflight(
             self, self.groups, self.blocks, self.alarms, self.transfer, self.drafts
         )
@@ -160,23 +158,21 @@ class LockstepScheduler(Scheduler):
         """Schedules one step. Without groups it is vLLM's own."""
         if not len(self.groups):
             self.drafts.govern()
-            return self._noted(super().schedule(throttle_prefills))
+            output = super().schedule(throttle_prefills)
+            self.drafts.scheduled(output)
+            return output
         self.entry.begin(throttle_prefills)
         try:
-            output = self._noted(super().schedule(throttle_prefills))
+            output = super().schedule(throttle_prefills)
         finally:
             self.entry.end()
+        self.drafts.scheduled(output)
         admitted = [new.req_id for new in output.scheduled_new_reqs]
         admitted += output.scheduled_cached_reqs.resumed_req_ids
         self.figures.admitted(self.groups.admitted(admitted))
         if chosen := self.alarms.chosen(self.entry.looking, output.num_scheduled_tokens):
             set_chosen(output, chosen)
         self.reports.expect(output)
-        return output
-
-    def _noted(self, output: SchedulerOutput) -> SchedulerOutput:
-        if self.governor is not None:
-            self.governor.scheduled(output)
         return output
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
@@ -248,8 +244,7 @@ class LockstepScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's update; guide rows have no output, and primaries' outputs carry statistics."""
-        if self.governor is not None:
-            self.governor.ran(scheduler_output, model_runner_output)
+        self.drafts.ran(scheduler_output, model_runner_output)
         alarmed = self.reports.read(scheduler_output, model_runner_output)
         if self.endings.failed:
             # A set in vLLM 0.32, a dict from 0.33 on.
@@ -332,8 +327,7 @@ class LockstepScheduler(Scheduler):
         request_id = request.request_id
         self.alarms.call_off(request_id)
         self.switch_rules.forget(request_id)
-        if self.governor is not None:
-            self.governor.forget(request_id)
+        self.drafts.forget(request_id)
         self.transfer.forget(request_id)
         if not self.switch_rules:
             self.__dict__.pop("_update_request_with_output", None)
