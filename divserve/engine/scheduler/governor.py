@@ -162,8 +162,8 @@ class Governor:
 
     def _note(self, proposal: Proposal, output: Any, made: Any) -> None:
         """Counts the drafts of a unit that were accepted."""
-        unit, place = self._units.get(proposal.name), made.req_id_to_index.get(proposal.name)
-        seen = unit and unit.get(len(proposal.drafts))
+        seen = self._units.get(proposal.name, {}).get(len(proposal.drafts))
+        place = made.req_id_to_index.get(proposal.name)
         if seen is None or place is None or not made.sampled_token_ids:
             return
         sampled = made.sampled_token_ids[place]
