@@ -17,7 +17,7 @@ from divserve import plots
 from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "speculation.svg"
-CASE = re.compile(r"smollm2, (?P<task>[^,]+), (?P<count>\d+) at once, .*, adacad, greedy")
+CASE = re.compile(r"smollm2, (?P<task>[^,]+), (?P<count>\d+) always, .*, adacad, greedy")
 WITH, WITHOUT = "guided + lookup, wall ms a token", "guided, wall ms a token"
 PLAIN = "plain, wall ms a token"
 
