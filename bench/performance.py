@@ -161,7 +161,12 @@ TARGETS = (
         )
         for title, case, other, most in (
             ("copying, 1 request", "copying, 1 (at once|always)", "plain", 0.45),
-            ("extractive questions, 1 request", "extractive questions, 1 (at once|always)", "plain", 0.7),
+            (
+                "extractive questions, 1 request",
+                "extractive questions, 1 (at once|always)",
+                "plain",
+                0.7,
+            ),
             ("any task, 1 to 16 requests", r".*, (1 at once|\d+ always)", "guided", 1.03),
         )
     ),

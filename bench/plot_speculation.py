@@ -17,7 +17,10 @@ from divserve import plots
 from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "speculation.svg"
-CASE = re.compile(r"smollm2, (?P<task>[^,]+), (?P<count>\d+) always, .*, adacad, greedy")
+CASE = re.compile(
+    r"smollm2, (?P<task>[^,]+), (?P<count>1(?= at once)|\d+(?= always)) (at once|always), .*, "
+    r"adacad, greedy"
+)
 WITH, WITHOUT = "guided + lookup, wall ms a token", "guided, wall ms a token"
 PLAIN = "plain, wall ms a token"
 
@@ -47,7 +50,7 @@ def drawing(tasks: dict[str, Points]) -> Figure:
     figure = plots.figure(720, 360)
     axes = figure.add_subplot(
         title="A guided answer's token, with drafts: time ÷ that of a plain token",
-        xlabel="requests at once",
+        xlabel="requests that run at any time",
         ylabel="÷ plain, without drafts",
     )
     counts = sorted({count for points in tasks.values() for count in points})

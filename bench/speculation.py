@@ -286,7 +286,7 @@ def measure(
 
 def main(
     task: Annotated[list[Task], typer.Option(help="What is asked for.")] = list(Task),  # noqa: B006
-    at_once: Annotated[list[int], typer.Option(help="Requests that run at any time.")] = [1, 2, 4, 8, 16],  # noqa: B006
+    at_once: Annotated[list[int], typer.Option(help="Requests that run.")] = [1, 2, 4, 8, 16],  # noqa: B006
     model: Annotated[Path | None, typer.Option(help="A folder, in place of SmolLM2.")] = None,
     size: SizeOption = None,
     dtype: DtypeOption = "bfloat16",
