@@ -10,10 +10,11 @@ One engine with n-gram look-up runs, in turn in each round and over the same doc
 "without" takes the drafter off the runner, so that a step takes the path of an engine started
 without one. Requests that end are replaced until twice as many as run at once have begun, and the
 clock stops when fewer run: with drafts some end much earlier than others, and a server that is used
-steadily does not wait for the last. The prefixes of a round's prompts are cached before it. Seconds are those of the wall
-clock and, where other work shares the machine, of the process's own CPU time. Ratios are taken
-within a round; the median and the range over the rounds are reported. With ``--drafts`` the sides
-are guided requests with vLLM's look-up and with ours, and everything proposed is verified.
+steadily does not wait for the last. The prefixes of a round's prompts are cached before it. Seconds
+are those of the wall clock and, where other work shares the machine, of the process's own CPU time.
+Ratios are taken within a round; the median and the range over the rounds are reported. With
+``--drafts`` the sides are guided requests with vLLM's look-up and with ours, and everything proposed
+is verified.
 
     python -m bench.speculation                                     # an hour on two cores
     python -m bench.speculation --task copying --at-once 1 --at-once 8 --rounds 4
