@@ -13,8 +13,8 @@ clock stops when fewer run: with drafts some end much earlier than others, and a
 steadily does not wait for the last. The prefixes of a round's prompts are cached before it. Seconds
 are those of the wall clock and, where other work shares the machine, of the process's own CPU time.
 Ratios are taken within a round; the median and the range over the rounds are reported. With
-``--drafts`` the sides are guided requests with vLLM's look-up and with ours, and everything proposed
-is verified.
+``--drafts`` the sides are guided requests with vLLM's look-up and with ours, and all that is
+proposed is verified.
 
     python -m bench.speculation                                     # an hour on two cores
     python -m bench.speculation --task copying --at-once 1 --at-once 8 --rounds 4
