@@ -156,7 +156,7 @@ def known_of(scheduler: Any) -> dict[str, int]:
         "rules": len(scheduler.switch_rules),
         "failed": len(scheduler.endings.failed),
         "figures": len(scheduler.figures),
-        "drafting": len(scheduler.governor or ()),
+        "drafting": len(scheduler.drafts.governor or ()),
         "loads": len(scheduler.transfer),
         "deferred": len(scheduler.deferred_frees),
     }
