@@ -16,7 +16,7 @@ Ratios are taken within a round; the median and the range over the rounds are re
 ``--drafts`` the sides are guided requests with vLLM's look-up and with ours, and all that is
 proposed is verified.
 
-    python -m bench.speculation                                     # an hour on two cores
+    python -m bench.speculation                                     # two hours on two cores
     python -m bench.speculation --task copying --at-once 1 --at-once 8 --rounds 4
     python -m bench.speculation --drafts --at-once 1 --record
     python -m bench.speculation --quick --size tiny --dtype float32     # whether it runs

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divserve.engine.scheduler.acceptance import Acceptance
+from divserve.engine.scheduler.draft_search import Expected, Search
 from divserve.engine.scheduler.governor import OPTION, Governor, Proposal
-from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, WINDOW, StepCost
+from divserve.engine.scheduler.step_cost import ENOUGH, STALE_STEPS, WINDOW, Extra, StepCost
 from divserve.startup.governor import add_flags, tell_engine
 from tests.support.simulated import MOST, Simulation, made_of, step_of
 
@@ -270,6 +271,32 @@ def test_new_requests_are_expected_to_be_like_the_others() -> None:
     for _ in range(30):
         old.observe(2, 2, True)
     assert Acceptance(MOST, everybody).survival()[0] > 0.85
+
+
+def test_drafts_of_each_length_are_judged_by_themselves() -> None:
+    """Of one request, the long ones are always right and the short ones always wrong."""
+    now, verified = [10.0], {3: 0, MOST: 0}
+    governor = Governor(clock=lambda: now[0])
+    for step in range(400):
+        length = (3, MOST)[step % 2]
+        right = length == MOST
+        proposals = [Proposal("0", 1, [1 if right else 2] * length)]
+        lengths = governor.choose(proposals, 1, 1)
+        output = step_of(proposals, lengths, 1)
+        governor.scheduled(output)
+        now[0] += MS * (10 + 3 * lengths[0])
+        accepted = lengths[0] if right else 0
+        governor.ran(output, made_of(proposals, [[1] * (accepted + 1)]))
+        verified[length] += lengths[0] if step >= 100 else 0
+    assert verified[MOST] > 0.9 * 150 * MOST
+    assert verified[3] < 0.1 * 150 * 3
+
+
+def test_drafts_have_to_pay_more_than_was_measured() -> None:
+    """What they add was measured too low where they seem to pay best."""
+    always = Expected([1.0], 1, False)
+    assert Search([always], 1, 10.0, Extra(0, 8.0)).best().lengths == [1]
+    assert Search([always], 1, 10.0, Extra(0, 9.5)).best().lengths == [0]
 
 
 def test_only_decoding_is_measured() -> None:

@@ -32,10 +32,8 @@ OPTION = "divserve_draft_governor"
 """Key in vLLM's ``additional_config``; false: everything that is proposed is verified."""
 ALLOWANCE = 0.01
 """Share of the time that may be spent on measuring."""
-FIRST_STEPS = 3.0
-"""The allowance at the beginning, in steps."""
 MOST_STEPS = 3.0
-"""The largest allowance, in steps."""
+"""The largest allowance, in steps; the first is as large."""
 UNSEEN_STEPS = 64
 """After so many steps without a trial, a unit's acceptance should be measured again."""
 CLOSE, CLOSE_STEPS = 0.2, 8
@@ -104,9 +102,8 @@ class Governor:
             return none
         search = Search([self._expected(p) for p in proposals], units, plain, extra)
         best = search.best()
-        if self._allowance is None:
-            self._allowance = FIRST_STEPS * plain
-        self._allowance = min(self._allowance, MOST_STEPS * plain)
+        most = MOST_STEPS * plain
+        self._allowance = most if self._allowance is None else min(self._allowance, most)
         trial = self._trial(search, best, rows)
         if trial is None:
             return best.lengths
