@@ -18,8 +18,7 @@ from loadtest.record import RESULTS
 
 TARGET = Path(__file__).parents[1] / "docs" / "speculation.svg"
 CASE = re.compile(r"smollm2, (?P<task>[^,]+), (?P<count>1 at once|\d+ always), .*, adacad, greedy")
-WITH, WITHOUT = "guided + lookup, wall ms a token", "guided, wall ms a token"
-PLAIN = "plain, wall ms a token"
+TO_PLAIN, TO_GUIDED = "guided + lookup / plain, wall", "guided + lookup / guided, wall"
 
 Points = dict[int, tuple[float, float]]
 """By requests at once: seconds of a token with drafts and without, ÷ those of a plain one."""
@@ -36,8 +35,8 @@ def series() -> dict[str, Points]:
                 case[line["metric"]] = float(line["value"])
     tasks: dict[str, Points] = {str(task): {} for task in Task}
     for (task, count), case in sorted(newest.items()):
-        if PLAIN in case:
-            tasks[task][count] = (case[WITH] / case[PLAIN], case[WITHOUT] / case[PLAIN])
+        if TO_PLAIN in case:
+            tasks[task][count] = (case[TO_PLAIN], case[TO_PLAIN] / case[TO_GUIDED])
     return {task: points for task, points in tasks.items() if points}
 
 
