@@ -308,11 +308,14 @@ def main(
         chosen = Model.chosen(size, dtype, mode, Path(made))
         if model is not None:
             chosen = Model(model.name, model, chosen.vocab, chosen.hidden, chosen.options)
-        bench = Bench(chosen, method, tokens, max(at_once), governor and not drafts)
+        governed = governor and not drafts
+        bench = Bench(chosen, method, tokens, max(at_once), governed)
         bar = progress.add_task(chosen.name, total=len(task) * len(at_once))
         for one in task:
             for count in at_once:
                 case = f"{chosen.name}, {one}, {count} always, {tokens} tokens, {method}, greedy"
+                if not governed:
+                    case += ", all verified"
                 found = measure(bench, one, count, rounds, drafts)
                 table = Table("metric", "median", "range", title=case)
                 for metric, (value, spread) in found.items():
