@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from divserve.decoding.trace import TraceField
 from divserve_contract import Program
 
 __all__ = ["Guide", "Method", "Role"]
@@ -128,7 +129,11 @@ class Method(BaseModel):
 
     method: str
     guide: Guide | None = Field(default=None, description="What the second stream sees.")
-    trace: bool = Field(default=False, description="Return the statistics of every token.")
+    trace: TraceField = Field(
+        default=None,
+        description="Return the statistics of every token.",
+        json_schema_extra={"default": False},
+    )
 
     @model_validator(mode="after")
     def _guide_present(self) -> Method:

@@ -59,7 +59,13 @@ class Stack:
     @property
     def trace(self) -> bool:
         """Whether one of them asks for a trace."""
-        return any(m.trace for m in self.methods)
+        return any(m.trace is not None for m in self.methods)
+
+    @property
+    def trace_by_token(self) -> bool:
+        """Whether each chunk of a stream carries its tokens' trace entries; "final" precedes."""
+        asked = [m.trace for m in self.methods if m.trace is not None]
+        return bool(asked) and all(trace.at == "token" for trace in asked)
 
     @property
     def switches(self) -> bool:

@@ -142,6 +142,18 @@ def test_a_stream_adds_up_to_the_whole(http: TestClient, path: str, body: dict[s
     assert received[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_the_whole_trace_at_the_end_of_a_stream(
+    http: TestClient, path: str, body: dict[str, Any]
+) -> None:
+    (whole,) = http.post(path, json=body).json()["choices"]
+    at_end = {**body, "decoding": guided(trace="final")}
+    assert http.post(path, json=at_end).json()["choices"][0]["decoding"] == whole["decoding"]
+    (last,) = _with_account(events(http.post(path, json={**at_end, "stream": True})))
+    assert last["finish_reason"] is not None
+    assert last["decoding"] == whole["decoding"]
+
+
 def test_streams_are_not_buffered_by_proxies(http: TestClient) -> None:
     headers = http.post("/v1/completions", json={**TEXT, "stream": True}).headers
     assert headers["cache-control"] == "no-cache"

@@ -23,6 +23,7 @@ EXAMPLE = (
     'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
 )
 MISSING = "missing_required_parameter"
+INVALID = "invalid_value"
 
 
 class Body(BaseModel):
@@ -93,6 +94,13 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
         ({"method": "cad"}, "decoding.guide", "missing_required_parameter"),
         ({"method": "cad", "guide": {}}, "decoding.guide", "invalid_value"),
         ({"method": "cad", "guide": GUIDE | {"without": "y"}}, "decoding.guide", "invalid_value"),
+        ({"method": "cad", "guide": GUIDE, "trace": "last"}, "decoding.trace", "invalid_value"),
+        ({"method": "cad", "guide": GUIDE, "trace": None}, "decoding.trace", "invalid_value"),
+        (
+            {"method": "cad", "guide": GUIDE, "trace": {"at": "x"}},
+            "decoding.trace.at",
+            "invalid_value",
+        ),
         ({"method": "cad", "guide": {"without": ""}}, "decoding.guide.without", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": []}}, "decoding.guide.prompt", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": 5}}, "decoding.guide.prompt", "invalid_value"),

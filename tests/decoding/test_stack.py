@@ -26,6 +26,23 @@ def stack(*bodies: dict[str, Any]) -> Stack:
     return Stack(adapter.validate_python(list(bodies)))
 
 
+@pytest.mark.parametrize(
+    ("traces", "asked", "by_token"),
+    [
+        ((False, False), False, False),
+        ((False, True), True, True),
+        (("true", {}), True, True),
+        (({"at": "token"}, 1), True, True),
+        ((True, "final"), True, False),
+        (({"at": "final"}, False), True, False),
+    ],
+)
+def test_one_trace_of_all(traces: tuple[Any, Any], asked: bool, by_token: bool) -> None:
+    """``"final"`` precedes ``true``."""
+    made = stack(*({**body, "trace": t} for body, t in zip((CAD, KL), traces, strict=True)))
+    assert (made.trace, made.trace_by_token) == (asked, by_token)
+
+
 def test_order_of_the_list_does_not_matter() -> None:
     one, other = stack(CAD, ADDED, KL), stack(KL, ADDED, CAD)
     assert one.name == other.name == "cad+vdgd+kl_temperature"
