@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -12,7 +14,7 @@ from divserve.decoding.presets import ADAPTER
 from divserve.errors import InvalidRequest
 from divserve.http.openai import BaseModelPath
 
-__all__ = ["aliases_of", "install", "with_preset"]
+__all__ = ["aliases_of", "install", "preset_named", "with_preset"]
 
 T = TypeVar("T", bound=Guided)
 
@@ -52,3 +54,18 @@ async def with_preset(request: T, raw_request: Request) -> T:
             ) from None
     request.answer_as(alias)
     return request
+
+
+@contextmanager
+def preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
+    """Makes an error in the ``decoding`` of a preset say that the client did not send it."""
+    model = getattr(request, "model", None)
+    given = "decoding" in request.model_fields_set
+    try:
+        yield
+    except InvalidRequest as error:
+        of_preset = not given and model in raw_request.app.state.preset_of_alias
+        if of_preset and (error.param or "").startswith("decoding"):
+            told = f"The preset of {model}: "
+            error.message = told + error.message.removeprefix(told)
+        raise

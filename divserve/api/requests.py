@@ -1,4 +1,4 @@
-"""The bodies of the two generation routes: vLLM's, with the typed field ``decoding``.
+"""The bodies of chat and text completions: vLLM's, with the typed field ``decoding``.
 
 A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives
 the request the guides of every prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the
@@ -17,13 +17,14 @@ from divserve.api.record import Record
 from divserve.decoding import Adapter, Decoding, Guide, Method, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
+from divserve.http.fields import TEXTS, prompts_in
 from divserve.http.openai import (
     ChatCompletionRequest,
     CompletionRequest,
     has_non_text_content,
 )
 
-__all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
+__all__ = ["ChatRequest", "CompletionsRequest", "Guided", "check_chat", "unfold"]
 
 LONGEST_NAME = 128
 """Characters of a model's name that metrics and logs keep."""
@@ -35,7 +36,12 @@ Guides = Sequence[list[int] | None]
 
 
 class Guided(BaseModel):
-    """The part that both bodies share."""
+    """The part that the bodies of all guided routes share."""
+
+    prompt_field: ClassVar[str] = "messages"
+    """The field that the prompts come from."""
+    length_fields: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
+    """The fields that limit the tokens of an answer; the first one that is set applies."""
 
     decoding: Decoding | None = Field(
         default=None,
@@ -104,7 +110,7 @@ class Guided(BaseModel):
         record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
             self._unfold()
-            record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
+            record.prompt = getattr(self, self.prompt_field)
 
     def decode_with(self, preset: Any) -> None:
         """Sets the field ``decoding`` of a request that has none.
@@ -134,7 +140,7 @@ class Guided(BaseModel):
                     f"{method.method} needs more than the small model: name the served one.",
                     param="model",
                 )
-        refuse_beside_small(self)
+        refuse_beside_small(self, self.prompt_field)
         self._small = True
 
     def answered_as(self, model: str) -> str:
@@ -146,6 +152,17 @@ class Guided(BaseModel):
         if not isinstance(self.decoding, list):
             return "decoding"
         return f"decoding.{next(i for i, m in enumerate(self.methods) if m is method)}"
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that are answered."""
+        return 1
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of one answer; None if the request does not limit them."""
+        given = (getattr(self, field, None) for field in self.length_fields)
+        return next((number for number in given if number is not None), None)
 
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""
@@ -201,6 +218,15 @@ class Guided(BaseModel):
         return params
 
 
+def unfold(messages: Sequence[Any]) -> None:
+    """Turns the contents that can be read only once into lists: validation leaves iterators."""
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content")
+            if not isinstance(content, str | list | None):
+                message["content"] = list(content)
+
+
 class ChatRequest(Guided, ChatCompletionRequest):
     """Body of /v1/chat/completions."""
 
@@ -211,13 +237,24 @@ class ChatRequest(Guided, ChatCompletionRequest):
         """vLLM's parameters; called once per prompt, in the order of the prompts."""
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
+    def take(self, origin: Guided) -> None:
+        """Makes the request one of a body of another route, decoded and recorded like it.
+
+        Args:
+            origin: a body that has been accepted.
+
+        Raises:
+            InvalidRequest: its method cannot be combined with what this request asks for.
+        """
+        self.decoding, self._record = origin.decoding, origin._record
+        self._alias, self._adapters = origin._alias, origin._adapters
+        if origin._small:
+            self.decode_on_small()
+        if self.decoding is not None:
+            self._check_decoding()
+
     def _unfold(self) -> None:
-        # Validation leaves some lists of parts as iterators.
-        for message in self.messages:
-            if isinstance(message, dict):
-                content = message.get("content")
-                if not isinstance(content, str | list | None):
-                    message["content"] = list(content)
+        unfold(self.messages)
 
     def _check_guided(self) -> None:
         self._unfold()
@@ -227,32 +264,49 @@ class ChatRequest(Guided, ChatCompletionRequest):
                     "decoding takes messages with a 'role' and 'content', not harmony messages.",
                     param=f"messages.{index}",
                 )
-        texts = [("messages", self.messages)]
-        for param, guide in self.guides():
-            if guide.prompt is not None:
-                raise InvalidRequest(
-                    "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
-                    param=f"{param}.prompt",
-                )
-            texts.append((f"{param}.messages", guide.messages or []))
-        for param, messages in texts:
-            if has_non_text_content(messages):
-                raise InvalidRequest(
-                    "decoding takes text messages only: remove images, audio and video.",
-                    param=param,
-                )
-        for method in self.methods:
-            if method.trace and not self.include_reasoning:
-                raise InvalidRequest(
-                    "A trace would show the reasoning that include_reasoning=false hides.",
-                    param=f"{self.param_of(method)}.trace",
-                )
+        check_chat(self, self.messages, self.include_reasoning)
+
+
+def check_chat(request: Guided, messages: Sequence[Any], include_reasoning: bool) -> None:
+    """Raises `InvalidRequest` for what no guided chat takes, on whatever route.
+
+    Args:
+        request: the body.
+        messages: its messages.
+        include_reasoning: whether the answer shows all of its tokens.
+    """
+    texts = [(request.prompt_field, messages)]
+    for param, guide in request.guides():
+        if guide.prompt is not None:
+            raise InvalidRequest(
+                "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
+                param=f"{param}.prompt",
+            )
+        texts.append((f"{param}.messages", guide.messages or []))
+    for param, some in texts:
+        if has_non_text_content(some):
+            raise InvalidRequest(
+                "decoding takes text messages only: remove images, audio and video.",
+                param=param,
+            )
+    for method in request.methods:
+        if method.trace and not include_reasoning:
+            raise InvalidRequest(
+                "A trace would show the reasoning that include_reasoning=false hides.",
+                param=f"{request.param_of(method)}.trace",
+            )
 
 
 class CompletionsRequest(Guided, CompletionRequest):
     """Body of /v1/completions."""
 
     field_names: ClassVar[set[str] | None] = None
+    prompt_field: ClassVar[str] = "prompt"
+
+    @property
+    def prompts(self) -> int:
+        """Number of texts, lists of token ids and embeddings."""
+        return max(sum(prompts_in(getattr(self, field, None)) for field in TEXTS), 1)
 
     def to_sampling_params(
         self, max_tokens: int, default_sampling_params: dict[str, Any] | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -12,12 +10,12 @@ from fastapi.routing import APIRoute
 
 from divserve.api import extras, guide_models
 from divserve.api.limits import check_request, rows_of
-from divserve.api.presets import with_preset
+from divserve.api.presets import preset_named, with_preset
 from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method
-from divserve.errors import InvalidRequest, NotFound
+from divserve.errors import NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
     answer_chat,
@@ -53,7 +51,7 @@ router = APIRouter()
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    with _preset_named(request, raw_request):
+    with preset_named(request, raw_request):
         request = await _admitted(request, raw_request)
         return _primed(await answer_chat(request, raw_request))
 
@@ -68,7 +66,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    with _preset_named(request, raw_request):
+    with preset_named(request, raw_request):
         request = await _admitted(request, raw_request)
         return _primed(await answer_completion(request, raw_request))
 
@@ -142,21 +140,6 @@ async def _admitted(request: T, raw_request: Request) -> T:
     guide_models.resolve(request, raw_request)
     weigh(raw_request.scope, rows_of(request))
     return request
-
-
-@contextmanager
-def _preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
-    """Makes an error in the ``decoding`` of a preset say that the client did not send it."""
-    model = getattr(request, "model", None)
-    given = "decoding" in request.model_fields_set
-    try:
-        yield
-    except InvalidRequest as error:
-        of_preset = not given and model in raw_request.app.state.preset_of_alias
-        if of_preset and (error.param or "").startswith("decoding"):
-            told = f"The preset of {model}: "
-            error.message = told + error.message.removeprefix(told)
-        raise
 
 
 def _primed(response: Response) -> Response:

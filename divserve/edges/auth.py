@@ -70,17 +70,23 @@ class RequireKey:
 
 
 def _given(scope: Scope) -> list[bytes]:
-    """The keys of a request: of ``Authorization``, or without it of ``x-api-key`` (Anthropic's)."""
+    """The keys of a request: of ``Authorization`` and of ``x-api-key`` (Anthropic's).
+
+    The same key in both counts once: clients and proxies that are not sure send both.
+    """
     headers = Headers(scope=scope)
     words = [value.partition(" ") for value in headers.getlist("authorization")]
-    keys = [key if scheme.lower() == "bearer" else "" for scheme, _, key in words]
-    keys = keys or headers.getlist("x-api-key")
-    return [key.strip().encode("latin-1") for key in keys]
+    bearers = [key.strip() if scheme.lower() == "bearer" else "" for scheme, _, key in words]
+    others = [key.strip() for key in headers.getlist("x-api-key")]
+    keys = bearers if bearers == others else bearers + others
+    return [key.encode("latin-1") for key in keys]
 
 
 def _refusal(given: list[bytes]) -> Unauthorized:
     if len(given) > 1:
         return Unauthorized(f"{len(given)} headers with an API key: send one.")
     if not given or not given[0]:
-        return Unauthorized("No API key: send the header 'Authorization: Bearer KEY'.")
+        return Unauthorized(
+            "No API key: send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
     return Unauthorized("The API key is wrong, or has been revoked.")

@@ -112,10 +112,11 @@ class GuardBody:
         nested = value.get("sampling_params")
         for fields in (value, nested) if isinstance(nested, dict) else (value,):
             check_fields(fields.get, self.settings)
-        if path_of(scope).rstrip("/") in GUIDED_ROUTES:
-            return 1
-        if path_of(scope).startswith(RESPONSES):
+        path = path_of(scope).rstrip("/")
+        if path.startswith(RESPONSES):
             check_input(value.get("input"))
+        if path in GUIDED_ROUTES:
+            return 1
         rows = rows_of_fields(value)
         check_rows(rows, value.get, self.settings)
         return rows
