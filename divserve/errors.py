@@ -5,6 +5,7 @@ DivserveError
 └── ApiError              becomes OpenAI error JSON in ``divserve.http.errors``
     ├── InvalidRequest    400: the client can fix it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
+    │   ├── NoDocument            400: the part that the guide lacks is not in the request
     │   ├── NotFound              404: no such model
     │   ├── RequestTimeout        408: the body took too long to arrive
     │   ├── RequestTooLarge       413: the body has too many bytes
@@ -22,9 +23,9 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 __all__ = [
-    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NotFound", "RequestTimeout",
-    "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized", "Unavailable",
-    "UnsupportedMediaType", "one_line",
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NoDocument", "NotFound",
+    "RequestTimeout", "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized",
+    "Unavailable", "UnsupportedMediaType", "one_line",
 ]  # fmt: skip
 
 
@@ -73,6 +74,10 @@ class Unauthorized(InvalidRequest):
 
     status = HTTPStatus.UNAUTHORIZED
     default_code = "invalid_api_key"
+
+
+class NoDocument(InvalidRequest):
+    """The request does not have the part that its guide is to lack."""
 
 
 class NotFound(InvalidRequest):

@@ -14,7 +14,7 @@ from divserve.api.presets import preset_named, with_preset
 from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
-from divserve.decoding import METHODS, Method
+from divserve.decoding import METHODS, Method, PresetRef
 from divserve.errors import NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
@@ -105,10 +105,10 @@ async def health(raw_request: Request) -> JSONResponse:
 
 @router.get("/v1/decoding/presets")
 async def list_presets(raw_request: Request) -> dict[str, Any]:
-    """The presets by name: what the model alias ``MODEL@NAME`` stands for."""
+    """The presets by name: what ``MODEL@NAME`` stands for, and what may be changed in them."""
     presets = raw_request.app.state.presets
     data = [{"preset": name, "decoding": value} for name, value in presets.items()]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": data, "parameters": PresetRef.model_json_schema()}
 
 
 def install(app: FastAPI) -> None:
