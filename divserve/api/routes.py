@@ -29,7 +29,7 @@ from divserve.http.scope import weigh
 
 __all__ = ["install"]
 
-CHAT, COMPLETIONS = GUIDED_ROUTES
+CHAT, COMPLETIONS, *_ = GUIDED_ROUTES
 
 T = TypeVar("T", bound=Guided)
 

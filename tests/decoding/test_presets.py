@@ -44,6 +44,8 @@ def test_a_file_and_a_section(tmp_path: Path) -> None:
         ([], ["cfg"], "'presets' in the settings file maps names to values of 'decoding'"),
         ([], {"a b": CFG}, "preset 'a b': a name is"),
         ([], {"mine": {"method": "cfg", "scale": -1}}, "preset 'mine': cfg.scale: Input should be"),
+        ([], {"mine": "yours"}, "preset 'mine': 'preset' names a built-in one: 'faithful' and"),
+        ([], {"mine": {"context_weight": 3}}, "preset 'mine': context_weight: must be a number"),
         ([], {"mine": [CFG, CFG]}, "'cfg' and 'cfg' clash"),
         (["mine={folder}/cfg.json"], {"mine": CFG}, "'mine' is given twice"),
     ],
