@@ -90,7 +90,8 @@ class GuidedServing(OwnErrors):
     def _stream_report(self, request: Any) -> StreamReport:
         """Empty accounts of all choices of a streaming request."""
         new = partial(self._choice_report, request)
-        return StreamReport(new, request.n or 1, request.stack.trace_by_token)
+        trace = request.stack.trace_by_token and request.reason is None
+        return StreamReport(new, request.n or 1, trace)
 
     def _decode(self, as_token_ids: bool | None) -> Decode:
         """Finds the text of each token, as logprobs show it."""

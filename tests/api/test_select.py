@@ -24,8 +24,8 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def left(messages: list[Any], documents: Any = None, **guide: Any) -> tuple[list[Any], str]:
-    found = chat_twin(Guide(**guide), messages, documents, PATH)
+def left(messages: list[Any], field: Any = None, **guide: Any) -> tuple[list[Any], str]:
+    found = chat_twin(Guide(**guide), messages, field, PATH)
     return found.left.messages, found.by
 
 
@@ -132,7 +132,7 @@ def test_the_first_that_is_there() -> None:
 def test_prompts() -> None:
     found = twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b<d>y</d>"], PATH)
     assert (found.left, found.by) == (["a", "b"], "between")
-    with pytest.raises(NoDocument, match="Prompt 1: There is no text.*no 'documents'") as missing:
+    with pytest.raises(NoDocument, match=r"Prompt 1: There is no text.*no 'documents'") as missing:
         twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b"], PATH)
     assert missing.value.param == f"{PATH}.first_of"
     either = Guide(first_of=[{"between": PAIR}, {"without": "b"}])  # type: ignore[list-item]
