@@ -164,6 +164,18 @@ class Guided(BaseModel):
         given = (getattr(self, field, None) for field in self.length_fields)
         return next((number for number in given if number is not None), None)
 
+    def guide_with(self, param: str, guide: Guide) -> None:
+        """Gives the method whose guide has this path in the body another guide."""
+        for method in self.methods:
+            if f"{self.param_of(method)}.guide" == param:
+                other = method.model_copy(update={"guide": guide})
+                rest = self.decoding
+                self.decoding = (
+                    [other if one is method else one for one in rest]
+                    if isinstance(rest, list)
+                    else other
+                )
+
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""
         for method in self.methods:
