@@ -31,8 +31,8 @@ def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
         shared = f", over {choices} choices," if choices > 1 else ""
         raise InvalidRequest(
             f"A trace of up to {longest * choices} tokens{shared} is too long: set "
-            f"{request.length_fields[-1]} to at most {limits.max_trace_tokens // choices}, leave the trace out, or start the "
-            "server with a larger --max-trace-tokens.",
+            f"{request.length_fields[-1]} to at most {limits.max_trace_tokens // choices}, leave "
+            "the trace out, or start the server with a larger --max-trace-tokens.",
             param=f"{request.param_of(traced)}.trace",
         )
 

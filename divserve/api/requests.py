@@ -167,6 +167,18 @@ class Guided(BaseModel):
         given = (getattr(self, field, None) for field in self.length_fields)
         return next((number for number in given if number is not None), None)
 
+    def guide_with(self, param: str, guide: Guide) -> None:
+        """Gives the method whose guide has this path in the body another guide."""
+        for method in self.methods:
+            if f"{self.param_of(method)}.guide" == param:
+                other = method.model_copy(update={"guide": guide})
+                rest = self.decoding
+                self.decoding = (
+                    [other if one is method else one for one in rest]
+                    if isinstance(rest, list)
+                    else other
+                )
+
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""
         for method in self.methods:
@@ -218,6 +230,8 @@ class Guided(BaseModel):
 
     def side_tokens(self, prompt: int) -> int:
         """Number of tokens read beside the prompt of this index."""
+        if self._reason is not None:
+            return 0
         return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:

@@ -1,4 +1,4 @@
-"""What guided chat and text completions share: accounts, limits of guides, and errors."""
+"""What the guided routes share: accounts, limits of guides, and errors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class GuidedServing(OwnErrors):
             request.has_two_seconds(prompt),
             request.sampled_at,
             request.side_tokens(prompt),
-            self._decode(request.return_tokens_as_token_ids),
+            # Responses have no such field; the server's flag is theirs.
+            self._decode(getattr(request, "return_tokens_as_token_ids", None)),
             self.engine_client.compute_ratio,
             request.found_by,
         )
