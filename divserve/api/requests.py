@@ -122,6 +122,8 @@ class Guided(BaseModel):
             InvalidRequest: it cannot be combined with the rest of the request.
         """
         self.decoding = preset
+        # The client has not sent the field.
+        self.model_fields_set.discard("decoding")
         self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
