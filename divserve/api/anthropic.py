@@ -141,6 +141,7 @@ class Account:
 
     def __init__(self) -> None:
         self._trace: list[Any] = []
+        self._traced = False
         self._rest: dict[str, Any] | None = None
 
     def take(self, chunk: str) -> None:
@@ -149,6 +150,7 @@ class Account:
             return
         for choice in json.loads(chunk.removeprefix("data: ")).get("choices", ()):
             if (found := choice.get("decoding")) is not None:
+                self._traced |= "trace" in found
                 self._trace += found.pop("trace", ())
                 self._rest = found or self._rest
 
@@ -156,7 +158,7 @@ class Account:
         """The event, with the entries that are due, or with the rest of the object."""
         name = event.partition("\n")[0].removeprefix("event: ")
         if name == "message_delta" and self._rest is not None:
-            told = {**self._rest, **({"trace": self._trace} if self._trace else {})}
+            told = {**self._rest, **({"trace": self._trace} if self._traced else {})}
         elif name == "content_block_delta" and self._trace:
             told = {"trace": self._trace}
         else:

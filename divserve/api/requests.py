@@ -125,6 +125,8 @@ class Guided(BaseModel):
             InvalidRequest: it cannot be combined with the rest of the request.
         """
         self.decoding = preset
+        # The client has not sent the field.
+        self.model_fields_set.discard("decoding")
         self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
@@ -169,15 +171,13 @@ class Guided(BaseModel):
 
     def guide_with(self, param: str, guide: Guide) -> None:
         """Gives the method whose guide has this path in the body another guide."""
-        for method in self.methods:
-            if f"{self.param_of(method)}.guide" == param:
-                other = method.model_copy(update={"guide": guide})
-                rest = self.decoding
-                self.decoding = (
-                    [other if one is method else one for one in rest]
-                    if isinstance(rest, list)
-                    else other
-                )
+        made: Any = [
+            method.model_copy(update={"guide": guide})
+            if f"{self.param_of(method)}.guide" == param
+            else method
+            for method in self.methods
+        ]
+        self.decoding = made if isinstance(self.decoding, list) else made[0]
 
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""

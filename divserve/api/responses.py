@@ -220,9 +220,11 @@ class GuidedResponses(GuidedServing, OpenAIServingResponses):
     async def _recorded(self, request: Any, contexts: Events) -> Events:
         """vLLM's contexts, each with one more result, which is recorded."""
         record = record_of(request)
+        if record is not None:
+            record.answer_id = request.request_id
         async with aclosing(contexts):
             async for context in contexts:
-                result = getattr(context, "last_output", None)
+                result: Any = getattr(context, "last_output", None)
                 if record is not None and result is not None:
                     record.note(0, result)
                 if is_guided(request):

@@ -132,6 +132,11 @@ def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:
     assert ask(http, model="smol@nothing").status_code == 404
 
 
+def test_an_alias_elsewhere_is_refused(http: TestClient) -> None:
+    refused = error(http.post("/invocations", json={"model": "smol@strong", "prompt": "a"}))
+    assert "alias of a preset" in refused["message"]
+
+
 def test_an_alias_can_be_tokenized(http: TestClient) -> None:
     body = {"model": "smol@strong", "prompt": "a"}
     assert http.post("/tokenize", json=body).status_code == 200

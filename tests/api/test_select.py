@@ -135,5 +135,5 @@ def test_prompts() -> None:
     with pytest.raises(NoDocument, match=r"Prompt 1: There is no text.*no 'documents'") as missing:
         twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b"], PATH)
     assert missing.value.param == f"{PATH}.first_of"
-    either = Guide(first_of=[{"between": PAIR}, {"without": "b"}])  # type: ignore[list-item]
+    either = Guide(first_of=[{"between": PAIR}, {"without": "b"}])
     assert twin_prompts(either, ["ab"], PATH).by == "without"
