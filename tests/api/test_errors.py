@@ -23,7 +23,6 @@ EXAMPLE = (
     'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
 )
 MISSING = "missing_required_parameter"
-INVALID = "invalid_value"
 
 
 class Body(BaseModel):
