@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from divserve.decoding import METHODS, Guide
+from divserve.decoding.trace import Trace
 from divserve.errors import (
     ApiError,
     InvalidRequest,
@@ -179,8 +180,9 @@ def _hint(given: str, known: Iterable[str]) -> str:
 
 def _fields_beside(loc: Sequence[Any]) -> Iterable[str]:
     """The fields that a method or its guide takes at the path of an unknown one."""
-    if loc[-2:-1] == ("guide",):
-        return Guide.model_fields
+    for name, model in (("guide", Guide), ("trace", Trace)):
+        if loc[-2:-1] == (name,):
+            return model.model_fields
     method = next((METHODS[part] for part in loc[:-1] if part in METHODS), None)
     return () if method is None else method.model_fields
 

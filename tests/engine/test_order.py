@@ -18,7 +18,6 @@ from divserve.engine.order import (
     OnSmall,
     Order,
     ProbeOrder,
-    Report,
     TextOrder,
     row_order_of,
     row_order_params,
@@ -26,6 +25,7 @@ from divserve.engine.order import (
     with_spec,
     without_orders,
 )
+from divserve.engine.reported import Report
 from tests.support.specs import LOOKS, NUMBERS, PROGRAMS, SPECS, SWITCHES
 
 ORDERS = st.builds(
