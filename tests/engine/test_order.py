@@ -26,7 +26,7 @@ from divserve.engine.order import (
     without_orders,
 )
 from divserve.engine.reported import Report
-from tests.support.specs import LOOKS, NUMBERS, PROGRAMS, SPECS, SWITCHES
+from tests.support.specs import LOOKS, NUMBERS, PROGRAMS, SPECS, SWITCHES, TOPS
 
 ORDERS = st.builds(
     Order,
@@ -38,6 +38,7 @@ ORDERS = st.builds(
 REPORTS = st.builds(
     Report,
     statistics=st.lists(st.lists(NUMBERS, max_size=4).map(tuple), max_size=3).map(tuple),
+    tops=st.lists(TOPS, max_size=2).map(tuple),
     switch=st.none() | SWITCHES,
     model=st.sampled_from([None, "small", "large"]),
     error=st.none() | st.text(),
