@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from divserve.decoding.spec import Top
+from divserve.engine.order import ORDER_KEY
 from tests.support.engine import Engine, report_of
+from tests.support.hf import Reference, combine
 from tests.support.platform import ON_GPU
 
-__all__ = ["Reported", "streams_of", "wrong"]
+__all__ = ["ASKED", "ONE_GUIDE", "Reported", "asking", "streams_of", "wrong", "wrong_of"]
 
+ONE_GUIDE = ("cad", "adacad", "cfg", "instructive")
+"""Methods of which `wrong_of` knows the guided logits."""
+ASKED = 4
 ERROR = 1e-2 if ON_GPU else 1e-3
 """Error of a log-prob in float32, nats; contrasts enlarge that of their streams."""
 
@@ -82,6 +88,37 @@ def wrong(
         for j, (own, expected) in enumerate(zip(top, every, strict=False)):
             found += [f"token {i}, stream {j}: {own}"] * (not _equal(own, expected, k))
     return found
+
+
+def asking(order: dict[str, Any], top: int) -> dict[str, Any]:
+    """An order for the engine that also asks for the likeliest tokens."""
+    packed = order[ORDER_KEY]
+    return {**order, ORDER_KEY: {**packed, "spec": {**packed["spec"], "top": top}}}
+
+
+def wrong_of(
+    reference: Reference, cases: Sequence[Any], answers: Sequence[Any], tops: Sequence[list[Top]]
+) -> list[str]:
+    """As `wrong`, of requests of `ONE_GUIDE` that ask for `ASKED` tokens.
+
+    Args:
+        reference: the model.
+        cases: with ``name``, ``prompt`` and ``order``.
+        answers: vLLM's outputs.
+        tops: what was reported.
+    """
+    found = []
+    for case, answer, own in zip(cases, answers, tops, strict=True):
+        (guide,) = case.order[ORDER_KEY]["spec"]["guides"]
+        tokens = answer.outputs[0].token_ids
+        streams = streams_of(reference.model, [case.prompt, guide], tokens)
+        way = partial(_combined, case.name)
+        found += [f"{case.name}: {one}" for one in wrong(own, ASKED, streams, way)]
+    return found
+
+
+def _combined(method: str, logits: list[Tensor]) -> Tensor:
+    return combine(method, *logits)
 
 
 def _equal(own: tuple[tuple[int, ...], tuple[float, ...]], logits: Tensor, k: int) -> bool:
