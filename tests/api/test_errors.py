@@ -23,7 +23,6 @@ EXAMPLE = (
     'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
 )
 MISSING = "missing_required_parameter"
-INVALID = "invalid_value"
 
 
 class Body(BaseModel):
@@ -101,6 +100,16 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
             "decoding.trace.at",
             "invalid_value",
         ),
+        (
+            {"method": "cad", "guide": GUIDE, "trace": {"top": 21}},
+            "decoding.trace.top",
+            "invalid_value",
+        ),
+        (
+            [{"method": "cad", "guide": GUIDE, "trace": {"top": 0}}],
+            "decoding.0.trace.top",
+            "invalid_value",
+        ),
         ({"method": "cad", "guide": {"without": ""}}, "decoding.guide.without", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": []}}, "decoding.guide.prompt", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": 5}}, "decoding.guide.prompt", "invalid_value"),
@@ -174,6 +183,10 @@ def test_a_field_that_does_not_validate(
          "decoding.0.alph: unknown field (did you mean 'alpha'?)"),
         ({"method": "cad", "guide": {"promt": "x"}},
          "decoding.guide.promt: unknown field (did you mean 'prompt'?)"),
+        ({"method": "cad", "guide": GUIDE, "trace": {"tops": 5}},
+         "decoding.trace.tops: unknown field (did you mean 'top'?)"),
+        ({"method": "cad", "guide": GUIDE, "trace": 5},
+         "decoding.trace: must be true, false, \"final\", or an object with 'top' and 'at'"),
         ({"method": "cad", "guide": GUIDE, LONG: 1}, f"decoding.{LONG}: unknown field"),
         ({"preset": "x", "context_wait": 1},
          "decoding.context_wait: unknown field (did you mean 'context_weight'?)"),

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from divserve.decoding import STATISTICS, presets
+from divserve.decoding.spec import Top
 from divserve.edges.flags import EdgeSettings
 from divserve.engine.compat import moved
 from divserve.engine.order import OnSmall
@@ -55,6 +56,8 @@ class FakeClient:
         self.row: tuple[float, ...] = ROW
         self.report = True
         """Whether statistics come with the tokens."""
+        self.tops = True
+        """Whether the likeliest tokens come with them, where they are asked for."""
         self.models: list[str] = []
         """The model of each token, for a request that moves between two."""
         self.engines = {"large": True, "small": True}
@@ -106,6 +109,12 @@ class FakeClient:
         text = self.renderer.tokenizer.decode
         return [{token: Logprob(-1.0, 1, text([token]))} for token in tokens]
 
+    def _top(self, token: int, top: int) -> Top:
+        """Of a primary, a guide and their contrast, which has dropped all tokens but one."""
+        ids = (token, *(other for other in self.answer if other != token))[:top]
+        logprobs = tuple(-0.5 - place for place in range(len(ids)))
+        return ((ids, logprobs), (ids[::-1], logprobs), ((token,), (-1 / 3,)))
+
     def _output(self, index: int, tokens: list[int], logprobs: Any, last: bool) -> Any:
         from vllm.outputs import CompletionOutput
 
@@ -114,6 +123,8 @@ class FakeClient:
         output = CompletionOutput(index, text, tokens, None, logprobs, finish_reason=reason)
         if self.orders[-1] is not None and self.report:
             output.guidance = [self.row] * len(tokens)
+            if top := self.orders[-1]["top"]:
+                output.tops = [self._top(token, top) for token in tokens] if self.tops else []
             output.models = [self.models.pop(0) for _ in tokens[: len(self.models)]]
         return output
 
