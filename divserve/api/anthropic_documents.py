@@ -67,8 +67,12 @@ def _block(block: Any, param: str) -> Any:
         raise InvalidRequest(
             "This server makes no citations: leave 'citations' out.", param=f"{param}.citations"
         )
-    texts = [block.get("title"), block.get("context"), _text(block.get("source"), param)]
-    return marked("\n".join(text for text in texts if isinstance(text, str) and text))
+    texts = [_text(block.get("source"), param)]
+    for field in ("context", "title"):
+        if not isinstance(text := block.get(field) or "", str):
+            raise InvalidRequest("Input should be a text.", param=f"{param}.{field}")
+        texts.insert(0, text)
+    return marked("\n".join(filter(None, texts)))
 
 
 def _text(source: Any, param: str) -> str:

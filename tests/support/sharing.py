@@ -11,6 +11,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
         "composition",
         "openai_client",
         "refusals",
+        "routes",
         "metrics",
         "disconnect",
         "killed",
