@@ -5,6 +5,7 @@ it with one of these titles are its outputs:
 
     ```json title="answers"      the text (or texts, if n > 1) without a method and with it
     ```json title="decoding"     the account of the first choice, without its trace
+    ```json title="trace"        its trace, one line a token
     ```text title="output"       what the Python code prints
 
 A request whose own title names flags, such as ``served with --look-back``, needs a server with them.
@@ -27,7 +28,7 @@ from typing import Any
 
 __all__ = ["OUTPUTS", "Block", "Example", "Place", "blocks", "differs", "examples", "outputs"]
 
-OUTPUTS = ("answers", "decoding", "output")
+OUTPUTS = ("answers", "decoding", "trace", "output")
 FENCE = re.compile(
     r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -112,8 +113,8 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
     url, body = curl(place.here(example.request.text))
     answer = place.post(url, body)
     account = answer["choices"][0].get("decoding", {})
-    found = {name: figure for name, figure in account.items() if name != "trace"}
-    shown = {"decoding": json.dumps(found, ensure_ascii=False) + "\n"}
+    trace = ",\n ".join(json.dumps(entry, ensure_ascii=False) for entry in account.pop("trace", []))
+    shown = {"decoding": json.dumps(account, ensure_ascii=False) + "\n", "trace": f"[{trace}]\n"}
     if any(block.title == "answers" for block in example.outputs):
         bare = {name: value for name, value in body.items() if name != "decoding"}
         bare["model"] = body["model"].partition("@")[0]
