@@ -1,7 +1,7 @@
 """What the site needs beside mkdocs.yml: pages and files from outside docs/, and GitHub's anchors.
 
-The pages are written for GitHub, where a link to ``../CONTRIBUTING.md`` works. Here such pages become
-pages of the site, and other files (results, test data, configurations) are copied beside them.
+The pages are written for GitHub, where a link to ``../CONTRIBUTING.md`` works. Here such pages
+become pages of the site, and other files (results, test data) are copied beside them.
 """
 
 from __future__ import annotations

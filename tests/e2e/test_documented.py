@@ -74,5 +74,5 @@ def flagged(
 @pytest.mark.long
 @pytest.mark.parametrize("name", FLAGGED)
 def test_an_example_of_a_server_with_flags(flagged: dict[str, dict[str, str]], name: str) -> None:
-    """Long: a server with two engines and two amateurs of its own; `test_two_models` has tiny ones."""
+    """Long: a server of its own, with two engines; `test_two_models` has tiny models."""
     assert changed(FLAGGED[name], flagged[name]) == {}

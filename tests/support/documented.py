@@ -30,7 +30,8 @@ __all__ = ["OUTPUTS", "Block", "Example", "Place", "blocks", "differs", "example
 
 OUTPUTS = ("answers", "decoding", "trace", "output")
 FENCE = re.compile(
-    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$", re.M | re.S
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 ADDRESS, MODEL, NO_KEY = "http://127.0.0.1:8000", "smollm2-135m-instruct", 'api_key="none"'
@@ -118,7 +119,10 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
     if any(block.title == "answers" for block in example.outputs):
         bare = {name: value for name, value in body.items() if name != "decoding"}
         bare["model"] = body["model"].partition("@")[0]
-        both = {"plain": texts(place.post(url, bare)), account.get("method", "answer"): texts(answer)}
+        both = {
+            "plain": texts(place.post(url, bare)),
+            account.get("method", "answer"): texts(answer),
+        }
         shown["answers"] = json.dumps(both, indent=1, ensure_ascii=False) + "\n"
     return shown
 
