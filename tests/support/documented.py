@@ -8,8 +8,8 @@ it with one of these titles are its outputs:
     ```json title="trace"        its trace, one line a token
     ```text title="output"       what the Python code prints
 
-A request whose own title names flags, such as ``served with --look-back``, needs a server with them.
-`tests/e2e/test_documented.py` compares the outputs with those of a server, and
+A request whose own title names flags, such as ``served with --look-back``, needs a server
+with them. `tests/e2e/test_documented.py` compares the outputs with those of a server, and
 ``python -m tests.support.documented_answers`` writes them.
 """
 
@@ -151,7 +151,7 @@ def printed(source: str) -> str:
 
 
 def differs(block: Block, now: str) -> bool:
-    """Whether an output is another than a page says: in its text, or in three digits of a number."""
+    """Whether an output is another than a page says: another text, or a number in three digits."""
     numbers = [[float(x) for x in NUMBER.findall(text)] for text in (block.text, now)]
     words = [NUMBER.sub("#", text) for text in (block.text, now)]
     return words[0] != words[1] or not all(

@@ -2,7 +2,8 @@
 
 python -m tests.support.documented_answers URL PAGE…
 
-URL is that of a server of SmolLM2 as ``make serve`` starts it, with the flags that the examples name.
+URL is that of a server of SmolLM2 as ``make serve`` starts it, with the flags that the examples
+name.
 """
 
 from __future__ import annotations

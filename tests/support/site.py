@@ -1,4 +1,4 @@
-"""What must hold of the built docs site: it loads nothing from other hosts, and its links lead somewhere.
+"""The built docs site loads nothing from other hosts, and its links lead somewhere.
 
 python -m tests.support.site FOLDER
 
@@ -18,8 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 __all__ = ["faults"]
 
-LOADED = {"script": ("src",), "link": ("href",), "img": ("src", "srcset"), "iframe": ("src",),
-          "source": ("src", "srcset"), "video": ("src",), "audio": ("src",), "object": ("data",)}  # fmt: skip
+LOADED = {
+    "script": ("src",), "link": ("href",), "img": ("src", "srcset"), "iframe": ("src",),
+    "source": ("src", "srcset"), "video": ("src",), "audio": ("src",), "object": ("data",),
+}  # fmt: skip
 """Elements that a browser loads something for by itself, and the attributes that say what."""
 LINKED = {"a": ("href",)}
 IN_CSS = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)")
