@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     def replaced(link: re.Match[str]) -> str:
         name = name_of((source.parent / link[1]).resolve())
-        return get_relative_url(name, str(Path(page.file.src_uri).parent))
+        return str(get_relative_url(name, str(Path(page.file.src_uri).parent)))
 
     return LINK.sub(replaced, markdown)
 
