@@ -99,10 +99,10 @@ mutants: setup $(MUTATION)  ## mutation testing of the code that needs no engine
 soak: setup  ## long versions of the chaos, fuzz and sampling tests, with figures (a quarter of an hour)
 	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO $(SOAKED) $(ARGS)
 
-# The theme announces its successor at each build; no setting of mkdocs.yml stops that.
+# Not --quiet, with which mkdocs no longer counts warnings. The variable stops an advertisement of the theme.
 docs: $(DEV) $(DOCS)  ## build the docs site into build/site; warnings, dead links and resources of other hosts fail it
 	@rm -rf build/site
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS) 2>&1 | { grep -v ^INFO || true; }
 	@$(BIN)/python -m tests.support.site build/site
 	@echo "build/site/index.html"
 

@@ -133,6 +133,16 @@ def named(nav: Any) -> Iterator[str]:
             yield from named(entry)
 
 
+def test_warnings_of_the_site_are_errors() -> None:
+    """With ``--quiet`` mkdocs counts none."""
+    config = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))
+    assert config["strict"] is True
+    assert set(config["validation"].values()) == {"warn"}
+    commands = [x for x in text_of(ROOT / "Makefile").splitlines() if "mkdocs build" in x]
+    assert len(commands) == 1
+    assert "quiet" not in commands[0]
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     pages = list(named(yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]))
     docs = ROOT / "docs"
