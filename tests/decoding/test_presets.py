@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
-from divserve.decoding import Decoding, Stack
-from divserve.decoding.presets import SHIPPED, load
+from divserve.decoding import Stack
+from divserve.decoding.presets import SHIPPED, load, validated
 from divserve.errors import StartupError
 
 CFG = {"method": "cfg", "scale": 2}
 
 
 def test_the_shipped_presets_are_decodings() -> None:
-    names = {
-        name: Stack(TypeAdapter(Decoding).validate_python(v)).name for name, v in SHIPPED.items()
-    }
+    names = {name: Stack(validated(value)).name for name, value in SHIPPED.items()}
     assert names == {"faithful": "adacad+kl_temperature", "diverse": "kl_temperature"}
     assert load([]) == SHIPPED
 
