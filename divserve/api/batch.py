@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, cast
 
 from divserve.api.bodies import BatchRequest
 from divserve.api.chat import GuidedChat
-from divserve.api.cut import found
+from divserve.api.cut import beside_loop, found
 from divserve.api.messages import texts_of
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import ChatRequest
@@ -34,12 +35,13 @@ class GuidedBatch(GuidedChat, OpenAIServingChatBatch):
         chats, _, engine_inputs = rendered
         # vLLM's reasoning parsers change the chats that they render.
         fresh = [request.to_chat_completion_request(messages) for messages in request.messages]
-        _share_texts(request, fresh)
+        texts = [texts_in(chat) for chat in fresh]
+        work = partial(_share_texts, request, fresh, texts)
+        await beside_loop((text for some in texts for text in some), work)
         for chat, source, engine_input in zip(chats, fresh, engine_inputs, strict=True):
             chat.decoding = source.decoding
             await self._give_guides(chat, source, [engine_input], "messages")
-        record = request.record
-        record.guide_tokens = sum(chat.side_tokens(0) for chat in chats)
+        request.record.guide_tokens = sum(chat.side_tokens(0) for chat in chats)
         request.answer_with(chats)
         return rendered
 
@@ -72,10 +74,23 @@ class GuidedBatch(GuidedChat, OpenAIServingChatBatch):
         return response
 
 
-def _share_texts(request: BatchRequest, chats: Sequence[ChatRequest]) -> None:
+def texts_in(chat: ChatRequest) -> list[str]:
+    """The texts of a conversation."""
+    messages = cast(list[dict[str, Any]], chat.messages)
+    return [text for message in messages for text in texts_of(message.get("content"))]
+
+
+def _share_texts(
+    request: BatchRequest, chats: Sequence[ChatRequest], places: Sequence[Sequence[str]]
+) -> None:
     """Leaves each chat those of the texts of ``guide.without`` that occur in its conversation.
 
     A list has the documents of all conversations. A text alone is that of every conversation.
+
+    Args:
+        request: the batch.
+        chats: one for each conversation.
+        places: the texts of each.
 
     Raises:
         InvalidRequest: a text occurs nowhere, or a conversation has none of them.
@@ -84,10 +99,6 @@ def _share_texts(request: BatchRequest, chats: Sequence[ChatRequest]) -> None:
         if not isinstance(guide.without, list):
             continue
         path = f"{param}.without"
-        places = [
-            [text for message in chat.messages for text in texts_of(_content(message))]
-            for chat in chats
-        ]
         nowhere = set(range(len(guide.without)))
         for number, (chat, texts) in enumerate(zip(chats, places, strict=True)):
             here = [i for i, text in enumerate(guide.without) if found(text, texts)]
@@ -105,10 +116,6 @@ def _share_texts(request: BatchRequest, chats: Sequence[ChatRequest]) -> None:
                 "stands there.",
                 param=f"{path}.{min(nowhere)}",
             )
-
-
-def _content(message: Any) -> Any:
-    return cast(dict[str, Any], message).get("content")
 
 
 async def _recorded(

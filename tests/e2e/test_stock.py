@@ -20,7 +20,7 @@ from tests.support.server import API_KEY, TOGETHER, serving
 
 pytestmark = pytest.mark.long
 
-MODULES = {"vLLM": "vllm.entrypoints.cli.main", "divserve": "divserve"}
+MODULES = {"vLLM": "tests.support.stock_server", "divserve": "divserve"}
 FLAGS = ("--dtype", "float32", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 OF_ONE = {"id", "created", "created_at", "item_id", "call_id", "signature", "sequence_number"}
 """Fields that no two answers have in common."""

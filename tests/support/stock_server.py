@@ -1,0 +1,21 @@
+"""`vllm serve` without divserve. Its command asks for the version of a package that the CPU build
+has under another name."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from divserve.startup.checks import vllm_distribution
+
+
+def main() -> None:
+    name, _ = vllm_distribution()
+    version = metadata.version
+    metadata.version = lambda asked: version(name if asked == "vllm" else asked)
+    from vllm.entrypoints.cli.main import main as serve
+
+    serve()
+
+
+if __name__ == "__main__":
+    main()
