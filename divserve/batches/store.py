@@ -155,7 +155,7 @@ class BatchStore:
                 f"The batch {batch.id} is {batch.status}: it cannot be cancelled any more."
             )
         if batch.status != "cancelled":
-            with suppress(FileExistsError), storing():
+            with suppress(FileExistsError, FileNotFoundError), storing():
                 (self.path(batch_id) / "cancel").touch(exist_ok=False)
         return self.get(batch_id, client)
 

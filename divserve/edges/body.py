@@ -58,23 +58,27 @@ class GuardBody:
             return
         try:
             check_coding(scope)
-            if _is_upload(scope):
-                # Larger than any other body: its route bounds it, and writes it to the disk.
-                weigh(scope, 0)
-                await self.app(scope, receive, send)
-                return
-            messages = await self._read(scope, receive)
-            if is_json(scope):
-                body = b"".join(message.get("body", b"") for message in messages)
-                if len(body) > LARGE:
-                    rows = await asyncio.to_thread(self._rows, scope, body)
-                else:
-                    rows = self._rows(scope, body)
-                weigh(scope, rows)
+            receive = await self._checked(scope, receive)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         else:
-            await self.app(scope, replay(messages, receive), send)
+            await self.app(scope, receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """What the route reads the body from, once that is known to be within the limits."""
+        if _is_upload(scope):
+            # Larger than any other body: its route bounds it, and writes it to the disk.
+            weigh(scope, 0)
+            return receive
+        messages = await self._read(scope, receive)
+        if is_json(scope):
+            body = b"".join(message.get("body", b"") for message in messages)
+            if len(body) > LARGE:
+                rows = await asyncio.to_thread(self._rows, scope, body)
+            else:
+                rows = self._rows(scope, body)
+            weigh(scope, rows)
+        return replay(messages, receive)
 
     async def _read(self, scope: Scope, receive: Receive) -> list[Message]:
         limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout
