@@ -13,6 +13,7 @@ from divserve.api.anthropic import Messages
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
+from divserve.batches import routes as batches
 from divserve.edges import stack as edges
 from divserve.http import bodies, errors, openai
 
@@ -46,6 +47,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
     extras.install(app, args)
+    batches.install(app, args)
     responses.install(app.state.online_renderer, app.state.openai_serving_responses)
     _guide(app)
     return app

@@ -1,27 +1,30 @@
 """The request of one line, sent through the server's own application in this process.
 
-So a line meets the same validation, methods, aliases, limits, metrics and log as the same body sent by
-its client.
+So a line meets the same validation, methods, aliases, limits, metrics and log as the same body sent
+by its client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message
 
-from divserve.errors import InvalidRequest
+from divserve.errors import ApiError
 from divserve.http.errors import error_body
+from divserve.http.foreign import INTERNAL
 from divserve.http.scope import KEY_NAME, OWN, WEIGH
 
 __all__ = ["Answer", "Caller"]
+
+logger = logging.getLogger("vllm.divserve.batches")
 
 LEAVE_S = 10.0
 """Longest wait for a request to end when it is told that its client has left."""
@@ -38,8 +41,6 @@ class Answer:
     request_id: str
     body: bytes
     retry_after_s: float = 0.0
-    code: str | None = None
-    """Of an error."""
 
 
 class Caller:
@@ -54,10 +55,17 @@ class Caller:
         self._app = app
         self._by_priority = by_priority
 
+    def encoded(self, path: str, body: Mapping[str, Any]) -> bytes:
+        """The body of a line as it is sent; to be called in a thread, as it may be long."""
+        if self._by_priority and path in WITH_PRIORITY:
+            given = body.get("priority")
+            body = {**body, "priority": max(given, BEHIND) if isinstance(given, int) else BEHIND}
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
     async def call(
         self,
         path: str,
-        body: Mapping[str, Any],
+        body: bytes,
         client: str | None,
         weigh: Callable[[int], None],
         left: asyncio.Event,
@@ -66,75 +74,62 @@ class Caller:
 
         Args:
             path: the route.
-            body: of the request.
+            body: the result of `encoded`.
             client: the name of the key for which it is made.
             weigh: told of the rows that it takes; may raise.
             left: ends it.
         """
         request_id = uuid.uuid4().hex
-        if body.get("stream"):
-            refused = error_body(
-                InvalidRequest("A line of a batch has no stream: leave it out.", param="stream")
-            )
-            return Answer(400, request_id, json.dumps(refused).encode())
-        exchange = _Exchange(self._encoded(path, body), left)
-        scope = _scope(path, request_id, len(exchange.body), client, weigh)
+        exchange = _Exchange(body, left)
+        scope = _scope(path, request_id, len(body), client, weigh)
         task = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
         gone = asyncio.ensure_future(left.wait())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                # It has been told; a request that the engine has begun is ended there too.
+                # It has been told: what has begun in the engine ends there too.
                 await asyncio.wait({task}, timeout=LEAVE_S)
         finally:
-            for each in (task, gone):
-                each.cancel()
+            task.cancel()
+            gone.cancel()
             await asyncio.wait({task, gone})
-        if not task.cancelled():
-            task.result()
-        return None if left.is_set() and not exchange.complete else exchange.answer(request_id)
-
-    def _encoded(self, path: str, body: Mapping[str, Any]) -> bytes:
-        if self._by_priority and path in WITH_PRIORITY:
-            given = body.get("priority")
-            body = {**body, "priority": max(given, BEHIND) if isinstance(given, int) else BEHIND}
-        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        if task.cancelled() or exchange.told:
+            return None
+        if (error := task.exception()) is not None:
+            logger.error("Line %s failed", request_id, exc_info=error)
+            return Answer(500, request_id, json.dumps(error_body(ApiError(INTERNAL))).encode())
+        return exchange.answer(request_id)
 
 
 class _Exchange:
     """Both sides of a request, in ASGI's messages."""
 
     def __init__(self, body: bytes, left: asyncio.Event) -> None:
-        self.body = body
-        self.complete = False
+        self.told = False
+        """Whether it ended because its client has left; then its answer means nothing."""
+        self._body: bytes | None = body
         self._left = left
-        self._start: Message = {"status": 500, "headers": []}
+        self._start: Message | None = None
         self._parts: list[bytes] = []
-        self._asked = False
 
     async def receive(self) -> Message:
-        if not self._asked:
-            self._asked = True
-            return {"type": "http.request", "body": self.body, "more_body": False}
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
         await self._left.wait()
+        self.told = self.told or self._start is None
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._start = message
-        elif message["type"] == "http.response.body":
+        else:
             self._parts.append(message.get("body", b""))
-            self.complete = not message.get("more_body", False)
 
     def answer(self, request_id: str) -> Answer:
-        body, headers = b"".join(self._parts), Headers(raw=self._start["headers"])
-        later, code = 0.0, None
-        with suppress(ValueError):
-            later = int(headers.get("retry-after-ms", "0")) / 1000
-        if self._start["status"] >= 400:
-            with suppress(ValueError, KeyError, TypeError):
-                code = json.loads(body)["error"]["code"]
-        return Answer(self._start["status"], request_id, body, later, code)
+        start = self._start or {"status": 500, "headers": []}
+        later = Headers(raw=start["headers"]).get("retry-after-ms", "0")
+        return Answer(start["status"], request_id, b"".join(self._parts), int(later) / 1000)
 
 
 def _scope(

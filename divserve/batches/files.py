@@ -12,7 +12,7 @@ from openai.types import FileObject
 from pydantic import BaseModel, ValidationError
 
 from divserve.batches.flags import BatchSettings
-from divserve.batches.folder import FILE_ID, Folder, storing, sync_folder, write_whole
+from divserve.batches.folder import FILE_ID, Folder, storing, sync, write_whole
 from divserve.errors import InvalidRequest, NotFound
 
 __all__ = ["FileStore", "StoredFile", "is_seen"]
@@ -114,6 +114,7 @@ class FileStore:
         target, now = self.path(file_id), int(time.time())
         with storing():
             if source.exists():
+                sync(source)
                 source.replace(target)
             keep_s = min(keep_s or self.keep_s, self.keep_s)
             made = FileObject(
@@ -127,7 +128,7 @@ class FileStore:
                 status="processed",
             )
             stored = StoredFile(owner=owner, file=made)
-            sync_folder(self.folder.files)
+            sync(self.folder.files)
             write_whole(self._described(file_id), stored.model_dump_json().encode())
         return made
 

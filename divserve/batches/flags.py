@@ -37,9 +37,7 @@ class BatchSettings:
         for field in fields(cls):
             value = getattr(settings, field.name)
             if isinstance(value, int) and value < 1:
-                raise StartupError(
-                    f"--{field.name.replace('_', '-')} is at least 1, not {value}"
-                )
+                raise StartupError(f"--{field.name.replace('_', '-')} is at least 1, not {value}")
         if settings.batch_dir is not None:
             folder.prepare(settings.batch_dir)
         return settings

@@ -24,7 +24,7 @@ from divserve.errors import StartupError, StorageFull
 
 __all__ = [
     "BATCH_ID", "FILE_ID", "Folder", "is_full", "new_id", "prepare", "remove", "storing",
-    "sync_folder", "write_whole",
+    "sync", "write_whole",
 ]  # fmt: skip
 
 FILE_ID = re.compile(r"file-[0-9a-f]{32}")
@@ -119,11 +119,11 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
         partial.unlink(missing_ok=True)
         raise
     if durable:
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
+def sync(path: Path) -> None:
+    """Makes a file durable, or the names in a folder."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,8 +1,8 @@
 """The answers of a batch, one JSON object a line, which are also the record of what was answered.
 
-A line of the input has been answered if and only if a whole line with its ``custom_id`` is in one of
-the two files. So there is no second record that could disagree after a crash. All functions block;
-an answer may be appended by any thread.
+A line of the input has been answered if and only if a whole line with its ``custom_id`` is in one
+of the two files. So there is no second record that could disagree after a crash. All functions
+block; an answer may be appended by any thread.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["ERRORS", "OUTPUT", "Journal", "key_of"]
 
 OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
 SYNC_S = 1.0
-"""Longest time for which an answer may be in the memory of the kernel only: a loss of power may undo
-so much work, which is then done again. The end of the process undoes nothing."""
+"""Longest time for which an answer may be in the memory of the kernel only: a loss of power may
+undo so much work, which is then done again. The end of the process undoes nothing."""
 
 
 def key_of(custom_id: str) -> bytes:
@@ -54,7 +54,7 @@ class Journal:
                 self._count(custom_id, name)
 
     def append(self, custom_id: str, record: bytes, *, failed: bool) -> None:
-        """Appends an answer as a whole, or not at all.
+        """Appends an answer as a whole, or not at all; once, however often it is called.
 
         Args:
             custom_id: of its line.
@@ -62,12 +62,13 @@ class Journal:
             failed: whether it belongs to the errors.
 
         Raises:
-            OSError: it was not written; it may be tried again.
+            OSError: it was not written, or not made durable; it may be tried again.
         """
         name = ERRORS if failed else OUTPUT
         with self._lock:
-            self._files[name].append(record)
-            self._count(custom_id, name)
+            if key_of(custom_id) not in self.done:
+                self._files[name].append(record)
+                self._count(custom_id, name)
             if time.monotonic() - self._synced >= SYNC_S:
                 self._sync()
 

@@ -82,33 +82,29 @@ class Share:
     """
 
     def __init__(self, room: Room, rows: int) -> None:
-        self.asked = rows
+        self.asked = 1
         """How many the line turned out to need."""
         self._room, self._rows = room, rows
         room.add(rows)
 
     def weigh(self, rows: int) -> None:
-        """Told of the rows that the line needs, as the route counts them.
+        """Told of the rows that the line needs, as the edges and then the route count them.
 
         Raises:
             TooManyRequests: there is no room for that many now; take `asked` and begin again.
         """
+        self.asked = max(self.asked, rows)
         more = rows - self._rows
         if more <= 0:
             return
-        self.asked = rows
         others = self._room.rows - self._rows
         if others and self._room.rows + more > self._room.limit:
             raise TooManyRequests("The line waits for room.", code="queue_full")
         self._room.add(more)
         self._rows = rows
 
-    @property
-    def was_small(self) -> bool:
-        """Whether the line needs more rows than it had."""
-        return self.asked > self._rows
-
-    def release(self) -> None:
-        """Gives the rows back."""
-        self._room.add(-self._rows)
-        self._rows = 0
+    def release(self) -> int:
+        """Gives the rows back, and tells how many they were."""
+        had, self._rows = self._rows, 0
+        self._room.add(-had)
+        return had

@@ -1,10 +1,10 @@
 """Batches on the disk, as every process reads them. All functions block.
 
-    batch.json      the batch; written by its creator, then only by the process that runs batches
-    counts.json     how many lines have been answered, about once a second
-    cancel          present once a client has asked to cancel it
-    input.jsonl     a link to the input file, which may be deleted meanwhile
-    output.jsonl, errors.jsonl   the answers (`divserve.batches.journal`)
+batch.json      the batch; written by its creator, then only by the process that runs batches
+counts.json     how many lines have been answered, about once a second
+cancel          present once a client has asked to cancel it
+input.jsonl     a link to the input file, which may be deleted meanwhile
+output.jsonl, errors.jsonl   the answers (`divserve.batches.journal`)
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class BatchStore:
                 "purpose 'batch'.",
                 param="input_file_id",
             )
-        if sum(1 for _ in self._ids()) >= (most := self.settings.batch_max_batches):
+        if len(self.ids()) >= (most := self.settings.batch_max_batches):
             raise InvalidRequest(
                 f"The server already keeps {most} batches: wait until old ones expire, or start "
                 "the server with a larger --batch-max-batches.",
@@ -183,7 +183,7 @@ class BatchStore:
 
     def all(self) -> Iterator[StoredBatch]:
         """All batches, the oldest first."""
-        for batch_id in sorted(self._ids()):
+        for batch_id in self.ids():
             if (stored := self.load(batch_id)) is not None:
                 yield stored
 
@@ -198,16 +198,19 @@ class BatchStore:
             logger.exception("%s cannot be read", self.path(batch_id))
             return None
 
-    def _ids(self) -> Iterator[str]:
-        return (p.name for p in self.folder.batches.iterdir() if BATCH_ID.fullmatch(p.name))
+    def ids(self) -> list[str]:
+        """The ids of all batches, the oldest first."""
+        names = (path.name for path in self.folder.batches.iterdir())
+        return sorted(name for name in names if BATCH_ID.fullmatch(name))
 
     def _seen(self, stored: StoredBatch) -> Batch:
         batch, path = stored.batch, self.path(stored.batch.id)
         if batch.status in ENDED:
             return batch
-        with suppress(FileNotFoundError, ValidationError):
-            counted = (path / "counts.json").read_bytes()
-            batch.request_counts = BatchRequestCounts.model_validate_json(counted)
+        if batch.status == "in_progress":
+            with suppress(FileNotFoundError, ValidationError):
+                counted = (path / "counts.json").read_bytes()
+                batch.request_counts = BatchRequestCounts.model_validate_json(counted)
         with suppress(FileNotFoundError):
             asked = int((path / "cancel").stat().st_mtime)
             if batch.status in ("validating", "in_progress"):

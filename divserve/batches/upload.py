@@ -164,7 +164,7 @@ async def receive(
         raise InvalidRequest(f"The body is not a valid form: {error}") from None
     await to_thread.run_sync(check)
     body, checked = request.stream(), 0
-    with await to_thread.run_sync(path.open, "xb") as file:
+    with await to_thread.run_sync(_new, path) as file:
         more = True
         while more:
             more = await _piece(upload, body, piece_s)
@@ -191,6 +191,11 @@ async def _piece(upload: Upload, body: AsyncIterator[bytes], piece_s: float) -> 
             "with a larger --body-timeout."
         ) from None
     return False
+
+
+def _new(path: Path) -> BinaryIO:
+    with storing():
+        return path.open("xb")
 
 
 def _write(file: BinaryIO, pieces: list[bytes]) -> None:
