@@ -144,6 +144,8 @@ class Owner:
                 if status not in ENDED:
                     pending.append(stored)
             if status in ENDED:
+                if batch_id not in known:
+                    self._parts.store.clear(batch_id)
                 self._ended[batch_id] = status
             if status is not None:
                 statuses[status] += 1

@@ -172,6 +172,12 @@ class BatchStore:
         data = counts.model_dump_json().encode()
         write_whole(self.path(batch_id) / "counts.json", data, durable=False)
 
+    def clear(self, batch_id: str) -> None:
+        """Removes what only a batch that runs needs."""
+        for path in self.path(batch_id).iterdir():
+            if path.name != "batch.json":
+                path.unlink(missing_ok=True)
+
     def expire(self) -> None:
         """Removes batches that ended so long ago that their results are gone."""
         oldest = time.time() - self.settings.batch_retention_days * DAY_S

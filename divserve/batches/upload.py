@@ -11,7 +11,7 @@ from typing import BinaryIO
 from anyio import to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from divserve.batches.folder import storing
 from divserve.errors import InvalidRequest, RequestTimeout, RequestTooLarge, UnsupportedMediaType
@@ -173,7 +173,7 @@ async def receive(
                 await to_thread.run_sync(check)
                 checked = upload.size
     if not upload.ended:
-        raise InvalidRequest("The form ends early: send all of it.")
+        raise _ended_early()
     return upload
 
 
@@ -185,12 +185,18 @@ async def _piece(upload: Upload, body: AsyncIterator[bytes], piece_s: float) -> 
                 upload.feed(data)
                 if upload.waiting >= PIECE:
                     return True
+    except ClientDisconnect:
+        raise _ended_early() from None
     except TimeoutError:
         raise RequestTimeout(
             f"{PIECE} bytes took longer than {piece_s:g} s: send them faster, or start the server "
             "with a larger --body-timeout."
         ) from None
     return False
+
+
+def _ended_early() -> InvalidRequest:
+    return InvalidRequest("The form ends early: send all of it.")
 
 
 def _new(path: Path) -> BinaryIO:
