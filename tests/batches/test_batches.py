@@ -129,7 +129,7 @@ def test_cancel_keeps_what_is_finished(tmp_path: Path) -> None:
     app = batch_app(tmp_path)
     with serving(app) as client:
         batch_id = begin(client, line("first"), *(line(f"w{n}", f"wait {n}") for n in range(20)))
-        until(lambda: app.state.route.running == 2)
+        until(lambda: app.state.route.waiting == 2)
         asked = client.batches.cancel(batch_id)
         assert asked.status == "cancelling"
         assert asked.cancelling_at is not None
@@ -174,7 +174,7 @@ def test_an_expired_batch_tells_of_its_lines(tmp_path: Path) -> None:
     app = batch_app(tmp_path)
     with serving(app) as client:
         batch_id = begin(client, line("a"), line("b", "wait"), line("c", "wait"))
-        until(lambda: app.state.route.running == 2)
+        until(lambda: app.state.route.waiting == 2)
         stored = app.state.batches.store.load(batch_id)
     # As if it had been stopped for longer than the window.
     stored.batch.expires_at = int(time.time())
@@ -197,7 +197,7 @@ def test_a_batch_expires_while_it_runs(tmp_path: Path) -> None:
     with TestClient(app) as http:
         client = client_of(http)
         batch_id = begin(client, line("a", "wait"))
-        until(lambda: app.state.route.running == 1)
+        until(lambda: app.state.route.waiting == 1)
         run, _ = app.state.batches.owner._active[batch_id]
         run._halt("expired")
         assert ended(client, batch_id).status == "expired"

@@ -57,6 +57,8 @@ class Route:
         self.clients: list[str | None] = []
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
+        self.waiting = 0
+        """Requests that wait for the gate."""
         self.most = 0
         """Rows that it has ever run at the same time."""
         self.aborted = 0
@@ -82,7 +84,11 @@ class Route:
     async def _answer(self, said: str) -> JSONResponse:
         await asyncio.sleep(0.001)
         if said.startswith("wait"):
-            await self.gate.wait()
+            self.waiting += 1
+            try:
+                await self.gate.wait()
+            finally:
+                self.waiting -= 1
         if said.startswith("break"):
             raise RuntimeError("a bug")
         if said.startswith("busy") and self.asked.count(said) == 1:
