@@ -46,9 +46,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert [*(tmp_path / "a" / "b" / "incoming").iterdir()] == []
 
 
-@pytest.mark.parametrize(
-    "flag", ["--batch-max-rows", "--batch-max-lines", "--batch-retention-days"]
-)
+@pytest.mark.parametrize("flag", ["--batch-max-rows", "--batch-max-lines"])
 def test_values_that_make_no_sense(flag: str) -> None:
     with pytest.raises(StartupError, match=f"{flag} is at least 1, not 0"):
         BatchSettings.of(parse(flag, "0"))

@@ -371,7 +371,7 @@ def test_results_are_kept_as_long_as_asked(tmp_path: Path) -> None:
         made = client.files.retrieve(batch.output_file_id or "")
         assert made.expires_at == made.created_at + 7200
         # Results are no input.
-            with pytest.raises(openai.BadRequestError, match="has the purpose 'batch_output'"):
+        with pytest.raises(openai.BadRequestError, match="has the purpose 'batch_output'"):
             client.batches.create(input_file_id=made.id, endpoint=CHAT, completion_window="24h")
 
 
