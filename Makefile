@@ -84,7 +84,7 @@ test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas,
 
 # Left out: two that ask a server in another process, and one whose bodies are drawn at random.
 coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
-	@$(BIN)/coverage run -m pytest tests/api --ignore tests/api/test_fuzz.py \
+	@$(BIN)/coverage run -m pytest tests/api tests/batches --ignore tests/api/test_fuzz.py \
 		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py $(ARGS)
 	@$(BIN)/coverage report
 

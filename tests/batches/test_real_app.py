@@ -15,6 +15,8 @@ from tests.support.batches import begin, client_of, ended, line, lines_of
 from tests.support.chat import CAD, MESSAGES
 from tests.support.fake_client import FakeClient, arguments
 
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
