@@ -212,3 +212,10 @@ def test_the_input_file_may_be_deleted_at_once(tmp_path: Path) -> None:
         assert ended(client, batch.id).status == "completed"
         with pytest.raises(openai.NotFoundError):
             client.files.retrieve(file_id)
+
+
+def test_an_answer_in_plain_text_is_kept_as_text(tmp_path: Path) -> None:
+    with serving(batch_app(tmp_path)) as client:
+        batch = ended(client, begin(client, line("a", "text")))
+        (answer,) = lines_of(client, batch.output_file_id)
+        assert answer["response"]["body"] == "no JSON"

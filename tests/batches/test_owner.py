@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from divserve.batches import owner as owners
 from divserve.batches import runner as runners
 from divserve.batches.answering import Answering
+from divserve.batches.folder import write_whole
 from divserve.batches.journal import Journal
 from divserve.batches.store import BatchStore, StoredBatch
 from tests.support.batches import (
@@ -254,8 +255,9 @@ def test_a_full_disk_does_not_keep_the_server(
         assert ended(client, batch_id).status == "completed"
 
 
+@pytest.mark.parametrize("count", [1, 10])
 def test_a_batch_that_fails_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
 ) -> None:
     real, left = Answering._write, [2]
 
@@ -268,8 +270,8 @@ def test_a_batch_that_fails_is_tried_again(
     monkeypatch.setattr(Answering, "_write", fails)
     app = batch_app(tmp_path)
     with serving(app) as client:
-        batch = ended(client, begin(client, *(line(str(n)) for n in range(10))))
-        assert len(lines_of(client, batch.output_file_id)) == 10
+        batch = ended(client, begin(client, *(line(str(n)) for n in range(count))))
+        assert len(lines_of(client, batch.output_file_id)) == count
     assert "was interrupted; it goes on later" in caplog.text
 
 
@@ -405,3 +407,37 @@ def test_the_owner_is_ended_although_a_batch_hangs(
         until(lambda: app.state.batches.owner._active)
     assert not app.state.batches.owner._active
     assert not app.state.batches.owner._lock.is_locked
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_a_batch_may_end_while_it_is_validated(tmp_path: Path, how: str) -> None:
+    app = batch_app(tmp_path)
+    batch_id = begin(client_of(TestClient(app)), line("a"))
+    service = app.state.batches
+
+    async def test() -> None:
+        run = runners.Run(service.store.load(batch_id), service.owner._parts)
+        getattr(run, how)()
+        # The first reason counts, but for the end of the server.
+        run.cancel()
+        await run.run()
+
+    asyncio.run(test())
+    status = service.store.load(batch_id).batch.status
+    assert status == {"cancel": "cancelled", "stop": "validating"}[how]
+    assert app.state.route.asked == []
+
+
+def test_what_is_written_in_part_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"before")
+
+    def fails(number: int) -> None:
+        raise OSError(errno.EIO, "an error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="an error"):
+        write_whole(tmp_path / "a", b"after")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"before"

@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.testclient import TestClient
 from openai.types import Batch
 
@@ -48,7 +48,8 @@ class Route:
     """The chat route: what it was asked, and how it answers.
 
     What a message says decides: ``wait`` waits for `gate`, ``busy`` is a 429 the first time,
-    ``down`` a 503 and ``bad`` a 400 each time, ``break`` raises, ``rows 3`` takes three rows.
+    ``down`` a 503 and ``bad`` a 400 each time, ``break`` raises, ``rows 3`` takes three rows,
+    ``text`` answers with one.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Route:
         """Rows that it has ever run at the same time."""
         self.aborted = 0
 
-    async def answer(self, raw_request: Request) -> JSONResponse:
+    async def answer(self, raw_request: Request) -> Response:
         body = await raw_request.json()
         said = body["messages"][0]["content"]
         self.asked.append(said)
@@ -81,7 +82,7 @@ class Route:
         finally:
             self.running -= rows
 
-    async def _answer(self, said: str) -> JSONResponse:
+    async def _answer(self, said: str) -> Response:
         await asyncio.sleep(0.001)
         if said.startswith("wait"):
             self.waiting += 1
@@ -95,6 +96,8 @@ class Route:
             return JSONResponse({"error": {"message": "busy"}}, 429, {"Retry-After-Ms": "10"})
         if said.startswith("down"):
             return JSONResponse({"error": {"message": "down"}}, 503)
+        if said.startswith("text"):
+            return PlainTextResponse("no JSON")
         if said.startswith("bad"):
             return JSONResponse({"error": {"message": "bad"}}, 400)
         return JSONResponse({"choices": [{"message": {"content": f"re: {said}"}}]})
@@ -125,9 +128,9 @@ def batch_app(
     )
     route = app.state.route = Route()
 
-    @app.post(CHAT)
+    @app.post(CHAT, response_model=None)
     @with_cancellation
-    async def chat(body: dict[str, Any], raw_request: Request) -> JSONResponse:
+    async def chat(body: dict[str, Any], raw_request: Request) -> Response:
         return await route.answer(raw_request)
 
     edge_settings = EdgeSettings(**(edges or {}))
