@@ -188,9 +188,11 @@ class Answering:
 
     async def _halts(self, seconds: float) -> bool:
         """Waits; True at once if lines are to end."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._left.wait()
+        leaving = asyncio.create_task(self._left.wait())
+        try:
+            await asyncio.wait({leaving}, timeout=seconds)
+        finally:
+            leaving.cancel()
         return self._left.is_set()
 
     async def _take(self, rows: int) -> Share | None:

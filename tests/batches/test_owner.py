@@ -441,3 +441,19 @@ def test_what_is_written_in_part_is_removed(
         write_whole(tmp_path / "a", b"after")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"before"
+
+
+def test_a_batch_that_has_just_ended_does_not_begin_again(tmp_path: Path) -> None:
+    """It was read while it ran, and has ended before its turn came."""
+    app = batch_app(tmp_path)
+    client = client_of(TestClient(app))
+    batch_id = begin(client, line("a"))
+    service = app.state.batches
+    before = service.store.load(batch_id)
+    with serving(app) as client:
+        batch = ended(client, batch_id)
+        until(lambda: not service.owner._active)
+    service.owner._pending = lambda: [before]
+    asyncio.run(service.owner._look())
+    assert not service.owner._active
+    assert service.files.get(batch.output_file_id, None).bytes > 0
