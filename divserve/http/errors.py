@@ -132,9 +132,9 @@ def _invalid_json(reason: str) -> InvalidRequest:
 
 
 def _param(error: Mapping[str, Any]) -> str | None:
-    """The path of the field in body or query, without these words and the union's tag."""
+    """The path of the field in the body, without "body" and the tag of the method union."""
     loc = list(error["loc"])
-    if loc[:1] in (["body"], ["query"]):
+    if loc[:1] == ["body"]:
         del loc[0]
     if loc[:1] == ["decoding"]:
         loc = _without_tags(loc)

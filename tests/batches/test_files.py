@@ -60,7 +60,7 @@ def test_pages(tmp_path: Path) -> None:
         assert caught.value.param == "after"
         with pytest.raises(openai.BadRequestError) as caught:
             client.files.list(limit=0)
-        assert caught.value.param == "limit"
+        assert caught.value.param == "query.limit"
 
 
 def test_a_client_may_choose_when_a_file_expires(tmp_path: Path) -> None:
