@@ -27,7 +27,8 @@ from tests.support.batches import (
 
 
 def counted(outcome: str) -> float:
-    return metrics.BATCH_LINES.labels(outcome)._value.get()
+    value: float = metrics.BATCH_LINES.labels(outcome)._value.get()
+    return value
 
 
 def test_rows_stay_within_the_limit(tmp_path: Path) -> None:

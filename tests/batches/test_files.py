@@ -157,7 +157,7 @@ def test_lines_are_asked_in_the_name_of_the_key(tmp_path: Path) -> None:
     ],
 )
 def test_limits(
-    tmp_path: Path, settings: dict[str, int], data: bytes, error: Any, message: str
+    tmp_path: Path, settings: dict[str, Any], data: bytes, error: Any, message: str
 ) -> None:
     app = batch_app(tmp_path)
     with serving(app) as client:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from divserve.batches import journal as journals
 from divserve.batches.journal import ERRORS, OUTPUT, Journal, key_of
 
 
@@ -106,7 +106,7 @@ def test_answers_become_durable_once_a_second(
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     now = [100.0]
-    monkeypatch.setattr(journals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     journal = written(tmp_path, "a", "b")
     assert synced == []
     now[0] += 1.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import openai
 from fastapi import FastAPI, Request
@@ -27,7 +27,7 @@ from divserve.http import errors
 from divserve.http.openai import with_cancellation
 from divserve.http.scope import KEY_NAME, weigh
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 WAIT_S = 30.0
 """Only a hang takes so long."""
@@ -129,7 +129,7 @@ def batch_app(
     route = app.state.route = Route()
 
     @app.post(CHAT, response_model=None)
-    @with_cancellation
+    @with_cancellation  # type: ignore[untyped-decorator]
     async def chat(body: dict[str, Any], raw_request: Request) -> Response:
         return await route.answer(raw_request)
 
