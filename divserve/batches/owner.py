@@ -105,6 +105,9 @@ class Owner:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError:
+            logger.exception("The lock of the batches cannot be had; trying again")
+            return False
         return True
 
     async def _look(self) -> None:

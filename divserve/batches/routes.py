@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from divserve.batches.room import Room
 from divserve.batches.shapes import CreateBatch, Expiry, page
 from divserve.batches.store import BatchStore
 from divserve.batches.upload import Upload, receive
-from divserve.errors import InvalidRequest, NotFound
+from divserve.errors import InvalidRequest, NotFound, TooManyRequests
 from divserve.http.errors import invalid_body
 from divserve.http.scope import KEY_NAME
 
@@ -31,6 +31,8 @@ __all__ = ["install"]
 
 WRAPPED = 65_536
 """Bytes of a line beside its body."""
+MOST_UPLOADS = 8
+"""Of one process; each holds a mebibyte of memory."""
 EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
 
 router = APIRouter(prefix="/v1")
@@ -60,6 +62,26 @@ class Service:
             args.edges.max_body_bytes + WRAPPED,
         )
         self.owner = Owner(parts, traffic.drain)
+        self._uploads = 0
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Counts an upload.
+
+        Raises:
+            TooManyRequests: there are too many at the same time.
+        """
+        if self._uploads >= MOST_UPLOADS:
+            raise TooManyRequests(
+                f"The server takes {MOST_UPLOADS} uploads at a time: try again later.",
+                code="queue_full",
+                retry_after_s=1.0,
+            )
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
 
 
 def service(request: Request) -> Service:
@@ -93,13 +115,14 @@ async def create_file(request: Request, batches: Batches, owner: Client) -> File
     settings, file_id = batches.settings, new_id("file-")
     path = batches.store.folder.incoming / file_id
     try:
-        upload = await receive(
-            request,
-            path,
-            settings.batch_max_file_bytes,
-            batches.piece_s,
-            batches.files.check_room,
-        )
+        with batches.uploading():
+            upload = await receive(
+                request,
+                path,
+                settings.batch_max_file_bytes,
+                batches.piece_s,
+                batches.files.check_room,
+            )
         filename, keep_s = _checked(upload)
         return await to_thread.run_sync(
             partial(batches.files.add, path, file_id, owner, "batch", filename, keep_s)

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from divserve.batches import folder as folders
+from divserve.batches import routes
 from divserve.batches import upload as uploads
 from tests.support.batches import CHAT, batch_app, client_of, jsonl, line, serving, upload
 from tests.support.edges import Call
@@ -258,6 +259,27 @@ def test_an_upload_has_a_time_for_each_piece(tmp_path: Path) -> None:
         assert await call.ended() == 408
         assert b"--body-timeout" in call.body
         assert call.headers["connection"] == "close"
+
+    asyncio.run(test())
+
+
+def test_uploads_at_the_same_time_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "MOST_UPLOADS", 1)
+
+    async def test() -> None:
+        app = batch_app(tmp_path, edges={"max_queue": 0}, rows=1)
+        slow = Call(app, "/v1/files", HEAD + FILE, headers=FORM, stalls=True)
+        while not [*(tmp_path / "incoming").iterdir()]:
+            await asyncio.sleep(0.01)
+        refused = Call(app, "/v1/files", HEAD + FILE + b"x" + END, headers=FORM)
+        assert await refused.ended() == 429
+        assert refused.headers["retry-after"] == "1"
+        assert b'"code":"queue_full"' in refused.body
+        slow.leave()
+        assert await slow.ended() == 400
+        assert await Call(app, "/v1/files", HEAD + FILE + b"x" + END, headers=FORM).ended() == 200
 
     asyncio.run(test())
 

@@ -297,6 +297,25 @@ def test_the_folder_is_searched_again_after_an_error(
     assert "cannot be read; trying again" in caplog.text
 
 
+def test_a_lock_that_cannot_be_had_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = batch_app(tmp_path)
+    lock = app.state.batches.owner._lock
+    real, left = lock.acquire, [2]
+
+    def fails(**options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOLCK, "No locks available")
+        return real(**options)
+
+    monkeypatch.setattr(lock, "acquire", fails)
+    with serving(app) as client:
+        assert ended(client, begin(client, line("a"))).status == "completed"
+    assert "No locks available" in caplog.text
+
+
 def test_lines_wait_while_the_folder_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
