@@ -83,10 +83,11 @@ gpu-ready: $(DEV) runtime
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
 
-# Left out: two that ask a server in another process, and one whose bodies are drawn at random.
+# Left out: three that ask a server in another process, and one whose bodies are drawn at random.
 coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
-	@$(BIN)/coverage run -m pytest tests/api --ignore tests/api/test_fuzz.py \
-		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py $(ARGS)
+	@$(BIN)/coverage run -m pytest tests/api tests/batches --ignore tests/api/test_fuzz.py \
+		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py \
+		--ignore tests/batches/test_drain.py $(ARGS)
 	@$(BIN)/coverage report
 
 # mutmut keeps what it found although tests have changed since, so a run of all begins afresh.

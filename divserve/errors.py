@@ -12,7 +12,8 @@ DivserveError
     │   └── UnsupportedMediaType  415: the body has a type that the route does not read
     ├── TooManyRequests   429: this client, or all clients together, ask too much; try again later
     ├── DecodingFailed    500: the method could not be applied; no plain token was sent instead
-    └── Unavailable       503: what the request needs has stopped; the rest of the server works
+    ├── Unavailable       503: what the request needs has stopped; the rest of the server works
+    └── StorageFull       507: the disk of the batches is full
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pydantic import ValidationError
 
 __all__ = [
     "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NoDocument", "NotFound",
-    "RequestTimeout", "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized",
+    "RequestTimeout", "RequestTooLarge", "StartupError", "StorageFull", "TooManyRequests",
+    "Unauthorized",
     "Unavailable", "UnsupportedMediaType", "one_line",
 ]  # fmt: skip
 
@@ -128,6 +130,13 @@ class Unavailable(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "service_unavailable_error"
     default_code = "engine_unavailable"
+
+
+class StorageFull(ApiError):
+    """The disk on which files and batches are kept has no room."""
+
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    default_code = "insufficient_storage"
 
 
 def one_line(error: Exception) -> str:
