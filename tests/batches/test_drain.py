@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -21,7 +22,7 @@ TOKENS = 6000
 def test_the_server_leaves_although_lines_run(tmp_path: Path) -> None:
     folder = tmp_path / "batches"
     prepare(folder)
-    long = {"max_tokens": TOKENS}
+    long: dict[str, Any] = {"max_tokens": TOKENS}
     edges = {"batch_dir": str(folder), "drain_timeout": 240}
     with served(tmp_path / "log.txt", **edges) as (url, process):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:

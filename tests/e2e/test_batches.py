@@ -52,7 +52,7 @@ def kill(pid: int) -> None:
 
 @pytest.mark.long
 def test_each_line_is_answered_exactly_once(tiny_with_tokenizer: Path, tmp_path: Path) -> None:
-    """Long: two servers are started; `tests.batches.test_owner` does the same without an engine."""
+    """Long: two servers; `tests.batches.test_restarts` does the same without an engine."""
     flags = (*KEEP, str(tmp_path / "batches"))
     lines = [
         {"custom_id": f"n{n}", "method": "POST", "url": "/v1/chat/completions", "body": body(n)}
