@@ -276,8 +276,8 @@ def test_likeliest_tokens_of_every_stream(engine: Engine, tiny_reference: hf.Ref
         streams = streams_of(tiny_reference.model, own, answer.token_ids)
         assert wrong(found, k, streams, way) == [], name
         # The guided ones are those of the log-probs.
-        for likeliest, logprobs in zip(found, answer.logprobs, strict=True):
-            for token, logprob in zip(*likeliest[-1], strict=True):
+        for own_top, logprobs in zip(found, answer.logprobs, strict=True):
+            for token, logprob in zip(*own_top[-1], strict=True):
                 if token in logprobs:
                     assert logprob == pytest.approx(logprobs[token].logprob, abs=1e-5)
     assert set(engine.leftovers().values()) == {0}
