@@ -40,7 +40,11 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         """vLLM's parameters, with the order for the engine."""
         return self._pack(super().to_sampling_params(default_max_tokens, default_sampling_params))
 
+    def _unfold(self) -> None:
+        self.input = unfolded(self.input)
+
     def _check_guided(self) -> None:
+        self._unfold()
         if self.truncation != "disabled":
             raise InvalidRequest(
                 "decoding cannot be combined with truncation: prompt and guide would be cut at "
@@ -74,6 +78,15 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         if "trace" in summary:
             summary["trace"] = self._sent + summary["trace"]
         return summary
+
+
+def unfolded(value: Any) -> Any:
+    """A value with lists in place of what can be read only once: validation leaves iterators."""
+    if isinstance(value, dict):
+        return {name: unfolded(one) for name, one in value.items()}
+    if isinstance(value, list | Iterator):
+        return [unfolded(one) for one in value]
+    return value
 
 
 def _contents(value: Any) -> Iterator[Mapping[str, Any]]:

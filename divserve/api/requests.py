@@ -110,7 +110,7 @@ class Guided(BaseModel):
         record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
             self._unfold()
-            record.prompt = getattr(self, self.prompt_field)
+            record.prompt = _shown(getattr(self, self.prompt_field))
 
     def decode_with(self, preset: Any) -> None:
         """Sets the field ``decoding`` of a request that has none.
@@ -230,6 +230,13 @@ class Guided(BaseModel):
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params
+
+
+def _shown(prompt: Any) -> Any:
+    """A prompt as it was sent, for a log."""
+    if isinstance(prompt, list):
+        return [_shown(one) for one in prompt]
+    return prompt.model_dump(exclude_none=True) if isinstance(prompt, BaseModel) else prompt
 
 
 def unfold(messages: Sequence[Any]) -> None:

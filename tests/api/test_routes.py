@@ -286,7 +286,7 @@ def test_the_record(
     assert (record.guide_tokens is not None) == (decoding is not None)
     assert record.finish_reasons == ["length"]
     assert record.answer_id
-    assert len(record.prompt) == len(route.body[route.prompt])
+    assert record.prompt == route.body[route.prompt]
 
 
 @pytest.mark.parametrize("route", [CHATS[CHAT], CHATS[RESPONSES], TEXT], ids=lambda r: r.path)
