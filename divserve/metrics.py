@@ -152,6 +152,15 @@ HTTP_SECONDS = Histogram(
     ("route",),
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
 )
+BATCHES = Gauge(
+    "divserve_batches",
+    "Batches of /v1/batches by status, of all clients.",
+    ("status",),
+    multiprocess_mode="livesum",
+)
+BATCH_LINES = Counter(
+    "divserve_batch_lines", "Lines of batches that were answered, by how.", ("outcome",)
+)
 
 
 def broken_pair(reason: str, unguided: int) -> None:

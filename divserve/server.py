@@ -15,6 +15,7 @@ from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
 from divserve.api.responses import GuidedResponses, readable
+from divserve.batches import routes as batches
 from divserve.edges import stack as edges
 from divserve.http import bodies, errors, openai
 
@@ -50,6 +51,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     extras.install(app, args)
     renderer = app.state.online_renderer
     renderer.render_responses = readable(renderer.render_responses)
+    batches.install(app, args)
     _guide(app)
     return app
 

@@ -91,7 +91,7 @@ def _text(source: Any, param: str) -> str:
     field = "data" if kind == "text" else "content"
     given = source.get(field)
     blocks = given if isinstance(given, list) else [given]
-    texts = [b.get("text") if isinstance(b, Mapping) else b for b in blocks]
+    texts: list[Any] = [b.get("text") if isinstance(b, Mapping) else b for b in blocks]
     wanted = all(isinstance(text, str) for text in texts) and "".join(map(str, texts)).strip()
     if not wanted or (kind == "text" and not isinstance(given, str)):
         raise InvalidRequest(

@@ -7,13 +7,14 @@ requests (`ChatRequest.take`), which meet the checks of chats.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import PrivateAttr, model_validator
 
 from divserve.api import anthropic_documents
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import ChatRequest, Guided, check_chat, unfold
+from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.openai import (
     AnthropicMessagesRequest,
@@ -63,8 +64,8 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         self._report = report
 
     def take_trace(self) -> list[dict[str, Any]]:
-        """The trace entries that no event of a stream has carried yet."""
-        if self._report is None:
+        """The trace entries that the next event of a stream is to carry."""
+        if self._report is None or not cast(Stack, self.stack).trace_by_token:
             return []
         taken = self._report.take_trace()
         self._sent += taken

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from divserve.api.requests import Guided
+from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.fields import FieldLimits, check_rows
 
@@ -35,16 +36,42 @@ def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
             "the trace out, or start the server with a larger --max-trace-tokens.",
             param=f"{request.param_of(traced)}.trace",
         )
+    _check_candidates(request, limits, longest * choices)
+
+
+def _check_candidates(request: Guided, limits: FieldLimits, tokens: int) -> None:
+    """Raises `InvalidRequest` for a trace with too many of the streams' likeliest tokens."""
+    stack = cast(Stack, request.stack)
+    if not stack.top:
+        return
+    # The primary's and the guided distribution, and those between them.
+    streams = 2 + _guides(request) + len(stack.amateurs)
+    if (asked := tokens * stack.top * streams) <= limits.max_trace_candidates:
+        return
+    most = limits.max_trace_candidates // (stack.top * streams)
+    asks = next(m for m in request.methods if m.trace is not None and m.trace.top == stack.top)
+    raise InvalidRequest(
+        f"A trace with the {stack.top} likeliest tokens of {streams} streams, for up to {tokens} "
+        f"tokens of all choices, has up to {asked} candidates; the most is "
+        f"{limits.max_trace_candidates}. Lower 'top', limit all choices together to {most} tokens, "
+        "or start the server with a larger --max-trace-candidates.",
+        param=f"{request.param_of(asks)}.trace.top",
+    )
 
 
 def rows_of(request: Guided) -> int:
     """Rows of the engine's batch that a request takes: for each choice, one and its guides."""
+    return _choices(request) * (1 + _guides(request))
+
+
+def _guides(request: Guided) -> int:
+    """Different guides of a choice."""
     guides: list[Any] = []
     for method in request.methods:
         asked = (method.guide, method.distorts)
         if method.guided and asked not in guides:
             guides.append(asked)
-    return _choices(request) * (1 + len(guides))
+    return len(guides)
 
 
 def _choices(request: Guided) -> int:

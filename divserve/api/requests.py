@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
-from divserve.decoding import Adapter, Decoding, Guide, Method, Spec, Stack
+from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
 from divserve.http.fields import TEXTS, prompts_in
@@ -45,11 +45,14 @@ class Guided(BaseModel):
 
     decoding: Decoding | None = Field(
         default=None,
-        description="The method to decode with, and its parameters. See /v1/decoding/methods.",
+        description="The method to decode with and its parameters, a list of them, or a preset's "
+        "name. See /v1/decoding/methods and /v1/decoding/presets.",
     )
 
     _guides: Sequence[Guides] = PrivateAttr(default=())
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
+    _found_by: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _reason: str | None = PrivateAttr(default=None)
     _grounding: list[int] = PrivateAttr(default_factory=list)
     _adapters: Mapping[str, Adapter | None] = PrivateAttr(default_factory=dict)
     _temperature: float = PrivateAttr(default=1.0)
@@ -64,7 +67,7 @@ class Guided(BaseModel):
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
         refuse_no_prompt(self)
-        if self.decoding is not None:
+        if self.methods:
             self._check_decoding()
         return self
 
@@ -81,14 +84,14 @@ class Guided(BaseModel):
     @property
     def methods(self) -> list[Method]:
         """The methods in the order of the body; none for a plain request."""
-        if self.decoding is None:
+        if self.decoding is None or isinstance(self.decoding, PresetRef):
             return []
         return [*self.decoding] if isinstance(self.decoding, list) else [self.decoding]
 
     @property
     def stack(self) -> Stack | None:
         """The methods in the order of application; None for a plain request."""
-        return None if self.decoding is None else Stack(self.decoding)
+        return Stack(self.methods) if self.methods else None
 
     @property
     def sampled_at(self) -> float:
@@ -122,8 +125,6 @@ class Guided(BaseModel):
             InvalidRequest: it cannot be combined with the rest of the request.
         """
         self.decoding = preset
-        # The client has not sent the field.
-        self.model_fields_set.discard("decoding")
         self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
@@ -168,15 +169,13 @@ class Guided(BaseModel):
 
     def guide_with(self, param: str, guide: Guide) -> None:
         """Gives the method whose guide has this path in the body another guide."""
-        for method in self.methods:
-            if f"{self.param_of(method)}.guide" == param:
-                other = method.model_copy(update={"guide": guide})
-                rest = self.decoding
-                self.decoding = (
-                    [other if one is method else one for one in rest]
-                    if isinstance(rest, list)
-                    else other
-                )
+        made: Any = [
+            method.model_copy(update={"guide": guide})
+            if f"{self.param_of(method)}.guide" == param
+            else method
+            for method in self.methods
+        ]
+        self.decoding = made if isinstance(self.decoding, list) else made[0]
 
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""
@@ -184,16 +183,38 @@ class Guided(BaseModel):
             if method.guide is not None:
                 yield f"{self.param_of(method)}.guide", method.guide
 
-    def give_guides(self, guides: Sequence[Guides], grounding: Sequence[int] = ()) -> None:
+    def give_guides(
+        self,
+        guides: Sequence[Guides],
+        grounding: Sequence[int] = (),
+        found_by: Mapping[str, str] | None = None,
+    ) -> None:
         """Sets the guides of each prompt: token ids for each method of the stack, or None.
 
         Args:
             guides: one entry per prompt.
             grounding: token ids of the grounding text.
+            found_by: by method, the selector that found the part which its guide lacks.
         """
+        self._found_by = found_by or {}
         self._guides = guides
         self._unpacked = iter(guides)
         self._grounding = list(grounding)
+
+    def decode_plainly(self, reason: str) -> None:
+        """Decodes without the methods; the account says why."""
+        self._reason = reason
+        self._record.method = PLAIN
+
+    @property
+    def reason(self) -> str | None:
+        """Why the request is decoded without its methods; None if it is not."""
+        return self._reason
+
+    @property
+    def found_by(self) -> Mapping[str, str]:
+        """By method, the selector that found the part which its guide lacks."""
+        return self._found_by
 
     def give_adapters(self, adapters: Mapping[str, Adapter | None]) -> None:
         """Sets what each ``guide.model`` stands for; None: the request's own model."""
@@ -207,6 +228,8 @@ class Guided(BaseModel):
 
     def side_tokens(self, prompt: int) -> int:
         """Number of tokens read beside the prompt of this index."""
+        if self._reason is not None:
+            return 0
         return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:
@@ -219,7 +242,7 @@ class Guided(BaseModel):
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
-        if self.decoding is None:
+        if self.decoding is None or self._reason is not None:
             if self._small:
                 with_spec(params, OnSmall(None))
             return params
@@ -337,10 +360,11 @@ class CompletionsRequest(Guided, CompletionRequest):
 
     def _check_guided(self) -> None:
         for param, guide in self.guides():
-            for field in ("messages", "documents"):
+            for field in ("messages", "documents", "role", "message"):
                 if getattr(guide, field) is not None:
                     raise InvalidRequest(
-                        f"Completions take 'prompt' (or 'without') as their guide, not '{field}'.",
+                        "Completions take 'prompt', 'without' or 'between' as their guide, not "
+                        f"'{field}'.",
                         param=f"{param}.{field}",
                     )
         if self.max_tokens == 0:

@@ -22,7 +22,7 @@ from openai.types.responses import ResponseErrorEvent
 
 from divserve.api.bodies import GuidedResponsesRequest
 from divserve.api.cut import beside_loop
-from divserve.api.guide import chat_fields, known_ids
+from divserve.api.guide import Twin, chat_fields, known_ids
 from divserve.api.messages import texts_of
 from divserve.api.serving import GuidedServing, answered_as, is_guided, record_of
 from divserve.decoding import Method
@@ -119,19 +119,18 @@ class GuidedResponses(GuidedServing, OpenAIServingResponses):
 
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
-    ) -> list[list[int]]:
+    ) -> Twin[list[list[int]]]:
         if (known := known_ids(method, primaries)) is not None:
-            return known
+            return Twin(known)
         # Each twin is rendered once, so that none sees what rendering has changed in another.
         source = deepcopy(source)
         texts = [text for one in source.messages for text in texts_of(one.get("content"))]
-        fields = await beside_loop(
-            texts, partial(chat_fields, source.messages, None, method, param)
-        )
+        made = await beside_loop(texts, partial(chat_fields, source.messages, None, method, param))
         twin = source.request.model_copy(update={"max_output_tokens": None})
-        return await self._render_guides(
-            f"{param}.guide", lambda: self._render_twin(twin, fields["messages"])
+        guides = await self._render_guides(
+            f"{param}.guide", lambda: self._render_twin(twin, made.read.messages)
         )
+        return Twin(guides, made.by)
 
     async def _render_twin(self, twin: Any, messages: list[Any]) -> Sequence[Any]:
         """The engine inputs of other messages in the same response."""
@@ -225,7 +224,7 @@ class GuidedResponses(GuidedServing, OpenAIServingResponses):
             record.answer_id = request.request_id
         async with aclosing(contexts):
             async for context in contexts:
-                result = getattr(context, "last_output", None)
+                result: Any = getattr(context, "last_output", None)
                 if record is not None and result is not None:
                     record.note(0, result)
                 if is_guided(request):

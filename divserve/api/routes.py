@@ -9,20 +9,20 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from divserve.api import extras, guide_models
+from divserve.api.anthropic import answer_message
 from divserve.api.bodies import BatchRequest, GuidedResponsesRequest, MessagesRequest
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import preset_named, with_preset
 from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
-from divserve.decoding import METHODS, Method
+from divserve.decoding import METHODS, Method, PresetRef
 from divserve.errors import NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
     answer_batch,
     answer_chat,
     answer_completion,
-    answer_messages,
     answer_responses,
     load_aware_call,
     validate_json_request,
@@ -81,8 +81,9 @@ async def create_response(request: GuidedResponsesRequest, raw_request: Request)
 @generates(MESSAGES)
 async def create_message(request: MessagesRequest, raw_request: Request) -> Response:
     """Anthropic's message, with an optional decoding method."""
-    request = await _admitted(request, raw_request)
-    return _primed(await answer_messages(request, raw_request))
+    with preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_message(request, raw_request))
 
 
 @generates(CHAT_BATCH, ERRORS)
@@ -128,10 +129,10 @@ async def health(raw_request: Request) -> JSONResponse:
 
 @router.get("/v1/decoding/presets")
 async def list_presets(raw_request: Request) -> dict[str, Any]:
-    """The presets by name: what the model alias ``MODEL@NAME`` stands for."""
+    """The presets by name: what ``MODEL@NAME`` stands for, and what may be changed in them."""
     presets = raw_request.app.state.presets
     data = [{"preset": name, "decoding": value} for name, value in presets.items()]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": data, "parameters": PresetRef.model_json_schema()}
 
 
 def install(app: FastAPI) -> None:

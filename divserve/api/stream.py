@@ -49,7 +49,7 @@ class StreamReport:
     Args:
         new: makes the account of a choice from the index of its prompt.
         choices: number of choices per prompt.
-        trace: whether the entries of every token are sent.
+        trace: whether each chunk carries the trace entries of its tokens.
     """
 
     def __init__(self, new: Callable[[int], ChoiceReport], choices: int, trace: bool) -> None:
@@ -76,10 +76,10 @@ class StreamReport:
         chunk = json.loads(event[len("data: ") :])
         for choice in chunk.get("choices", ()):
             index = choice["index"]
-            if index in self._due:
+            finished = choice.get("finish_reason") is not None
+            if index in self._due and (finished or self._trace):
                 self._due.discard(index)
                 report = self._reports[index]
-                finished = choice.get("finish_reason") is not None
                 choice["decoding"] = (
                     report.summary() if finished else {"trace": report.take_trace()}
                 )

@@ -11,7 +11,7 @@ from divserve.edges.keys import KeyRing
 from divserve.errors import Unauthorized
 from divserve.http.errors import error_response
 from divserve.http.paths import PROBES, is_free
-from divserve.http.scope import KEY_NAME
+from divserve.http.scope import KEY_NAME, is_own
 
 __all__ = ["RequireKey", "client_of"]
 
@@ -54,7 +54,7 @@ class RequireKey:
         if not self.keys or scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if scope["type"] == "http" and is_free(scope, self.open):
+        if scope["type"] == "http" and (is_own(scope) or is_free(scope, self.open)):
             await self.app(scope, receive, send)
             return
         given = _given(scope)

@@ -8,8 +8,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 __all__ = [
-    "BODILESS", "CHAT", "CHAT_BATCH", "COMPLETIONS", "COUNT_TOKENS", "GUIDED_ROUTES", "MESSAGES",
-    "PROBES", "RESPONSES", "is_free", "path_of", "takes_body",
+    "BODILESS", "CHAT", "CHAT_BATCH", "COMPLETIONS", "COUNT_TOKENS", "FILES", "GUIDED_ROUTES",
+    "MESSAGES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body",
 ]  # fmt: skip
 
 PROBES = ("/health", "/live", "/ready", "/ping")
@@ -24,6 +24,9 @@ GUIDED_ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, CHAT_BATCH)
 
 COUNT_TOKENS = "/v1/messages/count_tokens"
 """It takes the body of `MESSAGES`, and decodes nothing."""
+
+FILES = "/v1/files"
+"""The route that reads the multipart body of an upload by itself, piece by piece."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""

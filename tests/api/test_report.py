@@ -165,6 +165,17 @@ def test_every_chunk_carries_the_entries_of_its_tokens() -> None:
     assert last["applied_steps"] == 3
 
 
+def test_a_trace_at_the_end_comes_with_the_finishing_chunk() -> None:
+    events = StreamReport(lambda prompt: report(), choices=2, trace=False)
+    events.record(0, [output(1), output(4, index=1)])
+    assert accounts(events.add_to(event())) == [None]
+    events.record(0, [output(2, finish="stop")])
+    assert accounts(events.add_to(event())) == accounts(events.add_to(event(1))) == [None]
+    (last,) = accounts(events.add_to(event(finish="stop")))
+    assert [entry["token_id"] for entry in last["trace"]] == [1, 2]
+    assert last["applied_steps"] == 2
+
+
 def test_entries_of_tokens_without_a_chunk_come_with_the_next_one() -> None:
     events = stream()
     events.record(0, [output(1)])

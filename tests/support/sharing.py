@@ -10,6 +10,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
     "SmolLM2's server": (
         "composition",
         "openai_client",
+        "documented",
         "refusals",
         "routes",
         "metrics",
