@@ -155,7 +155,6 @@ class Account:
 
     def __init__(self) -> None:
         self._trace: list[Any] = []
-        self._traced = False
         self._rest: dict[str, Any] | None = None
 
     def take(self, chunk: str) -> None:
@@ -164,15 +163,18 @@ class Account:
             return
         for choice in json.loads(chunk.removeprefix("data: ")).get("choices", ()):
             if (found := choice.get("decoding")) is not None:
-                self._traced |= "trace" in found
-                self._trace += found.pop("trace", ())
-                self._rest = found or self._rest
+                if "method" in found:
+                    self._rest = found
+                else:
+                    self._trace += found["trace"]
 
     def add_to(self, event: str) -> str:
         """The event, with the entries that are due, or with the rest of the object."""
         name = event.partition("\n")[0].removeprefix("event: ")
         if name == "message_delta" and self._rest is not None:
-            told = {**self._rest, **({"trace": self._trace} if self._traced else {})}
+            told = self._rest
+            if "trace" in told:
+                told["trace"] = self._trace + told["trace"]
         elif name == "content_block_delta" and self._trace:
             told = {"trace": self._trace}
         else:
