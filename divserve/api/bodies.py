@@ -42,7 +42,8 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         return self._pack(super().to_sampling_params(default_max_tokens, default_sampling_params))
 
     def _unfold(self) -> None:
-        self.input = unfolded(self.input)
+        body: Any = self
+        body.input = unfolded(body.input)
 
     def _check_guided(self) -> None:
         self._unfold()

@@ -225,7 +225,7 @@ def test_a_preset_by_name(http: TestClient, route: Route) -> None:
     assert route.account(answer_of(http, route, decoding="strong"))["method"] == "cfg"
     response = ask(http, route, decoding="gone")
     assert error_of(response) == (400, "decoding.0.guide.without")
-    assert response.json()["error"]["message"].startswith("The preset 'gone': The text")
+    assert response.json()["error"]["message"].startswith("The preset gone: The text")
     assert error_of(ask(http, route, decoding="missing"))[0] == 400
 
 
