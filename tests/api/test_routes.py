@@ -308,8 +308,8 @@ def test_the_record(
     if stream and route.summary is None:
         return
     seen: list[Any] = []
-    outermost = app.user_middleware[0]
-    assert outermost.cls is instrumentation.Instrumentation  # type: ignore[comparison-overlap]
+    outermost: Any = app.user_middleware[0]
+    assert outermost.cls is instrumentation.Instrumentation
     sinks = outermost.kwargs["sinks"]
     app.state.log_prompts = True
     outermost.kwargs["sinks"] = [lambda record, _: seen.append(record)]

@@ -101,13 +101,14 @@ def test_the_openai_client_streams_a_response(client: openai.OpenAI) -> None:
 
 
 def test_a_schema_and_logprobs_of_a_response(client: openai.OpenAI) -> None:
+    shape: Any = {"format": {"type": "json_schema", "name": "city", "schema": SCHEMA}}
     response: Any = client.responses.create(
         model="smol",
         input=DOCUMENT + QUESTION,
         temperature=0,
         max_output_tokens=30,
         include=["message.output_text.logprobs"],
-        text={"format": {"type": "json_schema", "name": "city", "schema": SCHEMA}},
+        text=shape,
         extra_body={"decoding": CAD},
     )
     (part,) = response.output[0].content
