@@ -161,12 +161,11 @@ class Account:
         """Takes the account out of a chunk; plain streams have none."""
         if '"decoding":' not in chunk:
             return
-        for choice in json.loads(chunk.removeprefix("data: ")).get("choices", ()):
-            if (found := choice.get("decoding")) is not None:
-                if "method" in found:
-                    self._rest = found
-                else:
-                    self._trace += found["trace"]
+        found = json.loads(chunk.removeprefix("data: "))["choices"][0]["decoding"]
+        if "method" in found:
+            self._rest = found
+        else:
+            self._trace += found["trace"]
 
     def add_to(self, event: str) -> str:
         """The event, with the entries that are due, or with the rest of the object."""

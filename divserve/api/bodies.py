@@ -72,11 +72,9 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         self._sent += taken
         return taken
 
-    def account(self) -> dict[str, Any] | None:
-        """The account with the whole trace, whether events have carried it or not."""
-        if self._report is None:
-            return None
-        summary = self._report.summary()
+    def account(self) -> dict[str, Any]:
+        """The account of an answer that has ended, with the whole trace: that of events, too."""
+        summary = cast(ChoiceReport, self._report).summary()
         if "trace" in summary:
             summary["trace"] = self._sent + summary["trace"]
         return summary

@@ -156,6 +156,9 @@ def test_documents_of_plain_messages_are_text(http: TestClient) -> None:
     assert counts[0] == counts[1]
 
 
+RESULT = {"content": [5, {"type": "tool_result", "content": [5, {"type": "text", "text": "a"}]}]}
+
+
 def document(**fields: Any) -> Any:
     return content({"type": "document", **fields})
 
@@ -186,7 +189,7 @@ def test_documents_that_are_no_text(
     assert response.json()["type"] == "error"
 
 
-@pytest.mark.parametrize("body", [5, {}, {"messages": 5}, {"messages": [5, {"content": [5]}]}])
+@pytest.mark.parametrize("body", [5, {}, {"messages": 5}, {"messages": [5, RESULT]}])
 def test_what_has_no_documents_is_left_to_validation(body: Any) -> None:
     assert as_text(body) == body
 
