@@ -31,7 +31,7 @@ class BatchHistogram(Histogram):
 
 REQUESTS = Counter(
     "divserve_requests",
-    "Completion and chat requests that named no invalid field, by method and how they ended.",
+    "Requests of the guided routes that named no invalid field, by method and how they ended.",
     ("method", "outcome"),
 )
 GUIDED_STEPS = Counter("divserve_guided_steps", "Tokens decoded with their method, as handed out.")

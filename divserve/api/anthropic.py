@@ -8,7 +8,7 @@ message, or into the events:
     event: content_block_delta    {…, "decoding": {"trace": […]}}     if entries are due
     event: message_delta          {…, "usage": {…}, "decoding": {…}}  the rest of the object
 
-vLLM's route turns every exception into a 500, and its event converter treats an error event as a
+vLLM's routes turn every exception into a 500, and its event converter treats an error event as a
 chunk that does not validate.
 """
 
@@ -19,11 +19,13 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
 from divserve.api.anthropic_documents import marked
 from divserve.api.bodies import MessagesRequest
 from divserve.api.chat import GuidedChat
 from divserve.api.documents import MARK
-from divserve.api.presets import preset_named
 from divserve.api.requests import ChatRequest
 from divserve.api.stream import error_in
 from divserve.errors import ApiError
@@ -36,7 +38,21 @@ from divserve.http.openai import (
     ErrorResponse,
 )
 
-__all__ = ["GuidedMessages"]
+__all__ = ["GuidedMessages", "answer_message"]
+
+
+async def answer_message(request: MessagesRequest, raw_request: Request) -> Response:
+    """The response to a message.
+
+    vLLM's own function does the same, but catches what handlers of the app are there for.
+    """
+    serving = raw_request.app.state.anthropic_serving_messages
+    answer = await serving.create_messages(request, raw_request)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    if isinstance(answer, AnthropicMessagesResponse):
+        return JSONResponse(answer.model_dump(exclude_none=True))
+    return StreamingResponse(answer, media_type="text/event-stream")
 
 
 class GuidedMessage(AnthropicMessagesResponse):
@@ -50,18 +66,16 @@ class GuidedMessages(GuidedChat, AnthropicServingMessages):
 
     async def create_messages(self, request: Any, raw_request: Any = None) -> Any:
         """vLLM's answer; the HTTP response reports an error before the first event in full."""
-        try:
-            with preset_named(request, raw_request):
-                answer = await super().create_messages(request, raw_request)
-        except ApiError as error:
-            return _told(raw_request, error_body(error)["error"])
+        answer = await super().create_messages(request, raw_request)
         if not isinstance(answer, AsyncGenerator):
             return answer
         first = await anext(answer, "")
         if (failed := error_in(first)) is None:
             return _going_on(first, answer)
         await answer.aclose()
-        return _told(raw_request, failed)
+        tell(raw_request.scope, failed)
+        info = {"message": failed["message"], "type": failed["type"], "code": status_of(failed)}
+        return ErrorResponse(error=ErrorInfo(**info))
 
     async def count_tokens(self, request: Any, raw_request: Any = None) -> Any:
         """vLLM's count; if it fails, the HTTP response says why."""
@@ -141,24 +155,25 @@ class Account:
 
     def __init__(self) -> None:
         self._trace: list[Any] = []
-        self._traced = False
         self._rest: dict[str, Any] | None = None
 
     def take(self, chunk: str) -> None:
         """Takes the account out of a chunk; plain streams have none."""
         if '"decoding":' not in chunk:
             return
-        for choice in json.loads(chunk.removeprefix("data: ")).get("choices", ()):
-            if (found := choice.get("decoding")) is not None:
-                self._traced |= "trace" in found
-                self._trace += found.pop("trace", ())
-                self._rest = found or self._rest
+        found = json.loads(chunk.removeprefix("data: "))["choices"][0]["decoding"]
+        if "method" in found:
+            self._rest = found
+        else:
+            self._trace += found["trace"]
 
     def add_to(self, event: str) -> str:
         """The event, with the entries that are due, or with the rest of the object."""
         name = event.partition("\n")[0].removeprefix("event: ")
         if name == "message_delta" and self._rest is not None:
-            told = {**self._rest, **({"trace": self._trace} if self._traced else {})}
+            told = self._rest
+            if "trace" in told:
+                told["trace"] = self._trace + told["trace"]
         elif name == "content_block_delta" and self._trace:
             told = {"trace": self._trace}
         else:
@@ -177,13 +192,6 @@ def _telling(raw_request: Any) -> Iterator[None]:
     except ApiError as error:
         tell(raw_request.scope, error_body(error)["error"])
         raise
-
-
-def _told(raw_request: Any, error: dict[str, Any]) -> ErrorResponse:
-    """What vLLM's route makes a response of, which is to carry `error`."""
-    tell(raw_request.scope, error)
-    info = {"message": error["message"], "type": error["type"], "code": status_of(error)}
-    return ErrorResponse(error=ErrorInfo(**info))
 
 
 async def _going_on(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

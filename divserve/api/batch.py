@@ -93,24 +93,27 @@ def _share_texts(
         places: the texts of each.
 
     Raises:
-        InvalidRequest: a text occurs nowhere, or a conversation has none of them.
+        InvalidRequest: a text occurs nowhere, or a conversation has none of them and is not to be
+            decoded plainly then.
     """
     for param, guide in request.guides():
         if not isinstance(guide.without, list):
             continue
+        strict = guide.if_missing == "refuse"
         path = f"{param}.without"
         nowhere = set(range(len(guide.without)))
         for number, (chat, texts) in enumerate(zip(chats, places, strict=True)):
             here = [i for i, text in enumerate(guide.without) if found(text, texts)]
-            if not here:
+            if not here and strict:
                 raise InvalidRequest(
                     f"None of the texts occurs in conversation {number}: each needs its own guide.",
                     param=path,
                 )
             nowhere.difference_update(here)
             own = guide.model_copy(update={"without": [guide.without[i] for i in here]})
-            chat.guide_with(param, own)
-        if nowhere:
+            # With none of its own, a conversation keeps all: its guide finds out that they lack.
+            chat.guide_with(param, own if here else guide)
+        if nowhere and strict:
             raise InvalidRequest(
                 "The text to leave out does not occur in any conversation: give it exactly as it "
                 "stands there.",

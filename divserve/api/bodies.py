@@ -7,13 +7,14 @@ requests (`ChatRequest.take`), which meet the checks of chats.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from pydantic import PrivateAttr, model_validator
 
 from divserve.api import anthropic_documents
 from divserve.api.report import ChoiceReport
 from divserve.api.requests import ChatRequest, Guided, check_chat, unfold
+from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.openai import (
     AnthropicMessagesRequest,
@@ -40,7 +41,12 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         """vLLM's parameters, with the order for the engine."""
         return self._pack(super().to_sampling_params(default_max_tokens, default_sampling_params))
 
+    def _unfold(self) -> None:
+        body: Any = self
+        body.input = unfolded(body.input)
+
     def _check_guided(self) -> None:
+        self._unfold()
         if self.truncation != "disabled":
             raise InvalidRequest(
                 "decoding cannot be combined with truncation: prompt and guide would be cut at "
@@ -59,21 +65,28 @@ class GuidedResponsesRequest(Guided, ResponsesRequest):
         self._report = report
 
     def take_trace(self) -> list[dict[str, Any]]:
-        """The trace entries that no event of a stream has carried yet."""
-        if self._report is None:
+        """The trace entries that the next event of a stream is to carry."""
+        if self._report is None or not cast(Stack, self.stack).trace_by_token:
             return []
         taken = self._report.take_trace()
         self._sent += taken
         return taken
 
-    def account(self) -> dict[str, Any] | None:
-        """The account with the whole trace, whether events have carried it or not."""
-        if self._report is None:
-            return None
-        summary = self._report.summary()
+    def account(self) -> dict[str, Any]:
+        """The account of an answer that has ended, with the whole trace: that of events, too."""
+        summary = cast(ChoiceReport, self._report).summary()
         if "trace" in summary:
             summary["trace"] = self._sent + summary["trace"]
         return summary
+
+
+def unfolded(value: Any) -> Any:
+    """A value with lists in place of what can be read only once: validation leaves iterators."""
+    if isinstance(value, dict):
+        return {name: unfolded(one) for name, one in value.items()}
+    if isinstance(value, list | Iterator):
+        return [unfolded(one) for one in value]
+    return value
 
 
 def _contents(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -113,7 +113,7 @@ class Guided(BaseModel):
         record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
             self._unfold()
-            record.prompt = getattr(self, self.prompt_field)
+            record.prompt = _shown(getattr(self, self.prompt_field))
 
     def decode_with(self, preset: Any) -> None:
         """Sets the field ``decoding`` of a request that has none.
@@ -125,8 +125,6 @@ class Guided(BaseModel):
             InvalidRequest: it cannot be combined with the rest of the request.
         """
         self.decoding = preset
-        # The client has not sent the field.
-        self.model_fields_set.discard("decoding")
         self._check_decoding()
 
     def answer_as(self, alias: str) -> None:
@@ -255,6 +253,13 @@ class Guided(BaseModel):
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params
+
+
+def _shown(prompt: Any) -> Any:
+    """A prompt as it was sent, for a log."""
+    if isinstance(prompt, list):
+        return [_shown(one) for one in prompt]
+    return prompt.model_dump(exclude_none=True) if isinstance(prompt, BaseModel) else prompt
 
 
 def unfold(messages: Sequence[Any]) -> None:

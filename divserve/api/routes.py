@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from divserve.api import extras, guide_models
+from divserve.api.anthropic import answer_message
 from divserve.api.bodies import BatchRequest, GuidedResponsesRequest, MessagesRequest
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import preset_named, with_preset
@@ -22,7 +23,6 @@ from divserve.http.openai import (
     answer_batch,
     answer_chat,
     answer_completion,
-    answer_messages,
     answer_responses,
     load_aware_call,
     validate_json_request,
@@ -81,8 +81,9 @@ async def create_response(request: GuidedResponsesRequest, raw_request: Request)
 @generates(MESSAGES)
 async def create_message(request: MessagesRequest, raw_request: Request) -> Response:
     """Anthropic's message, with an optional decoding method."""
-    request = await _admitted(request, raw_request)
-    return _primed(await answer_messages(request, raw_request))
+    with preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_message(request, raw_request))
 
 
 @generates(CHAT_BATCH, ERRORS)

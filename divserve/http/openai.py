@@ -8,12 +8,12 @@
 | `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
-| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; its route turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
+| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; the route of ``count_tokens`` turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
 | `AnthropicMessagesRequest`, `AnthropicMessagesResponse` | entrypoints/anthropic/protocol.py | ``messages`` are objects, not dicts; a subclass of the answer is sent with its own fields |
 | `BatchChatCompletionRequest` | entrypoints/openai/chat_completion/protocol.py | ``to_chat_completion_request`` makes the chat of each conversation |
 | `OpenAIServingChatBatch` | entrypoints/openai/chat_completion/batch_serving.py | ``render_batch_chat_request`` returns the chats that are sampled from; choice index = index of the conversation |
 | `construct_tool_dicts` | entrypoints/openai/responses/utils.py | the tools of a response as a chat template takes them |
-| `answer_batch`, `answer_messages`, `answer_responses` | entrypoints/\\*\\*/api_router.py | as the next two |
+| `answer_batch`, `answer_responses` | entrypoints/openai/\\*/api_router.py | as the next two |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
 | `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
 | `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses``, ``responses_full_generator``, ``responses_stream_generator`` and ``_render_resolved_response_inputs`` are methods that a subclass may wrap; a stream pulls the next result only after the events of the last one are out; a stream that fails raises |
@@ -39,7 +39,6 @@ from argparse import Namespace
 from typing import Any
 
 from vllm import envs
-from vllm.entrypoints.anthropic.api_router import create_messages
 from vllm.entrypoints.anthropic.protocol import (
     AnthropicMessagesRequest,
     AnthropicMessagesResponse,
@@ -101,7 +100,6 @@ __all__ = [
     "answer_batch",
     "answer_chat",
     "answer_completion",
-    "answer_messages",
     "answer_responses",
     "build_app",
     "clean_loc_for_param",
@@ -118,7 +116,6 @@ __all__ = [
 ]
 
 answer_batch = inspect.unwrap(create_batch_chat_completion)
-answer_messages = inspect.unwrap(create_messages)
 answer_responses = inspect.unwrap(create_responses)
 answer_chat = inspect.unwrap(create_chat_completion)
 answer_completion = inspect.unwrap(create_completion)

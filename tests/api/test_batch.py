@@ -88,6 +88,15 @@ def test_texts_that_are_missing(http: TestClient, without: Any, param: str) -> N
     assert error_of(ask(http, guided(guide={"without": without}))) == (400, param)
 
 
+def test_a_conversation_without_a_document(http: TestClient, engine: FakeClient) -> None:
+    guide = {"without": [DOCUMENT, "nowhere"], "if_missing": "plain"}
+    answer = ask(http, guided(guide=guide, trace=True)).json()
+    guided_one, plain = (choice["decoding"] for choice in answer["choices"])
+    assert (guided_one["applied_steps"], plain["applied_steps"]) == (4, 0)
+    assert "does not occur" in plain["reason"]
+    assert engine.orders[1] is None
+
+
 def test_of_one_conversation(http: TestClient) -> None:
     answer = ask(http, CAD, messages=[MESSAGES]).json()
     (choice,) = answer["choices"]

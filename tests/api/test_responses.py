@@ -274,6 +274,18 @@ def test_items_that_cannot_be_read(
     assert error_of(ask(http, {"method": "cfg"}, input=[item])) == (400, "input")
 
 
+def test_items_that_can_be_read_but_once(http: TestClient) -> None:
+    """Validation turns lists of some items into iterators, which cannot be copied."""
+    item = {
+        "type": "code_interpreter_call", "id": "a", "container_id": "c", "code": "x",
+        "status": "completed", "outputs": [{"type": "logs", "logs": "a"}],
+    }  # fmt: skip
+    for decoding in (None, CAD):
+        response = ask(http, decoding, input=[item])
+        assert error_of(response) == (400, "input")
+        assert "Unsupported input item type" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engine_without_an_answer(
     http: TestClient, engine: FakeClient, stream: bool, monkeypatch: pytest.MonkeyPatch

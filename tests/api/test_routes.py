@@ -168,7 +168,7 @@ def test_a_plain_stream_has_none(http: TestClient, route: Route) -> None:
         (guided(guide={"without": [DOCUMENT, "no"]}), "decoding.guide.without.1"),
         (guided(guide={"model": "nobody"}), "decoding.guide.model"),
         ({"method": "look_back"}, "decoding.method"),
-        ("cad", "decoding"),
+        (5, "decoding"),
     ],
 )
 def test_what_is_no_decoding(
@@ -221,6 +221,47 @@ def test_a_preset_that_does_not_fit(http: TestClient, route: Route) -> None:
 
 
 @of_all
+def test_a_preset_by_name(http: TestClient, route: Route) -> None:
+    assert route.account(answer_of(http, route, decoding="strong"))["method"] == "cfg"
+    response = ask(http, route, decoding="gone")
+    assert error_of(response) == (400, "decoding.0.guide.without")
+    assert response.json()["error"]["message"].startswith("The preset gone: The text")
+    assert error_of(ask(http, route, decoding="missing"))[0] == 400
+
+
+@of_chats
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_document_that_may_be_missing(
+    http: TestClient, engine: FakeClient, route: Route, stream: bool
+) -> None:
+    if stream and route.summary is None:
+        return
+    guide = {"documents": True, "if_missing": "plain"}
+    response = ask(http, route, decoding=guided(guide=guide), stream=stream)
+    if stream:
+        assert route.summary is not None
+        found = [route.summary(*event) for event in events_of(response.text)]
+        (account,) = filter(None, found)
+    else:
+        account = route.account(response.json())
+    assert account["applied_steps"] == 0
+    assert "no document" in account["reason"]
+    assert engine.orders == [None]
+
+
+@of_streams
+def test_a_trace_at_the_end(http: TestClient, route: Route) -> None:
+    asked = guided(trace="final")
+    whole = route.account(answer_of(http, route, decoding=asked))
+    events = events_of(ask(http, route, decoding=asked, stream=True).text)
+    assert route.summary is not None
+    (summary,) = (found for event in events if (found := route.summary(*event)))
+    assert summary == whole
+    assert len(whole["trace"]) == TOKENS
+    assert sum("decoding" in str(data) for _, data in events) == 1
+
+
+@of_all
 def test_the_small_model(http: TestClient, engine: FakeClient, route: Route) -> None:
     answer = answer_of(http, route, model="smol@small", decoding={"method": "cfg"})
     assert engine.on_small
@@ -267,8 +308,8 @@ def test_the_record(
     if stream and route.summary is None:
         return
     seen: list[Any] = []
-    outermost = app.user_middleware[0]
-    assert outermost.cls is instrumentation.Instrumentation  # type: ignore[comparison-overlap]
+    outermost: Any = app.user_middleware[0]
+    assert outermost.cls is instrumentation.Instrumentation
     sinks = outermost.kwargs["sinks"]
     app.state.log_prompts = True
     outermost.kwargs["sinks"] = [lambda record, _: seen.append(record)]
@@ -286,7 +327,7 @@ def test_the_record(
     assert (record.guide_tokens is not None) == (decoding is not None)
     assert record.finish_reasons == ["length"]
     assert record.answer_id
-    assert len(record.prompt) == len(route.body[route.prompt])
+    assert record.prompt == route.body[route.prompt]
 
 
 @pytest.mark.parametrize("route", [CHATS[CHAT], CHATS[RESPONSES], TEXT], ids=lambda r: r.path)

