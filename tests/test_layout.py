@@ -21,6 +21,7 @@ LAYERS = [
     ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
     ["divserve.models"],
     ["divserve.decoding", "divserve_kernels"],
+    ["divserve.client"],
     ["divserve.engine"],
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],
@@ -38,6 +39,10 @@ are in none of its folders. "divserve" is the package itself and has no other mo
 """
 
 FORBIDDEN = {
+    "divserve.client": [
+        "divserve.errors", "divserve.metrics", "divserve.models", "divserve_kernels", "fastapi",
+        "openai", "torch", "transformers",
+    ],
     "divserve.decoding": ["divserve.models", "fastapi", "torch", "transformers"],
     "divserve.distill": [
         "divserve.decoding", "divserve.engine", "divserve.http", "divserve.models",
