@@ -151,7 +151,7 @@ class GuidedServing(OwnErrors):
                         request.decode_plainly(error.message)
                         return
                 made.append((method, twin))
-                if twin.by is not None:
+                if twin.by is not None and cast(Guide, method.guide).first_of is not None:
                     found_by[method.method] = twin.by
                 column = twin.read
             columns.append(column)

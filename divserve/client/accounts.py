@@ -38,7 +38,7 @@ class Account(BaseModel):
     mean: dict[str, float | None] = {}
     trace: list[Token] = []
     guides: dict[str, str] = {}
-    """By method: the selector that found what the guide lacks."""
+    """With ``first_of``, by method: the selector that found what the guide lacks."""
     reason: str | None = None
     """Why nothing was applied; None if the method was."""
 
