@@ -21,7 +21,15 @@ from tests.support.server import API_KEY, TOGETHER, serving
 pytestmark = pytest.mark.long
 
 MODULES = {"vLLM": "tests.support.stock_server", "divserve": "divserve"}
-FLAGS = ("--dtype", "float32", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+FLAGS = (
+    "--dtype",
+    "float32",
+    "--block-size",
+    "32",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+    "hermes",
+)
 OF_ONE = {"id", "created", "created_at", "item_id", "call_id", "signature", "sequence_number"}
 OF_ONE |= {"system_fingerprint"}
 """Fields that no two answers have in common; the fingerprint is one of all flags."""
@@ -87,7 +95,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (MESSAGES, {"messages": BLOCKS, "system": "Be brief.", **GREEDY, **SHORT}),
-    (MESSAGES, {"messages": TURNS, "top_k": 1, "stop_sequences": ["x"], **SHORT}),
+    (MESSAGES, {"messages": TURNS, "top_k": 1, "stop_sequences": ["###"], **SHORT}),
     (
         MESSAGES,
         {"messages": TURNS, "tools": [{"name": "f", "input_schema": {"type": "object"}}], **SHORT}
