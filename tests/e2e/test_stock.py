@@ -21,9 +21,20 @@ from tests.support.server import API_KEY, TOGETHER, serving
 pytestmark = pytest.mark.long
 
 MODULES = {"vLLM": "tests.support.stock_server", "divserve": "divserve"}
-FLAGS = ("--dtype", "float32", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+FLAGS = (
+    "--dtype",
+    "float32",
+    "--block-size",
+    "32",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+    "hermes",
+)
 OF_ONE = {"id", "created", "created_at", "item_id", "call_id", "signature", "sequence_number"}
-"""Fields that no two answers have in common."""
+OF_ONE |= {"system_fingerprint"}
+"""Fields that no two answers have in common; the fingerprint is one of all flags."""
+CLOSE = 1e-3
+"""Log-probs depend on what else is in a step: vLLM's own differ in their last digits."""
 
 SEEDED = {"temperature": 0.8, "seed": 7}
 GREEDY = {"temperature": 0}
@@ -84,7 +95,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (MESSAGES, {"messages": BLOCKS, "system": "Be brief.", **GREEDY, **SHORT}),
-    (MESSAGES, {"messages": TURNS, "top_k": 1, "stop_sequences": ["x"], **SHORT}),
+    (MESSAGES, {"messages": TURNS, "top_k": 1, "stop_sequences": ["###"], **SHORT}),
     (
         MESSAGES,
         {"messages": TURNS, "tools": [{"name": "f", "input_schema": {"type": "object"}}], **SHORT}
@@ -137,9 +148,12 @@ def common(value: Any) -> Any:
 
 
 def joined(events: list[tuple[str, Any]]) -> list[Any]:
-    """The events, those that continue a text as one: a chunk has as many tokens as were ready."""
+    """The events, those that continue a text as one: a chunk has as many tokens as were ready.
+
+    Chunks of several choices come in any order; named events are of one answer and keep theirs.
+    """
     found: list[Any] = []
-    for name, data in events:
+    for name, data in sorted(events, key=choice_of):
         texts: list[str] = []
         shape = json.dumps([name, without_texts(data, texts)], sort_keys=True)
         if found and texts and found[-1][0] == shape:
@@ -147,6 +161,25 @@ def joined(events: list[tuple[str, Any]]) -> list[Any]:
         else:
             found.append([shape, "".join(texts)])
     return found
+
+
+def choice_of(event: tuple[str, Any]) -> int:
+    """Sort key: the choice of a chunk; the same for all named events."""
+    name, data = event
+    choices = data.get("choices")
+    return 0 if name or choices is None else choices[0]["index"] if choices else 1_000
+
+
+def numbers_in(value: Any, numbers: list[float]) -> Any:
+    """A value without its floats, which go into `numbers`."""
+    if isinstance(value, float):
+        numbers.append(value)
+        return None
+    if isinstance(value, list):
+        return [numbers_in(one, numbers) for one in value]
+    if isinstance(value, dict):
+        return {k: numbers_in(v, numbers) for k, v in value.items()}
+    return value
 
 
 def without_texts(value: Any, texts: list[str], inside: str = "") -> Any:
@@ -166,7 +199,9 @@ def without_texts(value: Any, texts: list[str], inside: str = "") -> Any:
 @pytest.mark.parametrize("number", range(len(list(asked()))))
 def test_the_same_answer(answers: dict[str, list[Any]], number: int) -> None:
     stock, ours = (answers[name][number] for name in MODULES)
-    assert ours == stock
+    floats: tuple[list[float], list[float]] = ([], [])
+    assert numbers_in(ours, floats[0]) == numbers_in(stock, floats[1])
+    assert floats[0] == pytest.approx(floats[1], abs=CLOSE)
     assert ours
 
 
