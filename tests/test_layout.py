@@ -27,7 +27,7 @@ LAYERS = [
     ["divserve.http"],
     ["divserve.api", "divserve.edges"],
     ["divserve.server"],
-    ["divserve.startup", "divserve.distill"],
+    ["divserve.startup", "divserve.distill", "divserve.evaluation"],
     ["divserve.cli"],
     ["divserve.__main__"],
 ]
@@ -44,6 +44,10 @@ FORBIDDEN = {
         "divserve_kernels", "fastapi",
     ],
     "divserve.edges": ["divserve.engine", "torch", "transformers"],
+    "divserve.evaluation": [
+        "divserve.decoding", "divserve.engine", "divserve.http", "divserve.models",
+        "divserve_kernels", "fastapi", "torch",
+    ],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
