@@ -132,7 +132,7 @@ def given(texts: Sequence[str], listed: Mapping[str, Listed]) -> dict[str, list[
         body = _read(name, value) if equals else {"method": name}
         stack = body if isinstance(body, list) else [body]
         for one in stack:
-            method = one.get("method") if isinstance(one, dict) else None
+            method = str(one.get("method")) if isinstance(one, dict) else ""
             if method not in listed:
                 raise StartupError(f"--method {name}: the server has no method {method!r}")
             if not listed[method].available:

@@ -58,14 +58,12 @@ def evaluate(
     from divserve.evaluation import report, run
 
     loaded = [_task(name) for name in tasks]
-    with _Display() as display:
-        try:
+    try:
+        with _Display() as display:
             done = asyncio.run(run.evaluate(settings, loaded, display.show))
-        except* StartupError as several:
-            raise several.exceptions[0] from None
-        except* KeyboardInterrupt:
-            typer.echo(f"stopped: the same command goes on from {out}", err=True)
-            return INTERRUPTED
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: the same command goes on from {out}", err=True)
+        return INTERRUPTED
     report.write(settings, done, hardware(), commit())
     typer.echo(f"{out / 'report.md'} is ready")
     return 0

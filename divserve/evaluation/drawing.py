@@ -27,7 +27,7 @@ def drawing(title: str, greedy: Sequence[Row], sampled: Sequence[Row]) -> Figure
     judged = table[0].accuracy is not None
     axes.set_title(title, parse_math=False)
     for place, row in enumerate(reversed(table)):
-        first = row in (greedy[:1] + sampled[:1])
+        first = row in (*greedy[:1], *sampled[:1])
         colour = CONTROL if row.control_of else PLAIN if first else METHOD
         value = row.accuracy if row.accuracy is not None else row.diversity
         axes.plot([100 * value], [place], "o", color=colour)

@@ -63,11 +63,16 @@ class Task(BaseModel):
         return self
 
     def spread(self, limit: int | None) -> Task:
-        """At most `limit` items, taken at equal distances, so that all groups stay."""
-        if limit is None or limit >= len(self.items):
+        """At most `limit` items: of each group its share, at equal distances, and at least one."""
+        total = len(self.items)
+        if limit is None or limit >= total:
             return self
-        step = len(self.items) / limit
-        return Task(name=self.name, items=[self.items[int(i * step)] for i in range(limit)])
+        kept: set[str] = set()
+        for name in {item.group for item in self.items}:
+            ids = [item.id for item in self.items if item.group == name]
+            share = max(1, limit * len(ids) // total)
+            kept |= {ids[place * len(ids) // share] for place in range(share)}
+        return Task(name=self.name, items=[item for item in self.items if item.id in kept])
 
 
 def load(path: Path) -> Task:

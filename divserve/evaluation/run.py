@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from divserve.errors import StartupError
 from divserve.evaluation import arms
 from divserve.evaluation.answers import Answer, Answers
 from divserve.evaluation.arms import Arm, Listed
@@ -97,9 +98,13 @@ class _Run:
                 done += 1
                 tell(done, total)
 
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(self.settings.parallel, len(missing))):
-                workers.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self.settings.parallel, len(missing))):
+                    workers.create_task(work())
+        except* StartupError as errors:
+            # The first request that the server refused has ended the others.
+            raise _first(errors) from None
         return self.answers.all(task.name, arm.name, [item.id for item in chosen.items])
 
     async def _answer(self, task: Task, item: Item, arm: Arm) -> Answer:
@@ -127,3 +132,9 @@ class _Run:
                 await self.arm(task, control)
             made += [arm, *controls]
         return made
+
+
+def _first(errors: BaseExceptionGroup[StartupError]) -> StartupError:
+    """The first error of a group."""
+    (error, *_) = errors.exceptions
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -35,7 +35,7 @@ def mcnemar(lost: int, won: int) -> float:
     """
     changed = lost + won
     tail = sum(math.comb(changed, k) for k in range(min(lost, won) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return float(min(1.0, 2 * tail / 2**changed))
 
 
 @dataclass(frozen=True, slots=True)
