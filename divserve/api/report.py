@@ -5,11 +5,16 @@
 
 Where draft tokens were verified it also has "draft": {"proposed", "accepted", "rounds"}: how many
 were, how many of the choice's tokens were drafts, and in how many steps.
-With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
+With ``guide.model`` it also has "guide_models": by method, the model that read its guide. Where the
+guide lacks a part of the request it has "guides": by method, the selector that found the part. An
+answer that was decoded plainly because there was none has "applied_steps": 0 and the "reason".
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
 "model" of every token in its trace.
+
+If the trace asks for it, each entry has "top": by stream, the likeliest tokens, each as {"token",
+"logprob"}.
 
 Everything comes from what the engine reported with each token, so ``applied_steps`` is measured,
 not inferred. Figures are those of the methods' ``reports``, rounded to 6 decimals; numbers that are
@@ -20,18 +25,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol
 
 from divserve import metrics
 from divserve.api.tally import Tally
-from divserve.api.texts import CONTEXT, Decode
+from divserve.api.texts import CONTEXT, Decode, undecoded
+from divserve.api.top import rendered
 from divserve.decoding import Stack
+from divserve.decoding.spec import Top
 from divserve.errors import DecodingFailed
 
-__all__ = ["ChoiceReport", "GuidedOutput"]
+__all__ = ["ChoiceReport", "GuidedOutput", "PlainReport"]
 
 
 class GuidedOutput(Protocol):
@@ -58,6 +65,7 @@ class ChoiceReport:
         guide_tokens: int,
         decode: Decode,
         compute_ratio: float | None = None,
+        found_by: Mapping[str, str] | None = None,
     ) -> None:
         self._stack = stack
         self._temperature = temperature
@@ -68,9 +76,11 @@ class ChoiceReport:
         """Tokens decoded with the method so far."""
         self.sums = dict.fromkeys(stack.reports(two_seconds), 0.0)
         self._pending: list[dict[str, Any]] = []
+        self._streams = stack.streams(two_seconds)
         self._last: list[int] = []
         """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
+        self._found_by = dict(found_by or {})
         self._models: list[str] = []
         self._drafts: Counter[str] = Counter()
 
@@ -78,7 +88,8 @@ class ChoiceReport:
         """Adds the tokens of one output.
 
         Raises:
-            DecodingFailed: the engine did not report exactly one row of statistics per token.
+            DecodingFailed: the engine did not report exactly one row of statistics per token, or
+                not the likeliest tokens that were asked for.
         """
         rows: Sequence[Sequence[float]] = getattr(output, "guidance", ())
         if len(rows) != len(output.token_ids):
@@ -87,6 +98,9 @@ class ChoiceReport:
                 f"{len(output.token_ids)} tokens came with {len(rows)} statistics: "
                 f"{self._stack.name} was not applied to all of them."
             )
+        tops: Sequence[Top] = getattr(output, "tops", ())
+        if self._stack.top and len(tops) != len(rows):
+            raise DecodingFailed(f"{len(rows)} tokens came with the likeliest of {len(tops)}.")
         figures = [self._stack.report(row, self._temperature) for row in rows]
         models: Sequence[str] = getattr(output, "models", ())
         self._models += models
@@ -100,7 +114,7 @@ class ChoiceReport:
                 self.sums[name] += one[name]
         if self._stack.trace:
             details = [self._stack.details(row) for row in rows]
-            self._trace(output.token_ids, figures, details, models)
+            self._trace(output.token_ids, figures, details, models, tops)
         if output.finish_reason is not None:
             self.end()
 
@@ -126,6 +140,8 @@ class ChoiceReport:
         }
         if models := self._stack.guide_models:
             summary["guide_models"] = models
+        if self._found_by:
+            summary["guides"] = self._found_by
         if self._stack.switches:
             summary |= self._moves()
         if self._drafts:
@@ -151,6 +167,7 @@ class ChoiceReport:
         figures: Sequence[dict[str, float]],
         details: Sequence[dict[str, Any]],
         models: Sequence[str],
+        tops: Sequence[Top],
     ) -> None:
         known = [*self._last, *token_ids]
         first = len(self._last)
@@ -174,9 +191,28 @@ class ChoiceReport:
             names = self._decode(ids, [context] * len(ids))
             for candidate, name in zip(candidates, names, strict=True):
                 candidate.update(token=name.text, kl=_number(candidate["kl"]))
+        if tops:
+            shown = rendered(tops, self._streams, before, self._decode)
+            for entry, top in zip(entries, shown, strict=True):
+                entry["top"] = top
         for entry, model in zip(entries, models, strict=False):
             entry["model"] = model
         self._pending += entries
+
+
+class PlainReport(ChoiceReport):
+    """The account of a choice that was decoded plainly, as its guide allows: it says why."""
+
+    def __init__(self, stack: Stack, reason: str) -> None:
+        super().__init__(stack, False, 0.0, 0, undecoded)
+        self._reason = reason
+
+    def add(self, output: GuidedOutput) -> None:
+        """Nothing: no statistics come with plain tokens."""
+
+    def summary(self) -> dict[str, Any]:
+        """The whole object."""
+        return {**super().summary(), "mean": {}, "reason": self._reason}
 
 
 def _number(value: float) -> float | None:

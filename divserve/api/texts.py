@@ -7,6 +7,7 @@ of it, which takes the tokens before it to find out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from divserve.http.openai import LogprobsProcessor, decode_token_ids, format_token_id_placeholder
@@ -15,6 +16,8 @@ __all__ = ["CONTEXT", "Decode", "Token", "as_ids", "decoder", "undecoded"]
 
 CONTEXT = 4
 """Tokens before a token that its text may depend on: as many as a character has bytes."""
+MOST_KEPT = 1 << 16
+"""Texts of tokens that are kept, some 10 MB."""
 CUT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -36,6 +39,7 @@ def decoder(tokenizer: Any) -> Decode:
     Args:
         tokenizer: vLLM's.
     """
+    text_of = _text_of(tokenizer)
     corrector = LogprobsProcessor(
         tokenizer=tokenizer,
         logprobs=None,
@@ -46,13 +50,25 @@ def decoder(tokenizer: Any) -> Decode:
     )
 
     def decode(token_ids: Sequence[int], before: Sequence[Sequence[int]]) -> list[Token]:
-        texts = [text for text, _ in decode_token_ids(list(token_ids), tokenizer)]
+        texts = [text_of(token_id) for token_id in token_ids]
         for i, text in enumerate(texts):
             if text.endswith(CUT):
                 (texts[i],) = corrector._verify_tokens([text], [token_ids[i]], list(before[i]))
         return [Token(text, list(text.encode(errors="replace"))) for text in texts]
 
     return decode
+
+
+@lru_cache(maxsize=1)
+def _text_of(tokenizer: Any) -> Callable[[int], str]:
+    """Finds the text of a token by itself; kept, because the same ones come again and again."""
+
+    @lru_cache(maxsize=MOST_KEPT)
+    def text_of(token_id: int) -> str:
+        ((text, _),) = decode_token_ids([token_id], tokenizer)
+        return str(text)
+
+    return text_of
 
 
 def as_ids(decode: Decode) -> Decode:

@@ -9,12 +9,16 @@ from divserve.decoding.look import Look
 from divserve.decoding.switch import Switch
 from divserve_contract import Program
 
-__all__ = ["BASE", "Adapter", "Spec"]
+__all__ = ["BASE", "Adapter", "Spec", "Top"]
 
 Adapter = tuple[Any, ...]
 """A LoRA adapter: the fields of vLLM's ``LoRARequest`` in their order; `BASE`: none."""
 BASE: Adapter = ()
 """The served model without an adapter."""
+
+Top = tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
+"""The likeliest tokens of each stream at one position, and their log-probs (nats): of the primary,
+the guides, the amateurs, and the guided distribution (`Stack.streams`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,9 @@ class Spec:
     """How the request looks back at its own steps; None: it does not look back."""
     adapters: tuple[Adapter | None, ...] = ()
     """The adapter of each guide, None where it is the request's own; empty: it is for all."""
+
+    top: int = 0
+    """How many of the likeliest tokens of each stream are reported with a token."""
 
     @property
     def texts(self) -> list[list[int]]:

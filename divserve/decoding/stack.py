@@ -68,6 +68,22 @@ class Stack:
         return bool(asked) and all(trace.at == "token" for trace in asked)
 
     @property
+    def top(self) -> int:
+        """How many of the likeliest tokens of each stream the trace has: the most asked for."""
+        return max((m.trace.top or 0 for m in self.methods if m.trace is not None), default=0)
+
+    def streams(self, two_seconds: bool) -> tuple[str, ...]:
+        """Names of the distributions whose likeliest tokens a trace has, in the order of `Top`.
+
+        Args:
+            two_seconds: what the method of this name says of the prompt.
+        """
+        guided = [method.method for method in self.methods if method.guided]
+        of_contrast = ["guide"] if guided and not (two_seconds and self.amateurs) else []
+        of_temperature = [f"{guided[-1]}.guide"] if two_seconds else []
+        return ("primary", *of_contrast, *of_temperature, *self.amateurs, "guided")
+
+    @property
     def switches(self) -> bool:
         """Whether the request moves between two models."""
         return isinstance(self.methods[0], EntropySwitch)
@@ -116,6 +132,7 @@ class Stack:
             amateurs=self.amateurs,
             switch=switching.switch() if isinstance(switching, EntropySwitch) else None,
             look=None if looking is None else looking.look(temperature),
+            top=self.top,
             adapters=tuple(adapter for _, adapter in distinct) if set(adapters) - {None} else (),
         )
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 __all__ = ["Trace", "TraceField"]
 
 FINAL = "final"
+MOST_TOP = 20
 SWITCH: TypeAdapter[bool] = TypeAdapter(bool)
 
 
@@ -19,6 +20,12 @@ class Trace(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    top: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_TOP,
+        description="How many of the likeliest tokens of each stream are returned with each token.",
+    )
     at: Literal["token", "final"] = Field(
         default="token",
         description='In a stream: each entry in the chunk of its token ("token"), or all of them '
@@ -36,7 +43,7 @@ def _expanded(value: Any) -> Any:
         return {} if SWITCH.validate_python(value) else None
     except ValidationError:
         raise PydanticCustomError(
-            "trace_value", "must be true, false, \"final\", or an object with 'at'"
+            "trace_value", "must be true, false, \"final\", or an object with 'top' and 'at'"
         ) from None
 
 

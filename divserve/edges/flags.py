@@ -126,6 +126,8 @@ def add_flags(parser: ArgumentParser) -> None:
         "--max-batch-prompts": "Most prompts of a request",
         "--max-rows-per-request": "Most rows of a request: one for each prompt, choice and guide",
         "--max-trace-tokens": "Largest max_tokens of a request with a trace, times its choices",
+        "--max-trace-candidates": "Most likely tokens in a trace: max_tokens of a request, times "
+        "its choices, its trace's 'top' and its streams",
         "--max-messages": "Most messages of a request, with those of its guides",
         "--max-parts": "Most content parts and tool calls in all messages of a request",
         "--max-tools": "Most tools of a request",

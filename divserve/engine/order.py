@@ -1,4 +1,4 @@
-"""Messages between processes: typed objects, carried by vLLM's own messages.
+"""Messages to the engine and its workers: typed objects, carried by vLLM's own messages.
 
 ====================================  ==========================  =================================
 from, to                              object                      carried by vLLM's
@@ -7,12 +7,11 @@ API process, scheduler                `Order`                     ``SamplingPara
 scheduler, worker (a new row)         `GroupOrder` `TextOrder`    ``SamplingParams.extra_args``
                                       `ProbeOrder`
 scheduler, worker (a step)            ids of `set_chosen`         ``SchedulerOutput`` (attribute)
-worker, scheduler                     `Guidance`                  ``ModelRunnerOutput`` (attribute)
-scheduler, API process                `Report`                    ``kv_transfer_params``
 ====================================  ==========================  =================================
 
-Between API process and scheduler vLLM uses msgpack, which turns everything in ``extra_args`` into
-plain dicts. Between scheduler and worker it uses pickle, which keeps objects as they are.
+Those that come back are in `divserve.engine.reported`. Between API process and scheduler vLLM uses
+msgpack, which turns everything in ``extra_args`` into plain dicts. Between scheduler and worker it
+uses pickle, which keeps objects as they are.
 """
 
 from __future__ import annotations
@@ -23,23 +22,18 @@ from typing import Any
 
 import msgspec
 
-from divserve.decoding import Look, ModelSize, Program, Spec, Switch
+from divserve.decoding import Look, Program, Spec, Switch
 
 __all__ = [
-    "NOTHING_GUIDED", "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "Guidance", "OnSmall", "Order",
-    "ProbeOrder", "Report", "RowOrder", "Statistics", "TextOrder", "chosen_of", "guidance_of",
-    "row_order_of", "row_order_params", "set_chosen", "set_guidance", "spec_of", "with_spec",
-    "without_orders",
+    "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "OnSmall", "Order", "ProbeOrder", "RowOrder",
+    "TextOrder", "chosen_of", "row_order_of", "row_order_params", "set_chosen", "spec_of",
+    "with_spec", "without_orders",
 ]  # fmt: skip
 
 ORDER_KEY = "divserve"
 ROW_KEY = "divserve_row"
 RESERVED_PREFIX = "divserve"
 """Clients may not use a key of ``extra_args`` that begins with this."""
-
-Statistics = tuple[float, ...]
-"""The numbers reported for one token: `divserve.decoding.STATISTICS`, followed by those of a second
-program if there is one, or a `divserve.decoding.LookRow`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,7 @@ def spec_of(params: Any) -> Spec | OnSmall | None:
         return asked
     raise ValueError(
         f"extra arguments that begin with '{RESERVED_PREFIX}' are reserved: use the field "
-        "'decoding' of /v1/chat/completions or /v1/completions"
+        "'decoding' of the body"
     )
 
 
@@ -129,6 +123,8 @@ class GroupOrder:
     look: Look | None
     document: tuple[int, int] = (0, 0)
     """Where the part of the prompt that the first guide lacks begins and ends; equal: nowhere."""
+    top: int = 0
+    """How many of the likeliest tokens of each stream are reported with a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,72 +171,3 @@ def chosen_of(scheduler_output: Any) -> frozenset[str]:
     """The requests that take one of their candidates in this step."""
     chosen: frozenset[str] = getattr(scheduler_output, "divserve_chosen", frozenset())
     return chosen
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """What the workers report of one step."""
-
-    statistics: dict[str, list[Statistics]]
-    """By primary request id: of each position at which it could take a token."""
-    seconds: float | None
-    """How long the guidance operation took; None when it was not timed."""
-    broken: frozenset[str] = frozenset()
-    """Primaries whose statistics contain NaN."""
-
-
-NOTHING_GUIDED = Guidance({}, None)
-
-
-def set_guidance(runner_output: Any, guidance: Guidance) -> None:
-    """Attaches the guidance to vLLM's output of the step."""
-    runner_output.divserve_guidance = guidance
-
-
-def guidance_of(runner_output: Any) -> Guidance:
-    """What `set_guidance` has put there."""
-    found: Guidance = getattr(runner_output, "divserve_guidance", NOTHING_GUIDED)
-    return found
-
-
-class Report(msgspec.Struct, omit_defaults=True):
-    """What the front end is told beside the tokens of one output."""
-
-    statistics: tuple[Statistics, ...] = ()
-    """Statistics of each of its tokens."""
-    drafted: int = 0
-    """Draft tokens that the step has verified for it."""
-    switch: Switch | None = None
-    """The segment ends here and another engine goes on: the state of the rule."""
-    model: ModelSize | None = None
-    """The model that made the token; added by the front end itself."""
-    error: str | None = None
-    """Why the request fails."""
-    refused: bool = False
-    """Whether it was rejected because it can never run."""
-    wait_s: float | None = None
-    """Seconds until all rows of the group were admitted; reported once per request."""
-    kernel_s: float | None = None
-    """Seconds that the guidance operation of the step took; in one of the step's reports."""
-    broken: str | None = None
-    """How a group lost the lock-step: one of a few words."""
-    unguided: int = 0
-    """How many of its tokens were taken back."""
-
-    def put_on(self, output: Any) -> None:
-        """Attaches it to vLLM's ``EngineCoreOutput``, which packs it, unless it is empty."""
-        if self != NOTHING_TO_REPORT:
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), ORDER_KEY: self}
-
-    @classmethod
-    def take_from(cls, output: Any) -> Report | None:
-        """Takes the report off an output; None if there is none."""
-        params = output.kv_transfer_params
-        if params is None or (packed := params.pop(ORDER_KEY, None)) is None:
-            return None
-        output.kv_transfer_params = params or None
-        # An engine in the same process has not packed it.
-        return packed if isinstance(packed, Report) else msgspec.convert(packed, cls)
-
-
-NOTHING_TO_REPORT = Report()

@@ -37,6 +37,8 @@ class FieldLimits:
     max_batch_prompts: int = 512
     max_trace_tokens: int = 16_384
     """Tokens of all choices of an answer with a trace."""
+    max_trace_candidates: int = 131_072
+    """Likeliest tokens of all streams at all of these tokens."""
     max_rows_per_request: int = 1024
     """As many as the largest batch of prompts takes with a guide each."""
     max_messages: int = 1024

@@ -35,6 +35,7 @@ from divserve_kernels.candidates import likeliest
 from divserve_kernels.history import Nearest, expected_row, nearest
 from divserve_kernels.layout import ABSENT, side_row
 from divserve_kernels.streams import Programs, Streams
+from divserve_kernels.top import top_logprobs
 
 __all__ = [
     "ABSENT",
@@ -49,6 +50,7 @@ __all__ = [
     "likeliest",
     "nearest",
     "side_row",
+    "top_logprobs",
 ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def app(engine: FakeClient) -> Any:
 def http(app: Any, engine: FakeClient) -> TestClient:
     """A client of the app; the engine's script is reset."""
     engine.orders.clear()
-    engine.fail_at, engine.report = None, True
+    engine.fail_at, engine.report, engine.tops = None, True, True
     return TestClient(app)
 
 
@@ -140,6 +140,51 @@ def test_a_stream_adds_up_to_the_whole(http: TestClient, path: str, body: dict[s
     assert "".join(entry["token"] for entry in trace) == ANSWER
     assert all(bytes(entry["bytes"]).decode() == entry["token"] for entry in trace)
     assert received[-1] == "[DONE]"
+
+
+TOP = {"top": 3}
+
+
+def shown(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob}
+
+
+@pytest.mark.parametrize("at", ["token", "final"])
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_the_likeliest_tokens_of_every_stream(
+    http: TestClient, path: str, body: dict[str, Any], at: str
+) -> None:
+    asked = {**body, "decoding": guided(trace={**TOP, "at": at})}
+    (whole,) = http.post(path, json=asked).json()["choices"]
+    trace = whole["decoding"]["trace"]
+    assert list(trace[0]["top"]) == ["primary", "guide", "guided"]
+    assert trace[1]["top"] == {
+        "primary": [shown(" is", -0.5), shown(" Lyon", -1.5), shown(" the", -2.5)],
+        "guide": [shown(" the", -0.5), shown(" Lyon", -1.5), shown(" is", -2.5)],
+        "guided": [shown(" is", -0.333333)],
+    }
+    found = _with_account(events(http.post(path, json={**asked, "stream": True})))
+    assert len(found) == (1 if at == "final" else len(trace))
+    assert [entry for part in found for entry in part["decoding"]["trace"]] == trace
+    plain = http.post(path, json=body).json()["choices"][0]["decoding"]["trace"]
+    assert [{**entry, "top": None} for entry in plain] == [{**one, "top": None} for one in trace]
+    assert "top" not in plain[0]
+
+
+def test_likeliest_tokens_can_be_shown_as_ids(http: TestClient, engine: FakeClient) -> None:
+    body = {**TEXT, "decoding": guided(trace=TOP), "return_tokens_as_token_ids": True, "n": 2}
+    for choice in http.post("/v1/completions", json=body).json()["choices"]:
+        tops = [entry["top"]["guided"] for entry in choice["decoding"]["trace"]]
+        assert [top[0]["token"] for top in tops] == [f"token_id:{token}" for token in engine.answer]
+
+
+def test_tokens_without_the_likeliest_ones_are_an_error(
+    http: TestClient, engine: FakeClient
+) -> None:
+    engine.tops = False
+    response = http.post("/v1/completions", json={**TEXT, "decoding": guided(trace=TOP)})
+    assert response.status_code == 500
+    assert "came with the likeliest of 0" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)

@@ -64,6 +64,7 @@ def test_vllms_timeout_is_the_default_of_ours() -> None:
         ("--max-concurrent-per-key", "0"),
         ("--max-batch-prompts", "-5"),
         ("--max-trace-tokens", "0"),
+        ("--max-trace-candidates", "0"),
         ("--send-timeout", "0.0"),
         ("--max-bytes-in-flight", "0"),
         ("--max-rows-per-request", "0"),

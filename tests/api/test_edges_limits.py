@@ -63,6 +63,12 @@ REFUSED: list[tuple[Any, dict[str, Any], str | None, str]] = [
         "--max-trace-tokens",
     ),
     (CHAT, {"decoding": guided(trace=True), "max_tokens": None}, "decoding.trace", "256 tokens"),
+    (
+        CHAT,
+        {"decoding": guided(trace={"top": 3}), "max_tokens": 23},
+        "decoding.trace.top",
+        "--max-trace-candidates",
+    ),
     (CHAT, {"decoding": [guided(trace=True)], "max_tokens": 101}, "decoding.0.trace", "101"),
     (CHAT, {"n": 2, "decoding": TWO_GUIDES}, "n", "--max-rows-per-request"),
     (SCORE, {"items": ["a", "b"], "prompt": "c", "n": 2}, "n", "--max-rows-per-request"),

@@ -23,7 +23,6 @@ EXAMPLE = (
     'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
 )
 MISSING = "missing_required_parameter"
-INVALID = "invalid_value"
 
 
 class Body(BaseModel):
@@ -101,11 +100,63 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
             "decoding.trace.at",
             "invalid_value",
         ),
+        (
+            {"method": "cad", "guide": GUIDE, "trace": {"top": 21}},
+            "decoding.trace.top",
+            "invalid_value",
+        ),
+        (
+            [{"method": "cad", "guide": GUIDE, "trace": {"top": 0}}],
+            "decoding.0.trace.top",
+            "invalid_value",
+        ),
         ({"method": "cad", "guide": {"without": ""}}, "decoding.guide.without", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": []}}, "decoding.guide.prompt", "invalid_value"),
         ({"method": "cad", "guide": {"prompt": 5}}, "decoding.guide.prompt", "invalid_value"),
         ({"method": "cad", "guide": {"x": 1}}, "decoding.guide.x", "unknown_parameter"),
-        ("cad", "decoding", "invalid_value"),
+        (
+            {"method": "cad", "guide": {"between": ["a", ""]}},
+            "decoding.guide.between.0.1",
+            "invalid_value",
+        ),
+        ({"method": "cad", "guide": {"between": ["a"]}}, "decoding.guide.between.0.1", MISSING),
+        ({"method": "cad", "guide": {"between": ["a", "a"]}}, "decoding.guide", "invalid_value"),
+        ({"method": "cad", "guide": {"between": []}}, "decoding.guide.between", "invalid_value"),
+        (
+            {"method": "cad", "guide": {"between": [["a", "b"]] * 17}},
+            "decoding.guide.between",
+            "invalid_value",
+        ),
+        ({"method": "cad", "guide": {"role": ""}}, "decoding.guide.role", "invalid_value"),
+        ({"method": "cad", "guide": {"message": "x"}}, "decoding.guide.message", "invalid_value"),
+        (
+            {"method": "cad", "guide": {"role": "system", "message": 0}},
+            "decoding.guide",
+            "invalid_value",
+        ),
+        ({"method": "cad", "guide": {"first_of": []}}, "decoding.guide.first_of", "invalid_value"),
+        (
+            {"method": "cad", "guide": {"first_of": [{}]}},
+            "decoding.guide.first_of.0",
+            "invalid_value",
+        ),
+        (
+            {"method": "cad", "guide": {"prompt": "x", "if_missing": "plain"}},
+            "decoding.guide",
+            "invalid_value",
+        ),
+        (
+            {"method": "cad", "guide": GUIDE | {"if_missing": "x"}},
+            "decoding.guide.if_missing",
+            "invalid_value",
+        ),
+        (5, "decoding", "invalid_value"),
+        ("", "decoding.preset", "invalid_value"),
+        ({"preset": "x", "guide": {}}, "decoding.guide", "invalid_value"),
+        ({"preset": "x", "sigma": 1}, "decoding.sigma", "unknown_parameter"),
+        ({"context_weight": 2.1}, "decoding.context_weight", "invalid_value"),
+        ({"context_weight": "much"}, "decoding.context_weight", "invalid_value"),
+        ({"context_weight": True}, "decoding.context_weight", "invalid_value"),
         ([], "decoding", "invalid_value"),
         ([{"method": "cfg"}, {"method": "nope"}], "decoding.1.method", "invalid_value"),
         ([{"method": "cfg", "scale": "x"}], "decoding.0.scale", "invalid_value"),
@@ -132,8 +183,17 @@ def test_a_field_that_does_not_validate(
          "decoding.0.alph: unknown field (did you mean 'alpha'?)"),
         ({"method": "cad", "guide": {"promt": "x"}},
          "decoding.guide.promt: unknown field (did you mean 'prompt'?)"),
+        ({"method": "cad", "guide": GUIDE, "trace": {"tops": 5}},
+         "decoding.trace.tops: unknown field (did you mean 'top'?)"),
+        ({"method": "cad", "guide": GUIDE, "trace": 5},
+         "decoding.trace: must be true, false, \"final\", or an object with 'top' and 'at'"),
         ({"method": "cad", "guide": GUIDE, LONG: 1}, f"decoding.{LONG}: unknown field"),
-        ("cad", f"decoding: {EXAMPLE}"),
+        ({"preset": "x", "context_wait": 1},
+         "decoding.context_wait: unknown field (did you mean 'context_weight'?)"),
+        ({"method": "cad", "guide": {"first_of": [{"betwen": ["a", "b"]}]}},
+         "decoding.guide.first_of.0.betwen: unknown field (did you mean 'between'?)"),
+        ({"context_weight": -1},
+         'decoding.context_weight: must be a number from 0 to 2, or "auto"'),
         (["entropy_temperature"],
          'decoding.0: Input should be an object, such as {"method": "entropy_temperature"}'),
         (5, f"decoding: {EXAMPLE}"),

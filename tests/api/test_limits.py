@@ -131,6 +131,37 @@ def test_a_trace_is_counted_over_all_choices() -> None:
     )
 
 
+def top(number: int, method: str = "cad", **fields: Any) -> dict[str, Any]:
+    return guided(method, trace={"top": number}, **fields)
+
+
+@pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("decoding", "streams", "param"),
+    [
+        (top(4), 3, "decoding.trace.top"),
+        (top(4, "entropy_temperature"), 2, "decoding.trace.top"),
+        ({"method": "dexperts", "trace": {"top": 4}}, 4, "decoding.trace.top"),
+        ([guided(), top(4, "kl_temperature", guide={"prompt": "x"})], 4, "decoding.1.trace.top"),
+        ([top(4), top(3, "kl_temperature")], 3, "decoding.0.trace.top"),
+    ],
+)
+def test_candidates_of_a_trace(decoding: Any, streams: int, param: str) -> None:
+    """Tokens of all choices × likeliest tokens × streams."""
+    limits = EdgeSettings(max_trace_candidates=6 * 4 * streams)
+    fields: Any = {"prompt": PROMPT, "n": 2, "decoding": decoding}
+    check_request(CompletionsRequest(**fields, max_tokens=3), limits, 50)
+    with pytest.raises(InvalidRequest) as refused:
+        check_request(CompletionsRequest(**fields, max_tokens=4), limits, 50)
+    assert refused.value.param == param
+    assert refused.value.message == (
+        f"A trace with the 4 likeliest tokens of {streams} streams, for up to 8 tokens of all "
+        f"choices, has up to {32 * streams} candidates; the most is {24 * streams}. Lower 'top', "
+        "limit all choices together to 6 tokens, or start the server with a larger "
+        "--max-trace-candidates."
+    )
+
+
 @pytest.mark.parametrize(
     ("fits", "beyond", "param"),
     [

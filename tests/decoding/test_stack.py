@@ -43,6 +43,37 @@ def test_one_trace_of_all(traces: tuple[Any, Any], asked: bool, by_token: bool) 
     assert (made.trace, made.trace_by_token) == (asked, by_token)
 
 
+def test_the_largest_number_of_likeliest_tokens() -> None:
+    assert stack({**CAD, "trace": {"top": 3}}, {**KL, "trace": {"top": 5, "at": "final"}}).top == 5
+    asked = stack({**CAD, "trace": {"top": 3}}, {**KL, "trace": True})
+    assert (asked.top, asked.trace_by_token) == (3, True)
+    assert asked.spec(1.0, [[1], [1]]).top == 3
+    assert stack({**CAD, "trace": True}, KL).top == stack(CAD).spec(1.0, [[1]]).top == 0
+
+
+@pytest.mark.parametrize(
+    ("bodies", "two_seconds", "names"),
+    [
+        ((CAD,), False, "guide"),
+        ((KL,), False, "guide"),
+        ((EDT,), False, ""),
+        ((VDGD,), False, ""),
+        ((CAD, ADDED, EDT), False, "guide"),
+        ((CAD, KL), False, "guide"),
+        ((CAD, {**KL, **OTHER}), True, "guide kl_temperature.guide"),
+        (({"method": "contrastive"},), False, "amateur"),
+        (({"method": "dexperts"}, EDT), False, "amateur tuned"),
+        (({"method": "proxy_tuning"}, KL), True, "kl_temperature.guide amateur tuned"),
+        (({"method": "entropy_switch", "threshold": 1.0},), False, ""),
+        (({"method": "look_back", "threshold": 1.0},), False, ""),
+    ],
+)
+def test_streams_of_a_trace(
+    bodies: tuple[dict[str, Any], ...], two_seconds: bool, names: str
+) -> None:
+    assert stack(*bodies).streams(two_seconds) == ("primary", *names.split(), "guided")
+
+
 def test_order_of_the_list_does_not_matter() -> None:
     one, other = stack(CAD, ADDED, KL), stack(KL, ADDED, CAD)
     assert one.name == other.name == "cad+vdgd+kl_temperature"

@@ -96,11 +96,23 @@ def test_a_json_schema_holds_under_guidance(client: openai.OpenAI) -> None:
         "additionalProperties": False,
     }
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    response = chat(client, guided("adacad"), response_format=wanted, max_tokens=60)
+    traced = guided("adacad", trace={"top": 3})
+    fields: Any = {"response_format": wanted, "logprobs": True, "top_logprobs": 3}
+    response = chat(client, traced, max_tokens=60, **fields)
 
     answer = json.loads(response.choices[0].message.content)
     assert answer.keys() == {"capital"}
     assert account(response.choices[0])["applied_steps"] == response.usage.completion_tokens
+    # What the grammar forbids has no probability; log-probs show it all the same.
+    steps = zip(
+        account(response.choices[0])["trace"], response.choices[0].logprobs.content, strict=True
+    )
+    for entry, logprobs in steps:
+        shown = {(t.token, t.logprob) for t in logprobs.top_logprobs if t.logprob > -9999}
+        guided_tokens = {(t["token"], t["logprob"]) for t in entry["top"]["guided"]}
+        assert {token for token, _ in guided_tokens} == {token for token, _ in shown}
+        assert max(p for _, p in guided_tokens) == pytest.approx(logprobs.logprob, abs=1e-4)
+        assert len(entry["top"]["primary"]) == len(entry["top"]["guide"]) == 3
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])

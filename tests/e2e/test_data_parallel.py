@@ -46,10 +46,15 @@ def test_a_request_may_name_its_rank(started: Started, client: openai.OpenAI) ->
     for rank in ("0", "1"):
         before = tokens_of(started.url, rank)
         answer = complete(
-            client, guided("cad"), n=2, max_tokens=8, temperature=1e-4,
+            client, guided("cad", trace={"top": 2}), n=2, max_tokens=8, temperature=1e-4,
             extra_headers={"X-data-parallel-rank": rank}, extra_body={"ignore_eos": True},
         )  # fmt: skip
         texts |= {choice.text for choice in answer.choices}
+        assert {
+            (*entry["top"], len(entry["top"]["guide"]))
+            for choice in answer.choices
+            for entry in account(choice)["trace"]
+        } == {("primary", "guide", "guided", 2)}
         assert [account(choice)["applied_steps"] for choice in answer.choices] == [8, 8]
         assert tokens_of(started.url, rank) - before == 16
     assert len(texts) == 1

@@ -19,7 +19,8 @@ from tests.support.held import held
 from tests.support.metrics import Changes, scraped
 from tests.support.server import Started, get, hang_up
 
-NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run": 3, "trace": True}
+TOP = {"top": 2}
+NEVER = {"method": "entropy_switch", "threshold": 100.0, "window": 2, "min_run": 3, "trace": TOP}
 LEAVERS = 60
 AT_ONCE = 24
 GRACE_S = 30
@@ -66,6 +67,14 @@ def test_switching_whole_and_streamed(client: openai.OpenAI, switch: dict[str, A
     models = [entry["model"] for entry in report["trace"]]
     assert response.usage.completion_tokens == report["applied_steps"] == len(models) == 60
     assert report["tokens"] == {name: models.count(name) for name in ("small", "large")}
+    for entry in report["trace"]:
+        assert list(entry["top"]) == ["primary", "guided"]
+        raw, guided = entry["top"].values()
+        assert [t["token"] for t in raw] == [t["token"] for t in guided]
+        # Ids that only the larger vocabulary has are not sampled.
+        assert raw[0]["logprob"] == pytest.approx(guided[0]["logprob"], abs=0.01)
+        assert guided[0]["token"] == entry["token"]
+        assert len(guided) == 2
     assert report["switches"] == sum(a != b for a, b in pairwise(models)) > 3
     # Two tiny models of the same size, except for the padding of one vocabulary.
     assert 0 < report["compute_saved"] < 0.01

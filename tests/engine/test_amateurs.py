@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, stacked
 from tests.support.hf_models import Trio, contrast, without_layers
 from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.tops import Reported, streams_of, wrong
 
 TOKENS = 24
 BODIES: list[dict[str, Any] | None] = [
@@ -121,6 +123,37 @@ def engine(tiny: Path, amateur: Path, tuned: Path) -> Iterator[Engine]:
     engine = Engine(tiny, amateurs={"amateur": str(amateur), "tuned": str(tuned)})
     yield engine
     engine.close()
+
+
+def test_likeliest_tokens_of_every_model(engine: Engine, trio: Trio) -> None:
+    """One amateur, two, and two with a guide of the temperature, beside a plain contrast."""
+    rng, reported = random.Random(8), Reported(engine)
+    models, shared = [trio.served, *trio.amateurs], TINY_VOCAB - 24
+    requests: list[Any] = []
+    prompt, guide = (random_prompt(rng, n, shared) for n in (50, 20))
+    asking: list[dict[str, Any]] = [{**BODIES[i], "trace": {"top": 4}} for i in (0, 4, 5)]  # type: ignore[dict-item]
+    for bodies in ([asking[0]], [asking[1]], [asking[2], {"method": "kl_temperature"}]):
+        order = stacked(bodies, [None, guide][: len(bodies)], 1.0)
+        requests.append((prompt, greedy(order, temperature=1.0, seed=2)))
+    outputs = engine.generate([*requests, (prompt, greedy(stacked([{"method": "cfg"}], [guide])))])
+    *tops, none = reported.take(outputs)
+    assert none == []
+    for which, found, output in zip((0, 1, 2), tops, outputs, strict=False):
+        answer = output.outputs[0].token_ids
+        own = [streams_of(model, [prompt], answer)[0] for model in models]
+        amateurs = [logits[:, :shared] for logits in own[1 : 2 + (which > 0)]]
+        second = streams_of(trio.served, [guide], answer) if which == 2 else []
+        way = partial(_cooled, asking[which], shared)
+        assert wrong(found, 4, [own[0], *second, *amateurs], way) == [], which
+
+
+def _cooled(body: dict[str, Any], shared: int, logits: list[torch.Tensor]) -> torch.Tensor:
+    """The guided logits of a primary, a guide if there are four streams, and its amateurs."""
+    primary, amateur, tuned = logits[0], logits[-2], logits[-1]
+    if len(logits) == 2:
+        amateur = tuned
+    made = contrast(body, primary[:shared], amateur, tuned)
+    return made / 2 ** -hf.kl(primary, logits[1]) if len(logits) == 4 else made
 
 
 @pytest.mark.parametrize("body", BODIES[:-1], ids=lambda b: "-".join(map(str, b.values())))

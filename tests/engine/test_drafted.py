@@ -14,7 +14,7 @@ from divserve.engine.client.drafted import Drafted, DraftLog
 from divserve.engine.client.guided import _account_for
 from divserve.engine.client.ledger import Ledger
 from divserve.engine.client.orders import check_drafts
-from divserve.engine.order import Report
+from divserve.engine.reported import Report
 
 
 def test_a_step_takes_one_token_without_drafts() -> None:

@@ -12,7 +12,7 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import RequestStatus
 
 from divserve.decoding import STATISTICS
-from divserve.engine.order import Guidance, set_guidance
+from divserve.engine.reported import Guidance, set_guidance
 from divserve.engine.scheduler.governor import Governor
 from tests.engine.test_scheduler import SCHEDULERS, Watched, free_blocks, guided, leftovers
 from tests.support.bare_scheduler import BLOCK, TOKEN

@@ -18,6 +18,7 @@ from tests.engine.cases import NEAR_TIE, shared
 from tests.support import hf
 from tests.support.engine import Engine, counted, random_prompt, stacked
 from tests.support.models import TINY_VOCAB
+from tests.support.tops import Reported, streams_of, wrong
 
 pytestmark = pytest.mark.gpu
 
@@ -227,6 +228,59 @@ def test_entropy_temperature_cools(engine: Engine, tiny_reference: hf.Reference)
     with torch.inference_mode():
         z = tiny_reference.model(torch.tensor([prompt])).logits[0, -1].double()
     assert_logprobs(output, hf.edt(z, theta=2.0))
+
+
+TOP_WAYS: dict[str, tuple[list[dict[str, Any]], int, Any]] = {
+    "cad": ([{"method": "cad"}], 5, lambda z: hf.combine("cad", *z)),
+    "kl_temperature": (
+        [{"method": "kl_temperature"}],
+        1,
+        lambda z: hf.combine("kl_temperature", *z),
+    ),
+    "dropping": (
+        [{"method": "linear_alignment", "nucleus": 0.05}],
+        20,
+        lambda z: hf.combine("linear_alignment", *z, nucleus=0.05, nucleus_temperature=1.0),
+    ),
+    "two guides": (
+        [{"method": "cad"}, {"method": "kl_temperature", "sigma": 3.0}],
+        3,
+        lambda z: hf.combine("cad", z[0], z[1]) / 2 ** (-hf.kl(z[0], z[2]) / 3.0),
+    ),
+    "entropy_temperature": ([{"method": "entropy_temperature", "theta": 2.0}], 20,
+                            lambda z: hf.edt(z[0], theta=2.0)),
+}  # fmt: skip
+"""Methods, likeliest tokens, and the guided logits of the streams."""
+
+
+def test_likeliest_tokens_of_every_stream(engine: Engine, tiny_reference: hf.Reference) -> None:
+    """Requests that ask for different numbers, and others, in one batch of chunked prompts."""
+    rng, reported = random.Random(6), Reported(engine)
+    requests: list[Any] = [([5] * 40, greedy(stacked([{"method": "cad"}], [[7] * 9])))]
+    prompts = []
+    for bodies, top, _ in TOP_WAYS.values():
+        own = [random_prompt(rng, n, TINY_VOCAB) for n in (70, 40, 9)]
+        guided = [METHODS[body["method"]].guided for body in bodies]
+        given = [own[i + 1] if needed else None for i, needed in enumerate(guided)]
+        prompts.append(own[: 1 + sum(guided)])
+        first = {**bodies[0], "trace": {"top": top}}
+        order = stacked([first, *bodies[1:]], given, 1.0)
+        requests.append((own[0], greedy(order, temperature=1.0, seed=3, logprobs=5)))
+    outputs = engine.generate(requests)
+    without, *tops = reported.take(outputs)
+    assert without == []
+    for (name, (_, k, way)), own, found, output in zip(
+        TOP_WAYS.items(), prompts, tops, outputs[1:], strict=True
+    ):
+        (answer,) = output.outputs
+        streams = streams_of(tiny_reference.model, own, answer.token_ids)
+        assert wrong(found, k, streams, way) == [], name
+        # The guided ones are those of the log-probs.
+        for own_top, logprobs in zip(found, answer.logprobs, strict=True):
+            for token, logprob in zip(*own_top[-1], strict=True):
+                if token in logprobs:
+                    assert logprob == pytest.approx(logprobs[token].logprob, abs=1e-5)
+    assert set(engine.leftovers().values()) == {0}
 
 
 def assert_logprobs(output: Any, guided: Tensor) -> None:

@@ -14,7 +14,8 @@ from divserve.decoding import Program, Spec, Switch
 from divserve.engine.client import hand_off
 from divserve.engine.client.gone import EngineStopped
 from divserve.engine.client.hand_off import HandOff
-from divserve.engine.order import Order, Report
+from divserve.engine.order import Order
+from divserve.engine.reported import Report
 
 ON_SMALL = Switch(1.0, 1, 1)
 ON_LARGE = Switch(1.0, 1, 1, "large")

@@ -18,7 +18,7 @@ from divserve.engine.worker.dropped import DroppedTokens
 from divserve.engine.worker.look_step import LookStep
 from divserve.engine.worker.third_streams import ThirdStreamCheck
 from divserve.engine.worker.vocabulary import VocabularyCap
-from divserve_kernels import Nearest, expected_row, guide, likeliest, nearest
+from divserve_kernels import Nearest, expected_row, guide, likeliest, nearest, top_logprobs
 from divserve_kernels.selfcheck import example
 from tests.support.step_calls import found
 
@@ -83,6 +83,11 @@ ALLOWED = {
     "report.py: self.failures.any()": "the copy on the host, after its event",
     "report.py: self.statistics.tolist()": "the copy on the host, after its event",
     "report.py: self.statistics.isnan().any()": "the copy on the host, after its event",
+    "report.py: self.top_values.tolist()": "the copy on the host, after its event",
+    "top_tokens.py: places.tolist()": HOST,
+    "top_tokens.py: asked[places].tolist()": HOST,
+    "top_tokens.py: np.nonzero(rows != ABSENT)": HOST,
+    "top_tokens.py: np.concatenate((of_row, of_side, own)).tolist()": HOST,
     "report.py: found.values.tolist()": "the copy on the host, after its event",
     "amateur_drafts.py: drafts.cpu()": DRAFTING,
     "amateur_drafts.py: self._draft(runner, rows, lengths).tolist()": DRAFTING,
@@ -230,6 +235,7 @@ def test_the_kernels_ask_for_no_value() -> None:
     near = nearest(states, out[0], table, rows, low, low, out[:3], out[:3, 0], most=16)
     assert near.kl.shape == (3,)
     assert likeliest(out, out[:, 0] > 0, 7).shape == (len(out), 7)
+    assert top_logprobs(logits.bfloat16(), rows, 7).shape == (3, 2, 7)
     assert expected_row(out, torch.zeros(300, 8, device=META)).shape == (len(out), 8)
 
 

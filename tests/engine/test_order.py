@@ -18,7 +18,6 @@ from divserve.engine.order import (
     OnSmall,
     Order,
     ProbeOrder,
-    Report,
     TextOrder,
     row_order_of,
     row_order_params,
@@ -26,7 +25,8 @@ from divserve.engine.order import (
     with_spec,
     without_orders,
 )
-from tests.support.specs import LOOKS, NUMBERS, PROGRAMS, SPECS, SWITCHES
+from divserve.engine.reported import Report
+from tests.support.specs import LOOKS, NUMBERS, PROGRAMS, SPECS, SWITCHES, TOPS
 
 ORDERS = st.builds(
     Order,
@@ -38,6 +38,7 @@ ORDERS = st.builds(
 REPORTS = st.builds(
     Report,
     statistics=st.lists(st.lists(NUMBERS, max_size=4).map(tuple), max_size=3).map(tuple),
+    tops=st.lists(TOPS, max_size=2).map(tuple),
     switch=st.none() | SWITCHES,
     model=st.sampled_from([None, "small", "large"]),
     error=st.none() | st.text(),

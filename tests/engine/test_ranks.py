@@ -20,6 +20,7 @@ from tests.support.hf import Reference
 from tests.support.models import make_tiny
 from tests.support.models_page import Row, record
 from tests.support.platform import cpu_only
+from tests.support.tops import ASKED, ONE_GUIDE, Reported, asking, wrong_of
 
 PROMPT, GUIDE, TEXT = list(range(10, 60)), list(range(30, 60)), list(range(70, 150))
 TOKENS = 8
@@ -84,8 +85,13 @@ def test_both_ranks_guide(healthy: dict[str, Any], model: Path) -> None:
 
 def test_all_kinds_of_groups(engine: Engine, model: Path) -> None:
     """Two guides, texts that are read, temperatures of guides, methods without a second stream."""
-    groups = test_groups.make_cases(Reference(model), rounds=1)
+    reference, reported = Reference(model), Reported(engine)
+    groups = test_groups.make_cases(reference, rounds=1)
     assert test_groups.mismatches(groups, test_groups.run(engine, groups)) == []
+    asked = [group for group in groups if group.name in ONE_GUIDE]
+    requests = [(c.prompt, test_groups.greedy(asking(c.order or {}, ASKED))) for c in asked]
+    outputs = engine.generate(requests)
+    assert wrong_of(reference, asked, outputs, reported.take(outputs)) == []
     assert set(engine.leftovers().values()) == {0}
     record(
         Row(

@@ -16,7 +16,7 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState
 
-from divserve.engine.order import NOTHING_GUIDED, guidance_of
+from divserve.engine.reported import NOTHING_GUIDED, guidance_of
 from divserve.engine.worker import runner_v1, runner_v2
 from divserve.engine.worker.contrast import Contrast
 from divserve.engine.worker.runner_v1 import GuidedRunner

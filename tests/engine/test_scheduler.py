@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from vllm.v1.request import RequestStatus
 
 from divserve.decoding import Look, LookRow, LookState, Spec
-from divserve.engine.order import Order, guidance_of, set_guidance
+from divserve.engine.order import Order
+from divserve.engine.reported import guidance_of, set_guidance
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.scheduler import AsyncLockstepScheduler, LockstepScheduler
 from divserve_contract import Program

@@ -16,6 +16,7 @@ from tests.engine.test_groups import TOKENS, Case, greedy, mismatches
 from tests.support import hf
 from tests.support.drafter import Drafter, speculative_config
 from tests.support.engine import Engine, report_of
+from tests.support.tops import ASKED, ONE_GUIDE, Reported, asking, wrong_of
 
 ROOMY: dict[str, Any] = {"max_num_seqs": 32, "max_num_batched_tokens": 256}
 SCARCE: dict[str, Any] = {"blocks": 20, "max_model_len": 512}
@@ -93,6 +94,20 @@ def test_tokens_are_those_without_drafts(watched: Watched, cases: list[Case]) ->
     for rows in guided:
         assert len(rows) == TOKENS
         assert all(len(row) >= len(STATISTICS) for row in rows)
+
+
+def test_likeliest_tokens_of_accepted_positions(
+    watched: Watched, cases: list[Case], tiny_reference: hf.Reference
+) -> None:
+    """One entry for each token that was taken, as without drafts; others do not ask."""
+    asked = [case for case in cases if case.name in ONE_GUIDE]
+    reported, accepted = Reported(watched.engine), watched.accepted
+    requests = [(case.prompt, greedy(asking(case.order or {}, ASKED))) for case in asked]
+    outputs = watched.engine.generate([*requests, *((c.prompt, greedy(c.order)) for c in cases)])
+    tops = reported.take(outputs)
+    assert wrong_of(tiny_reference, asked, outputs[: len(asked)], tops[: len(asked)]) == []
+    assert tops[len(asked) :] == [[]] * len(cases)
+    assert watched.accepted - accepted > 10 * len(cases)
 
 
 def both(

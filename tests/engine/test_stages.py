@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from vllm import SamplingParams
 
 from divserve.decoding import Form, Look, Program
 from divserve.engine.order import GroupOrder, ProbeOrder, RowOrder, TextOrder, row_order_params
+from divserve.engine.reported import NOTHING_GUIDED
 from divserve.engine.worker import amateurs, contrast, report, staging
 from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Slots
 from divserve.engine.worker.staging import Staging
+from divserve.engine.worker.top_tokens import TopStep
 from divserve.engine.worker.vocabulary import VocabularyCap
 
 CPU = torch.device("cpu")
@@ -48,6 +51,8 @@ class Worker:
         self.stages = GuidanceStages(VOCAB, CPU, Ranks())
         self.params: dict[str, dict[str, Any]] = {}
         """Sampling parameters of requests, where they are not the defaults."""
+        self.guidance = NOTHING_GUIDED
+        """The report of the last step."""
 
     def observe(self, *finished: str, **new: RowOrder) -> None:
         """Passes on a scheduler's output: requests that have ended, and new ones."""
@@ -77,7 +82,9 @@ class Worker:
         nothing: Any = torch.nn.Module()
         guided = self.stages.guide(logits, Forward(nothing, nothing, logits))
         assert guided is not None
-        return set(guided[1].collect().statistics), guided[0]
+        self.stages.sampled_from(guided[0])
+        self.guidance = guided[1].copied().collect()
+        return set(self.guidance.statistics), guided[0]
 
 
 @pytest.fixture
@@ -127,6 +134,7 @@ FULL = {
     "looks back": replace(PLAIN, look=Look(9.0, 2, 0, "prefix", True)),
     "grounded": pair("a", grounded=True),
     "amateurs": replace(PLAIN, amateurs=2),
+    "likeliest tokens": pair("a", top=3),
     "two programs": replace(
         PLAIN,
         guides=("a~guide", "a~second"),
@@ -158,7 +166,29 @@ def test_a_slot_that_is_used_again_forgets(
     assert torch.equal(found, expected)
     assert used.stages.temperatures is None
     assert used.stages._pipeline.look_back._step is None
+    assert used.stages._pipeline.top_step is None
     assert used.stages._slots.find("b") == 0
+
+
+def test_likeliest_tokens_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The step has no report then, so the scheduler ends its requests; the next one has."""
+    worker, batch = Worker(), ("b", "a", "b~guide", "a~guide")
+    worker.observe(a=pair("a", top=2), b=pair("b"))
+    guided, logits = worker.step(*batch)
+    assert guided == {"a", "b"}
+    ((top,),) = worker.guidance.tops.values()
+    assert [len(ids) for ids, _ in top] == [2, 2, 2]
+    assert top[2][0] == tuple(logits[1].topk(2).indices.tolist())
+    with monkeypatch.context() as patched:
+        patched.setattr(TopStep, "add_guided", Mock(side_effect=RuntimeError("for this test")))
+        assert worker.step(*batch)[0] == set()
+    assert "Reading the likeliest tokens of a step" in caplog.text
+    assert worker.step(*batch)[0] == {"a", "b"}
+    worker.observe("a", "a~guide")
+    assert worker.step("b", "b~guide")[0] == {"b"}
+    assert worker.guidance.tops == {}
 
 
 def test_more_groups_than_slots() -> None:

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 
 from divserve.decoding import METHODS, Stack
 from divserve.engine.client.ledger import Ledger
-from divserve.engine.order import Report
+from divserve.engine.reported import Report
 from divserve.engine.worker.report import Timer
 from tests.support.engine import Engine, order, report_of
 from tests.support.metrics import Changes

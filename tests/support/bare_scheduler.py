@@ -10,7 +10,8 @@ from typing import Any
 from zlib import crc32
 
 from divserve.decoding import STATISTICS
-from divserve.engine.order import Guidance, Order, guidance_of, set_guidance
+from divserve.engine.order import Order
+from divserve.engine.reported import Guidance, guidance_of, set_guidance
 from divserve.engine.scheduler.governor import OPTION
 from tests.support.engine import ENVIRONMENT
 

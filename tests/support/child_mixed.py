@@ -66,6 +66,7 @@ def main(model: Path, mode: str, blocks: int) -> None:
     from tests.support.drafter import Drafter, inform
     from tests.support.engine import Engine, order
     from tests.support.hf import Reference
+    from tests.support.tops import ASKED, ONE_GUIDE, Reported, asking, wrong_of
     from tests.support.verified import Verified
 
     test_groups.TOKENS = 6
@@ -124,6 +125,13 @@ def main(model: Path, mode: str, blocks: int) -> None:
             engine.core.step()
         engine.core.abort_request(["gone"])
     result["after aborts"] = engine.leftovers()
+    reported = Reported(engine)
+    asked = [group for group in groups if group.name in ONE_GUIDE[:2]]
+    outputs = engine.generate(
+        [(case.prompt, test_groups.greedy(asking(case.order or {}, ASKED))) for case in asked]
+    )
+    tops = reported.take(outputs)
+    result["wrong tops"] = wrong_of(Reference(model), asked, outputs, tops)
     result["drafts"] = verified.counts()
     sys.stdout.write(json.dumps(result) + "\n")
 

@@ -22,6 +22,7 @@ LIMITS: dict[str, Any] = {
     "max_stop_length": 5,
     "max_batch_prompts": 2,
     "max_trace_tokens": 100,
+    "max_trace_candidates": 200,
     "max_rows_per_request": 4,
     "max_messages": 8,
     "max_parts": 8,

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from divserve.decoding import METHODS, Stack
-from divserve.engine.order import ORDER_KEY, Order, Report
+from divserve.engine.order import ORDER_KEY, Order
+from divserve.engine.reported import Report
 from tests.support import platform
 
 LOAD_FORMAT = "divserve_amateurs"

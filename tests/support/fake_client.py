@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from divserve.batches.flags import BatchSettings
 from divserve.decoding import STATISTICS, presets
+from divserve.decoding.spec import Top
 from divserve.edges.flags import EdgeSettings
 from divserve.engine.compat import moved
 from divserve.engine.order import OnSmall
@@ -55,6 +57,8 @@ class FakeClient:
         self.row: tuple[float, ...] = ROW
         self.report = True
         """Whether statistics come with the tokens."""
+        self.tops = True
+        """Whether the likeliest tokens come with them, where they are asked for."""
         self.models: list[str] = []
         """The model of each token, for a request that moves between two."""
         self.engines = {"large": True, "small": True}
@@ -106,6 +110,12 @@ class FakeClient:
         text = self.renderer.tokenizer.decode
         return [{token: Logprob(-1.0, 1, text([token]))} for token in tokens]
 
+    def _top(self, token: int, top: int) -> Top:
+        """Of a primary, a guide and their contrast, which has dropped all tokens but one."""
+        ids = (token, *(other for other in self.answer if other != token))[:top]
+        logprobs = tuple(-0.5 - place for place in range(len(ids)))
+        return ((ids, logprobs), (ids[::-1], logprobs), ((token,), (-1 / 3,)))
+
     def _output(self, index: int, tokens: list[int], logprobs: Any, last: bool) -> Any:
         from vllm.outputs import CompletionOutput
 
@@ -114,14 +124,17 @@ class FakeClient:
         output = CompletionOutput(index, text, tokens, None, logprobs, finish_reason=reason)
         if self.orders[-1] is not None and self.report:
             output.guidance = [self.row] * len(tokens)
+            if top := self.orders[-1]["top"]:
+                output.tops = [self._top(token, top) for token in tokens] if self.tops else []
             output.models = [self.models.pop(0) for _ in tokens[: len(self.models)]]
         return output
 
 
-def arguments(**edges: Any) -> Namespace:
+def arguments(batches: BatchSettings | None = None, **edges: Any) -> Namespace:
     """The parsed arguments of a small server of SmolLM2.
 
     Args:
+        batches: the flags of batches, if they are not the defaults.
         edges: flags of the edges that differ from their defaults.
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -134,4 +147,5 @@ def arguments(**edges: Any) -> Namespace:
     args.log_format, args.log_prompts = None, False
     args.extras = Extras({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
+    args.batches = batches or BatchSettings()
     return args

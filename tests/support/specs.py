@@ -36,4 +36,8 @@ SPECS = st.builds(
     st.lists(st.sampled_from(["amateur", "tuned"])).map(tuple),
     st.none() | SWITCHES,
     st.none() | LOOKS,
+    top=st.integers(0, 20),
 )
+TOPS = st.lists(
+    st.tuples(IDS.map(tuple), st.lists(NUMBERS, max_size=3).map(tuple)), max_size=3
+).map(tuple)

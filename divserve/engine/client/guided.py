@@ -245,5 +245,6 @@ def _account_for(output: RequestOutput, account: Account) -> None:
             metrics.broken_pair("front_end", len(choice.token_ids) - len(rows))
             raise DecodingFailed(LOST, param="decoding", code="lockstep_lost")
         choice.guidance = rows
+        choice.tops = account.take_tops(choice.index, len(choice.token_ids))
         choice.models = account.take_models(choice.index, len(choice.token_ids))
         choice.drafts = account.take_drafts(choice.index, len(choice.token_ids))

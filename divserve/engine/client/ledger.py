@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from divserve import metrics
 from divserve.decoding import ModelSize, Spec
+from divserve.decoding.spec import Top
 from divserve.engine.client.drafted import Drafted, DraftLog
-from divserve.engine.order import Order, Report, Statistics
+from divserve.engine.order import Order
+from divserve.engine.reported import Report, Statistics
 
 __all__ = ["Account", "Ledger"]
 
@@ -31,6 +33,8 @@ class Account:
         default_factory=lambda: defaultdict(deque)
     )
     """Statistics not yet handed out, by choice index."""
+    tops: defaultdict[int, deque[Top]] = field(default_factory=lambda: defaultdict(deque))
+    """The likeliest tokens behind each of these tokens, by choice, if the request asks for them."""
     models: defaultdict[int, deque[ModelSize]] = field(default_factory=lambda: defaultdict(deque))
     """The model that made each of these tokens, by choice; empty for requests to one model."""
     drafts: defaultdict[int, DraftLog] = field(default_factory=lambda: defaultdict(DraftLog))
@@ -44,6 +48,10 @@ class Account:
     def take(self, index: int, num_tokens: int) -> list[Statistics]:
         """Hands out the statistics of a choice's next tokens, or as many as were reported."""
         return _take_first(self.statistics[index], num_tokens)
+
+    def take_tops(self, index: int, num_tokens: int) -> list[Top]:
+        """Hands out the likeliest tokens behind a choice's next tokens; none if not asked for."""
+        return _take_first(self.tops[index], num_tokens)
 
     def take_drafts(self, index: int, num_tokens: int) -> Drafted | None:
         """Hands out the draft tokens behind a choice's next tokens; None if there are none."""
@@ -120,6 +128,7 @@ class Ledger:
             return
         account, index = entry
         account.statistics[index].extend(report.statistics)
+        account.tops[index].extend(report.tops)
         account.drafts[index].add(len(report.statistics), report.drafted)
         if report.model is not None:
             account.models[index].extend([report.model] * len(report.statistics))

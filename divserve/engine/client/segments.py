@@ -8,7 +8,8 @@ from typing import Any
 from vllm.v1.engine import EngineCoreEventType
 
 from divserve.decoding import ModelSize
-from divserve.engine.order import Order, Report
+from divserve.engine.order import Order
+from divserve.engine.reported import Report
 
 __all__ = ["Run"]
 

@@ -11,7 +11,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.engine.faults import LOST
-from divserve.engine.order import Report
+from divserve.engine.reported import Report
 from divserve.engine.scheduler.figures import Figures
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.groups import Groups

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from divserve.engine.faults import LOST
-from divserve.engine.order import Report
+from divserve.engine.reported import Report
 from divserve.engine.scheduler.group import Group
 
 __all__ = ["Figures"]

@@ -67,6 +67,7 @@ def made_for(
         output=order.output,
         look=spec.look,
         document=document_of(request.prompt_token_ids or [], spec.guides),
+        top=spec.top,
     )
     if spec.look is not None and spec.look.greedy:
         # Steps without an alarm are greedy whatever the request says. Candidates of an alarm are

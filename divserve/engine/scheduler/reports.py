@@ -12,8 +12,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from divserve.decoding import STATISTICS, LookRow, LookState
+from divserve.decoding.spec import Top
 from divserve.engine.faults import LOST, NOT_NUMBERS
-from divserve.engine.order import Report, Statistics, guidance_of
+from divserve.engine.reported import Report, Statistics, guidance_of
 from divserve.engine.scheduler.alarms import Alarms
 from divserve.engine.scheduler.endings import Endings
 from divserve.engine.scheduler.figures import Figures
@@ -54,6 +55,8 @@ class Reports:
         self.statistics: Mapping[str, list[Statistics]] = {}
         """Statistics of this update, by primary request id: of each position where it may have
         taken a token."""
+        self._tops: Mapping[str, list[Top]] = {}
+        """Beside them, the likeliest tokens, of the groups that ask for these."""
         self._drafts: Mapping[str, list[int]] = {}
         """Draft tokens of this update's step, by request id."""
 
@@ -71,6 +74,7 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
+        self._tops = guidance.tops
         self._drafts = scheduler_output.scheduled_spec_decode_tokens
         self._of_step = self._groups_of(scheduler_output)
         statistics, broken, alarmed = guidance.statistics, guidance.broken, []
@@ -168,6 +172,8 @@ class Reports:
         """Adds the statistics of an output's tokens; drafts behind them have been rejected."""
         found = self.statistics.get(output.request_id, [])
         report.statistics = tuple(found[: len(output.new_token_ids)])
+        if tops := self._tops.get(output.request_id):
+            report.tops = tuple(tops[: len(output.new_token_ids)])
         report.drafted = len(self._drafts.get(output.request_id, ()))
         return report
 

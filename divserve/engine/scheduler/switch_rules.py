@@ -14,7 +14,8 @@ from typing import Any
 from vllm.v1.request import Request
 
 from divserve.decoding import STATISTICS, Switch, SwitchRule
-from divserve.engine.order import Order, Statistics
+from divserve.engine.order import Order
+from divserve.engine.reported import Statistics
 
 __all__ = ["SwitchRules"]
 

@@ -36,6 +36,7 @@ PREFLIGHT = "divserve/engine/scheduler/preflight.py"
 REPORTS = "divserve/engine/scheduler/reports.py"
 RULES = "divserve/engine/scheduler/switch_rules.py"
 ORDER = "divserve/engine/order.py"
+REPORTED = "divserve/engine/reported.py"
 
 _ENTRY = (
     *seams(
@@ -285,7 +286,7 @@ _UPDATE = (
 _MESSAGES = (
     *seams(PARAMS, ORDER, "written", extra_args="orders to the scheduler and the workers"),
     *seams(
-        OUTPUT, ORDER, "written",
+        OUTPUT, REPORTED, "written",
         kv_transfer_params="carries the report of a token; the front end takes it off",
     ),
 )  # fmt: skip

@@ -205,7 +205,9 @@ _V2 = (
         V2, RUNNER_V2, "read",
         model="its logits", model_config="the vocabulary", device="where the tables are",
     ),
-    *seams(V2, RUNNER_V2, "written", sampler="gets fewer rows, for a step"),
+    *seams(V2, RUNNER_V2, "written", sampler="gets fewer rows, for a step",
+        rejection_sampler="its logits are read first, for a step",
+    ),
     *seams(
         f"{MODEL}:VllmModelForTextGeneration", RUNNER_V2, "patched",
         compute_logits="guides what it returns, for a step",

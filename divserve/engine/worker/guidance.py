@@ -214,8 +214,8 @@ class GuidanceStages:
         """Guides the primaries' rows of the raw logits ``[N, V]``; float32 ones are overwritten.
 
         Returns:
-            The logits in float32, and the report, which is being copied to the host without waiting
-            for the device. None on failure: the scheduler then stops all requests of the layout.
+            The logits in float32, and the report. None on failure: the scheduler then stops all
+            requests of the layout.
         """
         found = None
         try:
@@ -227,7 +227,16 @@ class GuidanceStages:
         if found is None:
             return None
         guided, pending = found
-        return guided, replace(pending, failures=failures).copied()
+        return guided, replace(pending, failures=failures)
+
+    def sampled_from(self, logits: Tensor) -> None:
+        """Tells of the logits ``[N, V]`` that vLLM samples from, before its penalties and bias."""
+        if (top := self._pipeline.top_step) is not None:
+            try:
+                top.add_guided(logits)
+            except Exception as error:
+                # The report is incomplete: the scheduler stops all requests of the layout.
+                log_fault("Reading the likeliest tokens of a step", error)
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Gives every guide row its primary's tokens, in place in ``sampled`` ``[R, D + 1]``."""

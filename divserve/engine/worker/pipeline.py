@@ -29,6 +29,7 @@ from divserve.engine.worker.slots import Groups, Located
 from divserve.engine.worker.staging import Staging
 from divserve.engine.worker.temperature import OwnTemperature
 from divserve.engine.worker.third_streams import ThirdStreamCheck
+from divserve.engine.worker.top_tokens import TopStep, TopTokens
 from divserve.engine.worker.vocabulary import VocabularyCap
 
 __all__ = ["Forward", "Pipeline"]
@@ -59,12 +60,15 @@ class Pipeline:
         self._dropped = DroppedTokens()
         self._vocabulary = VocabularyCap(vocab)
         self._third_streams = ThirdStreamCheck()
+        self._top_tokens = TopTokens()
         self.guide_tokens = GuideTokens()
         self.lookup = Lookup()
         self.names: tuple[str, ...] = ()
         """Primary request ids of the layout, once for each row of its statistics."""
         self.active = False
         """Whether anything is to be done in a step of this layout."""
+        self.top_step: TopStep | None = None
+        """What a trace shows of the streams of the last step, if a request asks for it."""
         self._guided_steps = 0
 
     def add(self, slot: int, order: GroupOrder, new: Any) -> None:
@@ -82,6 +86,7 @@ class Pipeline:
             self._amateurs,
             self._vocabulary,
             self._third_streams,
+            self._top_tokens,
         ):
             stage.add(slot, order)
         self._dropped.add(slot, order, new.sampling_params)
@@ -110,6 +115,7 @@ class Pipeline:
         self._dropped.lay_out(positions, staging)
         self._vocabulary.lay_out(positions, staging)
         self._third_streams.lay_out(positions, staging)
+        self._top_tokens.lay_out(positions, len(alone), staging)
         staging.send()
         self.names = tuple(positions.names.tolist())
         self.active = len(groups) > 0 or looks
@@ -126,6 +132,7 @@ class Pipeline:
         # First, because all ranks must take part in it, and what follows may fail on one of them.
         with self._ranks.together():
             read = self._amateurs.read(forward.model, forward.hidden_states)
+        self.top_step = self._top_tokens.begin(logits, read)
         raw = self._dropped.raw(logits)
         guided = logits.to(torch.float32)
         measured = self._temperature.measure(logits, guided)
@@ -141,5 +148,5 @@ class Pipeline:
         if timer is not None:
             timer.stop()
         return guided, PendingGuidance(
-            self.names, statistics, self._temperature.places, comparisons, timer
+            self.names, statistics, self._temperature.places, comparisons, timer, top=self.top_step
         )

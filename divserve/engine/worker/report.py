@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from divserve.engine.order import Guidance, Statistics, set_guidance
+from divserve.decoding.spec import Top
+from divserve.engine.reported import Guidance, Statistics, set_guidance
 from divserve.engine.worker.look_step import readable
+from divserve.engine.worker.top_tokens import TopStep
 
 __all__ = ["Comparisons", "GuidedOutput", "PendingGuidance", "Timer", "attach"]
 
@@ -84,27 +86,44 @@ class PendingGuidance:
     """Timer of the guidance operation; None in most steps (`Timer`)."""
     failures: Tensor | None = None
     """``[1] float32``: how many tensor-parallel ranks have failed to guide the step (`Ranks`)."""
+    top: TopStep | None = None
+    """The likeliest tokens of the streams; None if no request asks for them."""
+    top_values: Tensor | None = None
+    """`TopStep.values`, once it is complete."""
     event: torch.cuda.Event | None = None
 
     def copied(self) -> PendingGuidance:
-        """The same with a copy to the host under way; does not wait for the device."""
+        """The same with a copy to the host under way; does not wait for the device.
+
+        Call it once the step has been sampled.
+        """
+        top = self.top.values if self.top is not None and self.top.complete else None
         if self.statistics.device.type != "cuda":
-            return self
+            return replace(self, top_values=top)
         statistics, comparisons = _start_copy(self.statistics), self.comparisons
         failures = None if self.failures is None else _start_copy(self.failures)
         if comparisons is not None:
             comparisons = replace(comparisons, values=_start_copy(comparisons.values))
+        if top is not None:
+            top = _start_copy(top)
         event = torch.cuda.Event()
         event.record()
         return replace(
-            self, statistics=statistics, comparisons=comparisons, failures=failures, event=event
+            self,
+            statistics=statistics,
+            comparisons=comparisons,
+            failures=failures,
+            top_values=top,
+            event=event,
         )
 
     def collect(self) -> Guidance:
-        """Waits for the copy and returns the guidance: none if another rank has failed."""
+        """Waits for the copy and returns the guidance: none if a part of it has failed."""
         if self.event is not None:
             self.event.synchronize()
         if self.failures is not None and self.failures.any():
+            return Guidance({}, None)
+        if self.top is not None and self.top_values is None:
             return Guidance({}, None)
         numbers = self.statistics.tolist()
         count = len(self.names)
@@ -119,7 +138,15 @@ class PendingGuidance:
             statistics.setdefault(name, []).append(tuple(own))
         # The event of the copy, which has been waited for, comes after the timer's events.
         seconds = None if self.timer is None else self.timer.seconds()
-        return Guidance(statistics, seconds, self._broken(statistics))
+        return Guidance(statistics, seconds, self._broken(statistics), self._tops())
+
+    def _tops(self) -> dict[str, list[Top]]:
+        """By primary, at each of its positions: the likeliest tokens, where they are asked for."""
+        tops: dict[str, list[Top]] = {}
+        if self.top is not None and self.top_values is not None:
+            for place, top in self.top.read(self.top_values.tolist()).items():
+                tops.setdefault(self.names[place], []).append(top)
+        return tops
 
     def _broken(self, statistics: dict[str, list[Statistics]]) -> frozenset[str]:
         """Groups whose statistics contain NaN."""
@@ -156,6 +183,7 @@ def attach(
     output: ModelRunnerOutput | AsyncModelRunnerOutput, pending: PendingGuidance
 ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
     """Attaches the guidance to the result of ``sample_tokens``, synchronous or not."""
+    pending = pending.copied()
     if isinstance(output, AsyncModelRunnerOutput):
         return GuidedOutput(output, pending)
     set_guidance(output, pending.collect())

@@ -153,6 +153,7 @@ class GuidedRunner:
         # the same number of rows on all ranks, or plain requests would differ from then on.
         if not self.divserve_placed:
             return super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
+        self.divserve_stages.sampled_from(logits)
         batch: Any = self.input_batch  # type: ignore[attr-defined]
         metadata, own = batch.sampling_metadata, self.divserve_stages.temperatures
         kept = self.divserve_stages.sampled_rows

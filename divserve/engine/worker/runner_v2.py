@@ -28,6 +28,7 @@ class GuidedRunnerV2:
     """Mixed into the runner's own class by `install`."""
 
     sampler: Any
+    rejection_sampler: Any
     divserve_stages: GuidanceStages
     divserve_pending: PendingGuidance | None = None
     divserve_placed: bool = False
@@ -67,6 +68,7 @@ class GuidedRunnerV2:
 
         def sample_some(logits: Tensor, batch: Any) -> Any:
             kept = stages.sampled_rows
+            stages.sampled_from(logits)
             # Also if guiding has failed: FlashInfer's draws share a generator, which must advance
             # by the same number of rows on all ranks, or plain requests would differ from then on.
             if kept is None or not worth_it_v2(sampler, batch):
@@ -74,14 +76,22 @@ class GuidedRunnerV2:
             some = logits.index_select(0, kept.rows)
             return of_all_rows(sampler(some, batch_of(batch, kept)), kept)
 
+        rejection = self.rejection_sampler
+
+        def verify(logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+            stages.sampled_from(logits)
+            return rejection(logits, *args, **kwargs)
+
         self.divserve_placed = True
         before = self._set_temperatures(stages.temperatures, input_batch)
         model.compute_logits, self.sampler = guided_logits, sample_some
+        if rejection is not None:
+            self.rejection_sampler = verify
         try:
             sampled = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
         finally:
             del model.compute_logits
-            self.sampler = sampler
+            self.sampler, self.rejection_sampler = sampler, rejection
             if before is not None:
                 # vLLM copies all of them to the device before the next step.
                 sampler.sampling_states.temperature.np[:] = before
