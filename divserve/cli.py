@@ -20,6 +20,7 @@ from rich.console import Console
 from divserve import __version__, models
 from divserve.distill.command import distill
 from divserve.errors import DivserveError, StartupError
+from divserve.evaluation.command import evaluate
 from divserve.startup.checks import VLLM_VERSION
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def doctor() -> int:
 
 
 app.command()(distill)
+app.command("eval")(evaluate)
 
 
 @app.callback(invoke_without_command=True)

@@ -28,7 +28,7 @@ LAYERS = [
     ["divserve.http"],
     ["divserve.api", "divserve.batches", "divserve.edges"],
     ["divserve.server"],
-    ["divserve.startup", "divserve.distill"],
+    ["divserve.startup", "divserve.distill", "divserve.evaluation"],
     ["divserve.cli"],
     ["divserve.__main__"],
 ]
@@ -50,6 +50,10 @@ FORBIDDEN = {
     ],
     "divserve.batches": ["divserve.engine", "torch", "transformers"],
     "divserve.edges": ["divserve.engine", "torch", "transformers"],
+    "divserve.evaluation": [
+        "divserve.decoding", "divserve.engine", "divserve.http", "divserve.models",
+        "divserve_kernels", "fastapi", "torch",
+    ],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],

@@ -1,0 +1,82 @@
+"""Against scipy, and the vectors of the metrics that have published ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from divserve.evaluation.statistics import (
+    entropy,
+    first_divergence,
+    flips,
+    mcnemar,
+    moved_tokens,
+    tempered,
+    wilson,
+)
+from divserve.evaluation.texts import compression, distinct, diversity, rep
+
+COUNTS = st.integers(0, 60)
+
+
+@given(COUNTS, COUNTS)
+def test_intervals_are_those_of_scipy(right: int, wrong: int) -> None:
+    total = right + wrong
+    if total == 0:
+        assert wilson(0, 0) == (0, 1)
+        return
+    found = binomtest(right, total).proportion_ci(method="wilson")
+    assert wilson(right, total) == pytest.approx((found.low, found.high), abs=1e-9)
+
+
+@given(COUNTS, COUNTS)
+def test_the_exact_test_is_that_of_scipy(lost: int, won: int) -> None:
+    expected = binomtest(lost, lost + won).pvalue if lost + won else 1.0
+    assert mcnemar(lost, won) == pytest.approx(expected)
+
+
+def test_flips() -> None:
+    before = list(zip(map(bool, (1, 1, 0, 0, 1, 0)), "ABCDAB", strict=True))
+    after = list(zip(map(bool, (1, 0, 1, 0, 1, 0)), "ACBDAC", strict=True))
+    found = flips(before, after)
+    assert (found.lost, found.won, found.changed, found.total) == (1, 1, 3, 6)
+    assert (found.share, found.all, found.p) == (pytest.approx(1 / 3), 0.5, 1)
+    assert flips([], []).share == flips([], []).all == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "first", "moved"),
+    [
+        ((1, 2, 3, 4, 5, 6), (1, 2, 9, 4, 9, 6), 2, 2),
+        ((1, 2), (1, 2, 3), 2, 0),
+        ((1, 2, 3), (1, 2), 2, 1),
+        ((), (1,), 0, 0),
+    ],
+)
+def test_where_two_answers_part(
+    base: tuple[int, ...], other: tuple[int, ...], first: int, moved: int
+) -> None:
+    assert (first_divergence(base, other), moved_tokens(base, other)) == (first, moved)
+
+
+def test_the_temperature_of_an_entropy() -> None:
+    rows = [[0.0, -1.0, -2.0], [0.0, -0.5, -3.0]]
+    target = sum(entropy(row, 0.6) for row in rows) / 2
+    assert tempered(rows, target) == pytest.approx(0.6, abs=1e-4)
+    assert entropy([0.0, 0.0]) == pytest.approx(math.log(2))
+    assert tempered(rows, math.log(3) + 0.1) is None
+    assert tempered([], 0.5) is None
+
+
+def test_repetition() -> None:
+    assert rep("abab", 2) == pytest.approx(1 / 3)
+    assert rep("a", 2) == 0
+    assert diversity("abcdef") == 1
+    assert diversity("aaaaaa") == pytest.approx(1 / 5 * 1 / 4 * 1 / 3)
+    assert distinct(["a", "b", "a"]) == pytest.approx(2 / 3)
+    assert distinct([]) == compression("") == 0
+    assert compression("word " * 100) > 10
