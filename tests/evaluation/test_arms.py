@@ -9,11 +9,10 @@ import pytest
 
 from divserve.errors import StartupError
 from divserve.evaluation import arms
-from divserve.evaluation.arms import MASKS, Listed
+from divserve.evaluation.arms import MASKS
 from divserve.evaluation.items import Item
-from tests.support.specs import METHODS_LISTED as ENTRIES
+from tests.evaluation.listed import LISTED
 
-LISTED = {entry["method"]: Listed.of(entry) for entry in ENTRIES}
 MESSAGES = [{"role": "user", "content": "The document. What is it?"}]
 ITEM = Item(id="1", messages=MESSAGES, document="The document.", answers=["it"])
 BARE = Item(id="2", messages=MESSAGES, answers=["it"])
@@ -51,7 +50,8 @@ def test_controls() -> None:
     assert mask is not None
     assert (mask.decoding, mask.temperature, mask.sampling) == ((), 1, {"min_p": 0.1})
     assert (mask.control_of, mask.sampled) == (arm.name, True)
-    own = arms.masked(arms.of_method("la", [{"method": "linear_alignment", "nucleus": 0.5}], 1), LISTED)
+    body = {"method": "linear_alignment", "nucleus": 0.5}
+    own = arms.masked(arms.of_method("la", [body], 1), LISTED)
     assert own is not None
     assert own.sampling == {"top_p": 0.5}
     assert arms.masked(arms.of_method("cad", [{"method": "cad"}], 1), LISTED) is None

@@ -94,7 +94,10 @@ def test_code_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
             json.dumps({"id": "1", "messages": USER, "judge": "none", "document": "no"}),
             "does not stand in the messages",
         ),
-        ((json.dumps({"id": "1", "messages": USER, "judge": "none"}) + "\n") * 2, "have the id '1'"),
+        (
+            (json.dumps({"id": "1", "messages": USER, "judge": "none"}) + "\n") * 2,
+            "have the id '1'",
+        ),
         ("", "at least 1 item"),
     ],
 )
