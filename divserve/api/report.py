@@ -6,8 +6,8 @@
 Where draft tokens were verified it also has "draft": {"proposed", "accepted", "rounds"}: how many
 were, how many of the choice's tokens were drafts, and in how many steps.
 With ``guide.model`` it also has "guide_models": by method, the model that read its guide. With
-``guide.first_of`` it has "guides": by method, the selector that found what the guide lacks. An answer
-that was decoded plainly because there was none has "applied_steps": 0 and the "reason".
+``guide.first_of`` it has "guides": by method, the selector that found what the guide lacks. An
+answer that was decoded plainly because there was none has "applied_steps": 0 and the "reason".
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
