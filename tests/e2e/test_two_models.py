@@ -70,9 +70,11 @@ def test_switching_whole_and_streamed(client: openai.OpenAI, switch: dict[str, A
     for entry in report["trace"]:
         assert list(entry["top"]) == ["primary", "guided"]
         raw, guided = entry["top"].values()
-        assert [t["token"] for t in raw] == [t["token"] for t in guided]
-        # Ids that only the larger vocabulary has are not sampled.
-        assert raw[0]["logprob"] == pytest.approx(guided[0]["logprob"], abs=0.01)
+        # Ids that only the larger vocabulary has, which have no text, are not sampled.
+        known = [t for t in raw if t["token"]]
+        assert [t["token"] for t in known] == [t["token"] for t in guided[: len(known)]]
+        for one, other in zip(known, guided, strict=False):
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=0.01)
         assert guided[0]["token"] == entry["token"]
         assert len(guided) == 2
     assert report["switches"] == sum(a != b for a, b in pairwise(models)) > 3

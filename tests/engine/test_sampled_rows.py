@@ -349,7 +349,7 @@ class PlayedRunnerV2:
     def __init__(self, stages: Any) -> None:
         self.seen: list[int] = []
         self.divserve_stages, self.sampler = stages, self.count
-        self.model = Model()
+        self.model, self.rejection_sampler = Model(), None
 
     def count(self, logits: torch.Tensor, batch: Any) -> Any:
         assert batch.num_reqs == len(logits)
