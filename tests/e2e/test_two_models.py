@@ -74,7 +74,7 @@ def test_switching_whole_and_streamed(client: openai.OpenAI, switch: dict[str, A
         known = [t for t in raw if t["token"]]
         assert [t["token"] for t in known] == [t["token"] for t in guided[: len(known)]]
         for one, other in zip(known, guided, strict=False):
-            assert one["logprob"] == pytest.approx(other["logprob"], abs=0.01)
+            assert -1e-4 <= other["logprob"] - one["logprob"] < 0.1
         assert guided[0]["token"] == entry["token"]
         assert len(guided) == 2
     assert report["switches"] == sum(a != b for a, b in pairwise(models)) > 3
