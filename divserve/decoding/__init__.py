@@ -25,6 +25,7 @@ from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
 from divserve.decoding.proxy_tuning import ProxyTuning
+from divserve.decoding.reading import EXCLUDED, FIGURES, Figures, Read, Reading
 from divserve.decoding.spec import BASE, Adapter, Spec
 from divserve.decoding.stack import Stack, share_guide
 from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
@@ -33,9 +34,10 @@ from divserve.decoding.vdgd import Vdgd
 from divserve_contract import STATISTICS, Form, Program
 
 __all__ = [
-    "BASE", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter", "Decoding",
-    "EntropySwitch", "Form", "Guide", "Instructive", "Look", "LookBack", "LookRow", "LookState",
-    "Method", "ModelSize", "Program", "Spec", "Stack", "Switch", "SwitchRule",
+    "BASE", "EXCLUDED", "FIGURES", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter",
+    "Decoding", "EntropySwitch", "Figures", "Form", "Guide", "Instructive", "Look", "LookBack",
+    "LookRow", "LookState", "Method", "ModelSize", "Program", "Read", "Reading", "Spec", "Stack",
+    "Switch", "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[

@@ -5,7 +5,7 @@ from, to                              object                      carried by vLL
 ====================================  ==========================  =================================
 API process, scheduler                `Order`                     ``SamplingParams.extra_args``
 scheduler, worker (a new row)         `GroupOrder` `TextOrder`    ``SamplingParams.extra_args``
-                                      `ProbeOrder`
+                                      `ProbeOrder` `ReadOrder`
 scheduler, worker (a step)            ids of `set_chosen`         ``SchedulerOutput`` (attribute)
 worker, scheduler                     `Guidance`                  ``ModelRunnerOutput`` (attribute)
 scheduler, API process                `Report`                    ``kv_transfer_params``
@@ -17,19 +17,20 @@ plain dicts. Between scheduler and worker it uses pickle, which keeps objects as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-from divserve.decoding import Look, ModelSize, Program, Spec, Switch
+from divserve.decoding import Look, ModelSize, Program, Read, Reading, Spec, Switch
 
 __all__ = [
     "NOTHING_GUIDED", "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "Guidance", "OnSmall", "Order",
-    "ProbeOrder", "Report", "RowOrder", "Statistics", "TextOrder", "chosen_of", "guidance_of",
-    "row_order_of", "row_order_params", "set_chosen", "set_guidance", "spec_of", "with_spec",
-    "without_orders",
+    "ProbeOrder", "ReadOrder", "Report", "RowOrder", "Statistics", "TextOrder", "chosen_of",
+    "guidance_of", "row_order_of", "row_order_params", "set_chosen", "set_guidance", "spec_of",
+    "with_spec", "without_orders",
 ]  # fmt: skip
 
 ORDER_KEY = "divserve"
@@ -129,6 +130,8 @@ class GroupOrder:
     look: Look | None
     document: tuple[int, int] = (0, 0)
     """Where the part of the prompt that the first guide lacks begins and ends; equal: nowhere."""
+    reading: Reading | None = None
+    """The end of all its prompts is scored; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,16 @@ class ProbeOrder:
     """First position in the KV block that is copied for it."""
 
 
-RowOrder = GroupOrder | TextOrder | ProbeOrder
+@dataclass(frozen=True, slots=True)
+class ReadOrder:
+    """A guide whose end is scored together with that of its primary, for the workers."""
+
+    primary: str
+    column: int
+    """1 for the first guide, 2 for the second."""
+
+
+RowOrder = GroupOrder | TextOrder | ProbeOrder | ReadOrder
 
 
 def row_order_params(order: RowOrder) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def row_order_params(order: RowOrder) -> dict[str, Any]:
 
 
 def row_order_of(params: Any) -> RowOrder | None:
-    """What the workers must know of a row; None for plain rows and guides."""
+    """What the workers must know of a row; None for plain rows and most guides."""
     extra: dict[str, RowOrder] | None = None if params is None else params.extra_args
     return (extra or {}).get(ROW_KEY)
 
@@ -187,6 +199,8 @@ class Guidance:
     """How long the guidance operation took; None when it was not timed."""
     broken: frozenset[str] = frozenset()
     """Primaries whose statistics contain NaN."""
+    reads: Mapping[str, Read] = field(default_factory=dict)
+    """By primary request id: the figures of the texts that have been read."""
 
 
 NOTHING_GUIDED = Guidance({}, None)
@@ -226,6 +240,8 @@ class Report(msgspec.Struct, omit_defaults=True):
     """How a group lost the lock-step: one of a few words."""
     unguided: int = 0
     """How many of its tokens were taken back."""
+    read: Read | None = None
+    """The figures of its text, beside its only token."""
 
     def put_on(self, output: Any) -> None:
         """Attaches it to vLLM's ``EngineCoreOutput``, which packs it, unless it is empty."""

@@ -11,7 +11,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from divserve.decoding import STATISTICS, LookRow, LookState
+from divserve.decoding import STATISTICS, LookRow, LookState, Read
 from divserve.engine.faults import LOST, NOT_NUMBERS
 from divserve.engine.order import Report, Statistics, guidance_of
 from divserve.engine.scheduler.alarms import Alarms
@@ -54,6 +54,8 @@ class Reports:
         self.statistics: Mapping[str, list[Statistics]] = {}
         """Statistics of this update, by primary request id: of each position where it may have
         taken a token."""
+        self._reads: Mapping[str, Read] = {}
+        """Texts that were read to their end before this update, by primary request id."""
         self._drafts: Mapping[str, list[int]] = {}
         """Draft tokens of this update's step, by request id."""
 
@@ -71,6 +73,7 @@ class Reports:
         """
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
+        self._reads = guidance.reads
         self._drafts = scheduler_output.scheduled_spec_decode_tokens
         self._of_step = self._groups_of(scheduler_output)
         statistics, broken, alarmed = guidance.statistics, guidance.broken, []
@@ -169,6 +172,7 @@ class Reports:
         found = self.statistics.get(output.request_id, [])
         report.statistics = tuple(found[: len(output.new_token_ids)])
         report.drafted = len(self._drafts.get(output.request_id, ()))
+        report.read = self._reads.get(output.request_id)
         return report
 
     def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from divserve.decoding import Read
 from divserve.engine.order import Guidance, Statistics, set_guidance
 from divserve.engine.worker.look_step import readable
 
@@ -85,6 +87,8 @@ class PendingGuidance:
     failures: Tensor | None = None
     """``[1] float32``: how many tensor-parallel ranks have failed to guide the step (`Ranks`)."""
     event: torch.cuda.Event | None = None
+    reads: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """What was found in scored texts, by primary request id: the fields of `Read`."""
 
     def copied(self) -> PendingGuidance:
         """The same with a copy to the host under way; does not wait for the device."""
@@ -94,10 +98,16 @@ class PendingGuidance:
         failures = None if self.failures is None else _start_copy(self.failures)
         if comparisons is not None:
             comparisons = replace(comparisons, values=_start_copy(comparisons.values))
+        reads = {name: tuple(map(_start_copy, found)) for name, found in self.reads.items()}
         event = torch.cuda.Event()
         event.record()
         return replace(
-            self, statistics=statistics, comparisons=comparisons, failures=failures, event=event
+            self,
+            statistics=statistics,
+            comparisons=comparisons,
+            failures=failures,
+            event=event,
+            reads=reads,
         )
 
     def collect(self) -> Guidance:
@@ -119,7 +129,12 @@ class PendingGuidance:
             statistics.setdefault(name, []).append(tuple(own))
         # The event of the copy, which has been waited for, comes after the timer's events.
         seconds = None if self.timer is None else self.timer.seconds()
-        return Guidance(statistics, seconds, self._broken(statistics))
+        reads = {name: Read(*map(_packed, found)) for name, found in self.reads.items()}
+        return Guidance(statistics, seconds, self._broken(statistics) | self._unreadable(), reads)
+
+    def _unreadable(self) -> frozenset[str]:
+        """Groups with a text of which a log-prob is NaN."""
+        return frozenset(name for name, found in self.reads.items() if found[0][:, 0].isnan().any())
 
     def _broken(self, statistics: dict[str, list[Statistics]]) -> frozenset[str]:
         """Groups whose statistics contain NaN."""
@@ -129,6 +144,10 @@ class PendingGuidance:
         return frozenset(
             name for name, found in statistics.items() if any(map(math.isnan, chain(*found)))
         )
+
+
+def _packed(values: Tensor) -> bytes:
+    return values.numpy().tobytes()
 
 
 def _start_copy(values: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""Scored texts against Hugging Face in float32, in every mode that reads them differently."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm import SamplingParams
+
+from divserve.decoding import METHODS, Reading
+from divserve.engine.faults import LOST, NOT_NUMBERS
+from divserve.engine.worker import reduction
+from tests.support import hf
+from tests.support.engine import Engine, counted, order, random_prompt, report_of
+from tests.support.models import TINY_VOCAB
+from tests.support.scored import differences, expected, logits, read_of, scored
+
+pytestmark = pytest.mark.gpu
+
+CLOSE = 1e-4
+
+
+@dataclass
+class Case:
+    """One text behind a prompt, and behind a guide if there is one."""
+
+    prompt: list[int]
+    guide: list[int] | None
+    text: list[int]
+    wanted: dict[str, np.ndarray]
+
+    def request(self) -> tuple[list[int], Any]:
+        guides = [] if self.guide is None else [self.guide + self.text]
+        return self.prompt + self.text, scored(Reading(len(self.text)), guides)
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine whose budget cuts prompts and texts into chunks."""
+    engine = Engine(tiny, asynchronous=request.param == "async", max_num_seqs=48)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_reference: hf.Reference) -> list[Case]:
+    """Texts of all lengths with a guide and without; several share one prompt."""
+    rng, found = random.Random(3), []
+    for length in (1, 2, 31, 32, 33, 64, 65, 150):
+        prompt, guide = (random_prompt(rng, n, TINY_VOCAB) for n in (rng.choice([1, 40, 96]), 70))
+        for own in (None, guide):
+            text = random_prompt(rng, length, TINY_VOCAB)
+            found.append(made(tiny_reference, prompt, own, text))
+    return found
+
+
+def made(
+    reference: hf.Reference, prompt: list[int], guide: list[int] | None, text: list[int]
+) -> Case:
+    own = logits(reference.model, prompt + text, len(text))
+    other = None if guide is None else logits(reference.model, guide + text, len(text))
+    return Case(prompt, guide, text, expected(text, own, other))
+
+
+def check(cases: list[Case], outputs: list[Any]) -> None:
+    for case, output in zip(cases, outputs, strict=True):
+        found = differences(read_of(output), case.wanted)
+        # Two tokens may be equally likely but for rounding.
+        assert found.pop("rank") <= 1, case
+        assert max(found.values()) < CLOSE, (len(case.text), found)
+
+
+def test_texts_equal_the_reference(engine: Engine, cases: list[Case]) -> None:
+    check(cases, engine.generate([case.request() for case in cases]))
+    assert set(engine.leftovers().values()) == {0}
+
+
+def test_from_the_prefix_cache(engine: Engine, cases: list[Case]) -> None:
+    """Prompts are cached, and so are whole texts; a hit ends before the first scored token."""
+    engine.generate([case.request() for case in cases])
+    outputs = engine.generate([case.request() for case in cases])
+    check(cases, outputs)
+    cached = [output.num_cached_tokens for output in outputs]
+    assert any(cached)
+    assert all(n < len(case.prompt) for n, case in zip(cached, cases, strict=True))
+
+
+def test_beside_requests_that_decode(engine: Engine, cases: list[Case]) -> None:
+    """Plain and guided answers are what they are without texts beside them."""
+    rng = random.Random(4)
+    prompts = [random_prompt(rng, n, TINY_VOCAB) for n in (20, 50, 90)]
+    guide = random_prompt(rng, 30, TINY_VOCAB)
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+    extra = [None, order("adacad", guide), None]
+    decoding = [
+        (prompt, SamplingParams(**settings, detokenize=False, extra_args=one))
+        for prompt, one in zip(prompts, extra, strict=True)
+    ]
+    alone = [output.outputs[0].token_ids for output in engine.generate(decoding)]
+    outputs = engine.generate([*decoding, *(case.request() for case in cases)])
+    assert [output.outputs[0].token_ids for output in outputs[:3]] == alone
+    check(cases, outputs[3:])
+
+
+def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
+    """Rows are preempted and read again; positions that are known are not reduced twice."""
+    engine = Engine(tiny, blocks=17, max_model_len=256, max_num_seqs=12)
+    preempted = counted(engine.scheduler, "_preempt_request")
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    decoding = [(case.prompt, SamplingParams(**settings, detokenize=False)) for case in cases[:6]]
+    outputs = engine.generate([*decoding, *(case.request() for case in cases)])
+    check(cases, outputs[6:])
+    assert len(preempted) > 0
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()
+
+
+def test_likeliest_tokens_and_chosen_ids(engine: Engine, tiny_reference: hf.Reference) -> None:
+    """Lists of ids of any length, also none."""
+    rng = random.Random(5)
+    prompt, text = (random_prompt(rng, n, TINY_VOCAB) for n in (50, 70))
+    ids = [random_prompt(rng, place % 4, TINY_VOCAB) for place in range(len(text))]
+    params = scored(Reading(len(text), top=5, ids=ids))
+    (output,) = engine.generate([(prompt + text, params)])
+    read, log_p = read_of(output), logits(tiny_reference.model, prompt + text, 70).log_softmax(-1)
+    best = log_p.topk(5)
+    assert np.array_equal(shaped(read.top_ids, np.int32, 70), best.indices.numpy())
+    near = np.abs(shaped(read.top_logprobs, np.float32, 70) - best.values.numpy())
+    assert near.max() < CLOSE
+    found = shaped(read.id_logprobs, np.float32, 70)
+    for place, own in enumerate(ids):
+        wanted = log_p[place, own].numpy()
+        assert np.abs(found[place, : len(own)] - wanted).max(initial=0) < CLOSE
+
+
+def shaped(packed: bytes, dtype: Any, rows: int) -> np.ndarray:
+    return np.frombuffer(packed, dtype).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("method", ["cad", "adacad", "coiecd", "uscd", "linear_alignment"])
+def test_under_a_method(engine: Engine, tiny_reference: hf.Reference, method: str) -> None:
+    """All figures of one distribution are those of the method's, comparisons of the raw ones."""
+    rng = random.Random(6)
+    prompt, guide, text = (random_prompt(rng, n, TINY_VOCAB) for n in (80, 45, 70))
+    program = METHODS[method].model_validate({"method": method, "guide": {"prompt": "x"}})
+    params = scored(Reading(70, guided=True), [guide + text], program=program.program(0.0))
+    (output,) = engine.generate([(prompt + text, params)])
+    own, other = (logits(tiny_reference.model, p + text, 70) for p in (prompt, guide))
+    chosen = torch.stack([hf.combine(method, *pair) for pair in zip(own, other, strict=True)])
+    wanted = expected(text, own, other, chosen=chosen)
+    # Excluded tokens.
+    wanted["logprob"] = np.maximum(wanted["logprob"], -1e4)
+    found = differences(read_of(output), wanted)
+    assert found.pop("rank") <= 1
+    assert max(found.values()) < 5e-4, found
+
+
+def test_a_fault_ends_the_request_alone(
+    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that cannot be reduced has no figures but an error; later ones are scored."""
+    with monkeypatch.context() as broken:
+        broken.setattr(reduction, "figures", lambda *args: 1 / 0)
+        report = report_of(engine.generate([cases[-1].request()])[0])
+    assert report is not None
+    assert (report.error, report.read) == (LOST, None)
+    check(cases[-1:], engine.generate([cases[-1].request()]))
+
+
+def test_logits_that_are_no_numbers(
+    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(reduction, "log_probs", lambda logits: logits * math.nan)
+        report = report_of(engine.generate([cases[-1].request()])[0])
+    assert report is not None
+    assert report.error == NOT_NUMBERS
