@@ -21,6 +21,7 @@ LAYERS = [
     ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
     ["divserve.models"],
     ["divserve.decoding", "divserve_kernels"],
+    ["divserve.scores"],
     ["divserve.engine"],
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],

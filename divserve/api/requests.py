@@ -23,7 +23,7 @@ from divserve.http.openai import (
     has_non_text_content,
 )
 
-__all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
+__all__ = ["LONGEST_NAME", "ChatRequest", "CompletionsRequest", "Guided"]
 
 LONGEST_NAME = 128
 """Characters of a model's name that metrics and logs keep."""
@@ -181,6 +181,10 @@ class Guided(BaseModel):
     def has_two_seconds(self, prompt: int) -> bool:
         """Whether the prompt of this index is compared with two different streams."""
         return cast(Stack, self.stack).two_seconds(self._guides[prompt], self._adapters_of())
+
+    def spec_of(self, prompt: int) -> Spec:
+        """The order for the engine of the prompt of this index, once it has its guides."""
+        return self._order(self._guides[prompt])
 
     def _order(self, guides: Guides) -> Spec:
         stack, adapters = cast(Stack, self.stack), self._adapters_of()

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
-from divserve.api import extras, guide_models
+from divserve.api import extras, guide_models, score
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import with_preset
 from divserve.api.record import RECORD
@@ -125,6 +125,7 @@ def install(app: FastAPI) -> None:
         )
     ]
     app.include_router(router)
+    app.include_router(score.router)
     app.openapi_schema = None
 
 

@@ -26,6 +26,8 @@ class Reading:
     """Tokens whose log-probs are returned, for each scored token; empty: none for any."""
     guided: bool = False
     """Whether the program is applied to every position; else the distributions are the raw ones."""
+    reference: bool = False
+    """Whether the first amateur's distributions are compared with the model's."""
 
 
 class Figures(NamedTuple):

@@ -7,7 +7,10 @@ from collections.abc import Container
 from starlette.routing import Match
 from starlette.types import Scope
 
-__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body"]
+__all__ = [
+    "BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "SCORE", "is_free", "path_of",
+    "takes_body",
+]  # fmt: skip
 
 PROBES = ("/health", "/live", "/ready", "/ping")
 """Answered without a key, under any load, and while the server drains."""
@@ -16,6 +19,9 @@ GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """The routes that take ``decoding``."""
 
 RESPONSES = "/v1/responses"
+
+SCORE = "/v1/decoding/score"
+"""The route that scores given texts."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""

@@ -20,7 +20,17 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, governor, headless, log_format, ranks, shutdown
+from divserve.startup import (
+    checks,
+    cpu,
+    extras,
+    governor,
+    headless,
+    log_format,
+    ranks,
+    scoring,
+    shutdown,
+)
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -101,12 +111,14 @@ def parse(argv: Sequence[str]) -> Namespace:
     watchdog.add_flags(parser)
     log_format.add_flags(parser)
     governor.add_flags(parser)
+    scoring.add_flags(parser)
     # vLLM turns a mapping 'presets' in the file of --config into this flag.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
     args.extras = Extras.of(args)
     args.edges = edge_flags.EdgeSettings.of(args)
+    args.scoring = scoring.settings_of(args)
     args.engine_timeout = watchdog.checked(args.engine_timeout)
     if args.extras.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(

@@ -18,6 +18,7 @@ from divserve.edges.flags import EdgeSettings
 from divserve.engine.compat import moved
 from divserve.engine.order import OnSmall
 from divserve.errors import ApiError
+from divserve.scores import Scoring
 from divserve.startup.extras import Extras
 from tests.support.models import SMOLLM2
 
@@ -134,4 +135,5 @@ def arguments(**edges: Any) -> Namespace:
     args.log_format, args.log_prompts = None, False
     args.extras = Extras({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
+    args.scoring = Scoring()
     return args

@@ -42,7 +42,7 @@ class Applied:
         if kind.amateurs:
             second = side_row(0) - primary
             third = second - count if kind.amateurs > 1 else none
-        elif kind.compared:
+        elif kind.rows > 1:
             second = primary + count
         first = self._programs.streams(2 * slots, primary, second, third, staging)
         staging.send()

@@ -144,7 +144,7 @@ class Reader:
                 job.text.failed = True
 
     def _amateurs(self, kind: Kind, states: Tensor, forward: Forward) -> Tensor | None:
-        if not kind.amateurs:
+        if not (kind.reference or (kind.guided and kind.amateurs)):
             return None
         rows = torch.arange(len(states), device=self._device)
         return amateur_logits(forward.model, states, rows)
@@ -160,8 +160,10 @@ class Reader:
         """What is kept of a slice: as `Text.found`."""
         tokens, ids = asked
         own = reduction.log_probs(logits[0])
-        guide = reduction.log_probs(logits[1]) if kind.compared else None
-        reference = None if side is None else reduction.log_probs(side[: len(tokens)])
+        guide = reduction.log_probs(logits[1]) if kind.rows > 1 else None
+        reference = None
+        if kind.reference and side is not None:
+            reference = reduction.log_probs(side[: len(tokens)])
         chosen = own
         if kind.guided:
             chosen = reduction.log_probs(self._applied.logits(kind, slots, logits, side))

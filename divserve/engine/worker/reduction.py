@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from divserve.decoding import EXCLUDED, Figures
+from divserve.decoding import EXCLUDED, FIGURES
 
 __all__ = ["MOST_ENTRIES", "figures", "likeliest", "log_probs", "of_ids", "slice_length"]
 
@@ -43,29 +43,23 @@ def figures(
         reference: ``[S, V']`` log-probs of the first amateur, if there is one; V' ≤ V.
     """
     nothing = torch.full((len(tokens),), math.nan, device=own.device)
+    found: dict[str, Tensor] = dict.fromkeys(FIGURES, nothing)
     logprob = _of(chosen, tokens)
     probs = chosen.exp()
     entropy = -(probs * chosen).sum(-1)
-    varentropy = probs.mul_((chosen + entropy[:, None]).square_()).sum(-1)
-    found = Figures(
-        logprob=logprob,
-        rank=(chosen > logprob[:, None]).sum(-1).float() + 1,
-        entropy=entropy,
-        varentropy=varentropy,
-        own_logprob=_of(own, tokens),
-        guide_logprob=nothing,
-        kl=nothing,
-        jsd=nothing,
-        reference_logprob=nothing,
-        cross_entropy=nothing,
-        cross_variance=nothing,
-    )
+    found |= {
+        "logprob": logprob,
+        "rank": (chosen > logprob[:, None]).sum(-1).float() + 1,
+        "entropy": entropy,
+        "varentropy": probs.mul_((chosen + entropy[:, None]).square_()).sum(-1),
+        "own_logprob": _of(own, tokens),
+    }
     if guide is not None:
         kl, jsd = _divergences(own, guide)
-        found = found._replace(guide_logprob=_of(guide, tokens), kl=kl, jsd=jsd)
+        found |= {"guide_logprob": _of(guide, tokens), "kl": kl, "jsd": jsd}
     if reference is not None:
-        found = found._replace(**_against(tokens, own, reference))
-    return torch.stack(list(found), dim=1)
+        found |= _against(tokens, own, reference)
+    return torch.stack([found[name] for name in FIGURES], dim=1)
 
 
 def likeliest(chosen: Tensor, count: int) -> tuple[Tensor, Tensor]:

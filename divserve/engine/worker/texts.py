@@ -28,10 +28,10 @@ class Kind:
 
     rows: int
     """Prompts of a group."""
-    compared: bool
-    """Whether there is a guide for figures that compare."""
     guided: bool
+    reference: bool
     amateurs: int
+    """Models that the program contrasts with."""
     second: bool
     """Whether a second program measures a temperature."""
     top: int
@@ -78,8 +78,8 @@ class Text:
         rows = 1 + len(order.guides)
         kind = Kind(
             rows=rows,
-            compared=rows > 1 and not order.amateurs,
             guided=reading.guided,
+            reference=reading.reference,
             amateurs=order.amateurs,
             second=order.temperature_program is not None,
             top=reading.top,

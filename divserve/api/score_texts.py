@@ -1,0 +1,190 @@
+"""What a score request asks the engine to read: token ids before each text, and the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from divserve.api import extras, guide_models
+from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
+from divserve.api.score_body import ScoreRequest
+from divserve.decoding import Program, Reading, Spec
+from divserve.engine.client.read import Sought
+from divserve.errors import InvalidRequest, NotFound
+from divserve.http.openai import ErrorResponse, VLLMValidationError
+from divserve.scores import SCORES
+
+__all__ = ["Asked", "asked_of"]
+
+NOT_FOUND = 404
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text of a request."""
+
+    sought: Sought
+    content: str
+    """The text itself."""
+    lower: Sought | None = None
+    """The same in lower case, for the plain model."""
+
+
+async def asked_of(body: ScoreRequest, raw_request: Request) -> list[Asked]:
+    """Renders and tokenizes what the request asks for.
+
+    Raises:
+        InvalidRequest: it cannot be rendered, is empty or too long, or names what is not there.
+    """
+    try:
+        return await _asked_of(body, raw_request)
+    except InvalidRequest as error:
+        error.param = _own_path(error.param, body)
+        raise
+
+
+async def _asked_of(body: ScoreRequest, raw_request: Request) -> list[Asked]:
+    twin = _twin(body)
+    extras.place(twin, raw_request)
+    guide_models.resolve(twin, raw_request)
+    state = raw_request.app.state
+    serving = _serving(state, body)
+    rendered = [ids["prompt_token_ids"] for ids in await _rendered(serving, twin, body)]
+    spec = twin.spec_of(0) if twin.decoding is not None else Spec(Program())
+    tokenizer = serving.renderer.tokenizer
+    if tokenizer is None:
+        raise InvalidRequest("Scores need the server's tokenizer.", param=body.scored_field)
+    if body.input is not None:
+        pairs = [(ids[:1], ids[1:]) for ids in rendered]
+    else:
+        pairs = [(rendered[0], _ids_of(text, serving)) for text in body.texts]
+    limit = serving.engine_client.capacity.max_guide_tokens
+    found = []
+    for number, (prompt, text) in enumerate(pairs):
+        _check_length(prompt, text, limit, _path(body, number))
+        sought = Sought(prompt, text, spec, _reading(body, text))
+        content = body.texts[number]
+        if not isinstance(content, str):
+            content = tokenizer.decode(text if body.input is None else prompt + text)
+        found.append(Asked(sought, content))
+    if "lowercase" in (body.scores or ()):
+        found = [await _with_lower(one, body, serving, limit) for one in found]
+    return found
+
+
+def _twin(body: ScoreRequest) -> Guided:
+    """A generation request with the same prompt, guide and method, which is only rendered."""
+    decoding: Any = body.method
+    if decoding is None and body.guide is not None:
+        decoding = {"method": "cad", "alpha": 0, "guide": body.guide}
+    fields = {"model": body.model, "max_tokens": 1, "decoding": decoding}
+    try:
+        if body.messages is not None:
+            return ChatRequest(
+                messages=body.messages,
+                documents=body.documents,
+                tools=body.tools,
+                chat_template_kwargs=body.chat_template_kwargs,
+                **fields,
+            )
+        prompt = body.input if body.input is not None else body.prompt
+        return CompletionsRequest(
+            prompt=prompt, add_special_tokens=body.add_special_tokens, **fields
+        )
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _serving(state: Any, body: ScoreRequest) -> Any:
+    chat = body.messages is not None
+    return state.openai_serving_chat if chat else state.openai_serving_completion
+
+
+async def _rendered(serving: Any, twin: Guided, body: ScoreRequest) -> Sequence[Any]:
+    """vLLM's rendering of the prompt, or of the whole texts."""
+    if body.messages is not None:
+        found = await serving.render_chat_request(twin)
+    else:
+        found = await serving.render_completion_request(twin)
+    if isinstance(found, ErrorResponse):
+        kind = NotFound if found.error.code == NOT_FOUND else InvalidRequest
+        raise kind(found.error.message, param=found.error.param)
+    inputs: Sequence[Any] = found[1] if body.messages is not None else found
+    return inputs
+
+
+def _ids_of(text: str | list[int], serving: Any) -> list[int]:
+    """The token ids of an answer.
+
+    Raises:
+        InvalidRequest: an id is not in the vocabulary.
+    """
+    if isinstance(text, str):
+        return list(serving.renderer.tokenizer.encode(text, add_special_tokens=False))
+    try:
+        serving.renderer.validate_token_ids(text)
+    except VLLMValidationError as error:
+        raise InvalidRequest(str(error.args[0]), param="answer") from None
+    return text
+
+
+def _reading(body: ScoreRequest, text: list[int]) -> Reading:
+    ids = body.logprob_token_ids or []
+    if ids and len(ids) != len(text):
+        raise InvalidRequest(
+            f"logprob_token_ids has {len(ids)} lists; {len(text)} tokens are scored: send one list "
+            "for each, empty where nothing is asked for.",
+            param="logprob_token_ids",
+        )
+    needs = {need for name in body.scores or () for need in SCORES[name].needs}
+    return Reading(
+        len(text), body.top_logprobs, ids, body.method is not None, reference="amateur" in needs
+    )
+
+
+def _check_length(prompt: list[int], text: list[int], limit: int, param: str) -> None:
+    if not text:
+        raise InvalidRequest("The text has no token to score.", param=param)
+    if not prompt:
+        raise InvalidRequest("There is no token before the text.", param="prompt")
+    if (length := len(prompt) + len(text)) > limit:
+        raise InvalidRequest(
+            f"The text and what stands before it have {length} tokens; at most {limit} fit.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _path(body: ScoreRequest, number: int) -> str:
+    return f"{body.scored_field}.{number}" if len(body.texts) > 1 else body.scored_field
+
+
+async def _with_lower(asked: Asked, body: ScoreRequest, serving: Any, limit: int) -> Asked:
+    """The same with its lower-case version."""
+    if not isinstance(body.texts[0], str):
+        raise InvalidRequest("lowercase needs texts, not token ids.", param="scores")
+    text = asked.content.lower()
+    if body.input is not None:
+        ids = serving.renderer.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+        prompt, scored = list(ids[:1]), list(ids[1:])
+    else:
+        prompt, scored = asked.sought.prompt, _ids_of(text, serving)
+    _check_length(prompt, scored, limit, body.scored_field)
+    plain = Sought(prompt, scored, Spec(Program()), Reading(len(scored)))
+    return replace(asked, lower=plain)
+
+
+def _own_path(param: str | None, body: ScoreRequest) -> str | None:
+    """A path in the twin's body as one in the request's."""
+    if param is None or not param.startswith("decoding"):
+        return "input" if param == "prompt" and body.input is not None else param
+    rest = param.removeprefix("decoding")
+    _, found, after = rest.partition(".guide")
+    if found and body.guide is not None:
+        return f"guide{after}"
+    return f"method{rest}"
