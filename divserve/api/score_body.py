@@ -12,7 +12,7 @@ from divserve.errors import InvalidRequest
 from divserve.http.fields import FieldLimits, prompts_in, too_much
 from divserve.scores import SCORES
 
-__all__ = ["ScoreRequest"]
+__all__ = ["TEXT_FIELDS", "ScoreRequest"]
 
 TEXT_FIELDS = ("input", "prompt", "messages")
 MOST_TOP = 20

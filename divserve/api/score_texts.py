@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from divserve.api import extras, guide_models
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
-from divserve.api.score_body import ScoreRequest
+from divserve.api.score_body import TEXT_FIELDS, ScoreRequest
 from divserve.decoding import Program, Reading, Spec
 from divserve.engine.client.read import Sought
 from divserve.errors import InvalidRequest, NotFound
@@ -107,15 +107,23 @@ def _serving(state: Any, body: ScoreRequest) -> Any:
 
 async def _rendered(serving: Any, twin: Guided, body: ScoreRequest) -> Sequence[Any]:
     """vLLM's rendering of the prompt, or of the whole texts."""
-    if body.messages is not None:
-        found = await serving.render_chat_request(twin)
-    else:
-        found = await serving.render_completion_request(twin)
+    chat, field = body.messages is not None, _prompt_field(body)
+    render = serving.render_chat_request if chat else serving.render_completion_request
+    try:
+        found = await render(twin)
+    except VLLMValidationError as error:
+        long = error.parameter in ("input_tokens", "input_text")
+        code = "context_length_exceeded" if long else None
+        raise InvalidRequest(str(error.args[0]), param=field, code=code) from None
     if isinstance(found, ErrorResponse):
         kind = NotFound if found.error.code == NOT_FOUND else InvalidRequest
         raise kind(found.error.message, param=found.error.param)
-    inputs: Sequence[Any] = found[1] if body.messages is not None else found
+    inputs: Sequence[Any] = found[1] if chat else found
     return inputs
+
+
+def _prompt_field(body: ScoreRequest) -> str:
+    return next(name for name in TEXT_FIELDS if getattr(body, name) is not None)
 
 
 def _ids_of(text: str | list[int], serving: Any) -> list[int]:

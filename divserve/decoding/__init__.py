@@ -25,13 +25,13 @@ from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
 from divserve.decoding.proxy_tuning import ProxyTuning
-from divserve.decoding.reading import EXCLUDED, FIGURES, Figures, Read, Reading
+from divserve.decoding.reading import Read, Reading
 from divserve.decoding.spec import BASE, Adapter, Spec
 from divserve.decoding.stack import Stack, share_guide
 from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
-from divserve_contract import STATISTICS, Form, Program
+from divserve_contract import EXCLUDED, FIGURES, STATISTICS, Figures, Form, Program
 
 __all__ = [
     "BASE", "EXCLUDED", "FIGURES", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter",

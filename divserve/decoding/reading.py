@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-__all__ = ["EXCLUDED", "FIGURES", "Figures", "Read", "Reading"]
-
-EXCLUDED = -1e4
-"""The log-prob of a token that the method gives no probability."""
+__all__ = ["Read", "Reading"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +24,6 @@ class Reading:
     """Whether the program is applied to every position; else the distributions are the raw ones."""
     reference: bool = False
     """Whether the first amateur's distributions are compared with the model's."""
-
-
-class Figures(NamedTuple):
-    """What is returned for one scored token, in nats; NaN where a stream is missing.
-
-    p is the distribution at the token's position: that of the program if it is applied, else the
-    model's own. q is the guide's, r the first amateur's; comparisons are of raw distributions.
-    """
-
-    logprob: float
-    """log p(token)."""
-    rank: float
-    """1 + the number of tokens that are likelier under p."""
-    entropy: float
-    """H(p)."""
-    varentropy: float
-    """The variance of log p under p."""
-    own_logprob: float
-    """log-prob of the token under the model's raw distribution."""
-    guide_logprob: float
-    """log q(token)."""
-    kl: float
-    """KL(model‖guide)."""
-    jsd: float
-    """JSD(model, guide)."""
-    reference_logprob: float
-    """log r(token)."""
-    cross_entropy: float
-    """−Σ r log(model)."""
-    cross_variance: float
-    """The variance of log(model) under r."""
-
-
-FIGURES = Figures._fields
-"""Names of the figures, in the order of the columns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def test_a_fault_ends_the_request_alone(
 ) -> None:
     """The text that cannot be reduced has no figures but an error; later ones are scored."""
     with monkeypatch.context() as broken:
-        broken.setattr(reduction, "figures", lambda *args: 1 / 0)
+        broken.setattr(reduction, "reduced", lambda *args: 1 / 0)
         report = report_of(engine.generate([cases[-1].request()])[0])
     assert report is not None
     assert (report.error, report.read) == (LOST, None)
@@ -178,7 +178,10 @@ def test_logits_that_are_no_numbers(
     engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(reduction, "log_probs", lambda logits: logits * math.nan)
+        whole = reduction.text_figures
+        broken.setattr(
+            reduction, "text_figures", lambda *args: tuple(x * math.nan for x in whole(*args))
+        )
         report = report_of(engine.generate([cases[-1].request()])[0])
     assert report is not None
     assert report.error == NOT_NUMBERS

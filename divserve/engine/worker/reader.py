@@ -159,16 +159,12 @@ class Reader:
     ) -> tuple[Tensor, ...]:
         """What is kept of a slice: as `Text.found`."""
         tokens, ids = asked
-        own = reduction.log_probs(logits[0])
-        guide = reduction.log_probs(logits[1]) if kind.rows > 1 else None
-        reference = None
-        if kind.reference and side is not None:
-            reference = reduction.log_probs(side[: len(tokens)])
-        chosen = own
+        own, chosen = logits[0], logits[0]
         if kind.guided:
-            chosen = reduction.log_probs(self._applied.logits(kind, slots, logits, side))
-        found = reduction.figures(tokens, chosen, own, guide, reference)
-        return found, *reduction.likeliest(chosen, kind.top), reduction.of_ids(chosen, ids)
+            chosen = self._applied.logits(kind, slots, logits, side)
+        guide = logits[1] if kind.rows > 1 else None
+        reference = side[: len(tokens)] if kind.reference and side is not None else None
+        return reduction.reduced(tokens, ids, kind.top, chosen, own, guide, reference)
 
 
 def _joined(states: list[Tensor]) -> Tensor:
