@@ -121,6 +121,12 @@ class ScoreRequest(BaseModel):
                 param="answer",
                 code="missing_required_parameter",
             )
+        if self.prompt in ("", []):
+            raise InvalidRequest(
+                "'prompt' is empty: at least one token must stand before the answer. 'input' "
+                "scores whole texts.",
+                param="prompt",
+            )
         if not self.given:
             raise InvalidRequest(f"'{self.scored_field}' is empty.", param=self.scored_field)
         if self.logprob_token_ids is not None and len(self.texts) > 1:

@@ -67,6 +67,8 @@ async def _asked_of(body: ScoreRequest, raw_request: Request) -> list[Asked]:
     found = []
     for number, (prompt, text) in enumerate(pairs):
         _check_length(prompt, text, limit, _path(body, number))
+        _check_ids(prompt, serving, _prompt_field(body))
+        _check_ids(text, serving, _path(body, number))
         sought = Sought(prompt, text, spec, _reading(body, text))
         content = body.texts[number]
         if not isinstance(content, str):
@@ -82,7 +84,7 @@ def _twin(body: ScoreRequest) -> Guided:
     decoding: Any = body.method
     if decoding is None and body.guide is not None:
         decoding = {"method": "cad", "alpha": 0, "guide": body.guide}
-    fields = {"model": body.model, "max_tokens": 1, "decoding": decoding}
+    fields = {"model": body.model, "decoding": decoding}
     try:
         if body.messages is not None:
             return ChatRequest(
@@ -90,11 +92,12 @@ def _twin(body: ScoreRequest) -> Guided:
                 documents=body.documents,
                 tools=body.tools,
                 chat_template_kwargs=body.chat_template_kwargs,
+                max_completion_tokens=1,
                 **fields,
             )
         prompt = body.input if body.input is not None else body.prompt
         return CompletionsRequest(
-            prompt=prompt, add_special_tokens=body.add_special_tokens, **fields
+            prompt=prompt, add_special_tokens=body.add_special_tokens, max_tokens=1, **fields
         )
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
@@ -117,7 +120,7 @@ async def _rendered(serving: Any, twin: Guided, body: ScoreRequest) -> Sequence[
         raise InvalidRequest(str(error.args[0]), param=field, code=code) from None
     if isinstance(found, ErrorResponse):
         kind = NotFound if found.error.code == NOT_FOUND else InvalidRequest
-        raise kind(found.error.message, param=found.error.param)
+        raise kind(found.error.message, param=found.error.param or field)
     inputs: Sequence[Any] = found[1] if chat else found
     return inputs
 
@@ -127,18 +130,18 @@ def _prompt_field(body: ScoreRequest) -> str:
 
 
 def _ids_of(text: str | list[int], serving: Any) -> list[int]:
-    """The token ids of an answer.
-
-    Raises:
-        InvalidRequest: an id is not in the vocabulary.
-    """
+    """The token ids of an answer."""
     if isinstance(text, str):
         return list(serving.renderer.tokenizer.encode(text, add_special_tokens=False))
-    try:
-        serving.renderer.validate_token_ids(text)
-    except VLLMValidationError as error:
-        raise InvalidRequest(str(error.args[0]), param="answer") from None
     return text
+
+
+def _check_ids(token_ids: list[int], serving: Any, param: str) -> None:
+    """Raises `InvalidRequest` if an id is not in the vocabulary."""
+    try:
+        serving.renderer.validate_token_ids(token_ids)
+    except VLLMValidationError as error:
+        raise InvalidRequest(str(error.args[0]), param=param) from None
 
 
 def _reading(body: ScoreRequest, text: list[int]) -> Reading:
@@ -158,8 +161,6 @@ def _reading(body: ScoreRequest, text: list[int]) -> Reading:
 def _check_length(prompt: list[int], text: list[int], limit: int, param: str) -> None:
     if not text:
         raise InvalidRequest("The text has no token to score.", param=param)
-    if not prompt:
-        raise InvalidRequest("There is no token before the text.", param="prompt")
     if (length := len(prompt) + len(text)) > limit:
         raise InvalidRequest(
             f"The text and what stands before it have {length} tokens; at most {limit} fit.",

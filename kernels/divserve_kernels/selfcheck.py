@@ -42,6 +42,8 @@ EXAMPLES: dict[str, Program] = {
 }
 """One program for each kind that the methods use."""
 
+SHORT = 1271
+"""Entries of a row that are enough for what does not depend on their number."""
 LIMIT = 1e-3
 """Largest error that float32 can explain."""
 
@@ -161,7 +163,7 @@ def check(device: torch.device, vocab: int = 1271, kinds: Sequence[Kind] = KINDS
             worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
             worst = max(worst, _difference(found, statistics))
     if back_end.name == "numba":
-        worst = max(worst, _error_of_text_figures(logits.float()))
+        worst = max(worst, _error_of_text_figures(logits[:, :SHORT].float()))
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
 
 
