@@ -17,9 +17,12 @@ from vllm import SamplingParams
 from divserve.decoding import METHODS, Reading
 from divserve.engine.faults import LOST, NOT_NUMBERS
 from divserve.engine.worker import reduction
+from divserve_kernels import text_figures
+from tests.engine.test_runners import EAGER, GRAPHS, V1, Way, case, gpu_case, ran
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, report_of
-from tests.support.models import TINY_VOCAB
+from tests.support.models import TINY_VOCAB, make_tiny
+from tests.support.platform import cpu_only
 from tests.support.scored import differences, expected, logits, read_of, scored
 
 pytestmark = pytest.mark.gpu
@@ -51,13 +54,17 @@ def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def cases(tiny_reference: hf.Reference) -> list[Case]:
-    """Texts of all lengths with a guide and without; several share one prompt."""
+    return made_cases(tiny_reference)
+
+
+def made_cases(reference: hf.Reference) -> list[Case]:
+    """Texts of all lengths with a guide and without."""
     rng, found = random.Random(3), []
     for length in (1, 2, 31, 32, 33, 64, 65, 150):
         prompt, guide = (random_prompt(rng, n, TINY_VOCAB) for n in (rng.choice([1, 40, 96]), 70))
         for own in (None, guide):
             text = random_prompt(rng, length, TINY_VOCAB)
-            found.append(made(tiny_reference, prompt, own, text))
+            found.append(made(reference, prompt, own, text))
     return found
 
 
@@ -69,12 +76,19 @@ def made(
     return Case(prompt, guide, text, expected(text, own, other))
 
 
-def check(cases: list[Case], outputs: list[Any]) -> None:
-    for case, output in zip(cases, outputs, strict=True):
-        found = differences(read_of(output), case.wanted)
+def worst(cases: list[Case], outputs: list[Any]) -> float:
+    """The largest difference of any figure."""
+    largest = 0.0
+    for one, output in zip(cases, outputs, strict=True):
+        found = differences(read_of(output), one.wanted)
         # Two tokens may be equally likely but for rounding.
-        assert found.pop("rank") <= 1, case
-        assert max(found.values()) < CLOSE, (len(case.text), found)
+        assert found.pop("rank") <= 1, one
+        largest = max(largest, *found.values())
+    return largest
+
+
+def check(cases: list[Case], outputs: list[Any]) -> None:
+    assert worst(cases, outputs) < CLOSE
 
 
 def test_texts_equal_the_reference(engine: Engine, cases: list[Case]) -> None:
@@ -178,10 +192,71 @@ def test_logits_that_are_no_numbers(
     engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        whole = reduction.text_figures
+        whole = text_figures.text_figures
         broken.setattr(
-            reduction, "text_figures", lambda *args: tuple(x * math.nan for x in whole(*args))
+            text_figures, "text_figures", lambda *args: tuple(x * math.nan for x in whole(*args))
         )
         report = report_of(engine.generate([cases[-1].request()])[0])
     assert report is not None
     assert report.error == NOT_NUMBERS
+
+
+def test_the_amateur_is_a_reference(
+    tiny: Path, tiny_reference: hf.Reference, tmp_path: Path
+) -> None:
+    """Its vocabulary is shorter. A contrast with it applies to every position."""
+    path = make_tiny(tmp_path / "amateur", vocab_size=TINY_VOCAB - 24, seed=1)
+    amateur = hf.Reference(path)
+    engine = Engine(tiny, amateurs={"amateur": str(path)})
+    rng = random.Random(8)
+    prompt, text = (random_prompt(rng, n, TINY_VOCAB - 30) for n in (40, 80))
+    own, other = (logits(ref.model, prompt + text, 80) for ref in (tiny_reference, amateur))
+    body = METHODS["contrastive"].model_validate({"method": "contrastive"})
+    plain = scored(Reading(80, reference=True))
+    fields: Any = {"program": body.program(1.0), "amateurs": ("amateur",)}
+    guided = scored(Reading(80, guided=True, reference=True), **fields)
+    outputs = engine.generate([(prompt + text, plain), (prompt + text, guided)])
+    assert_figures(outputs[0], expected(text, own, None, other))
+    cut = own[:, : other.shape[1]]
+    chosen = torch.full_like(own, -math.inf)
+    chosen[:, : other.shape[1]] = 1.5 * cut - 0.5 * other
+    best = own.amax(-1, keepdim=True)
+    chosen.masked_fill_(own < best + math.log(0.1), -math.inf)
+    wanted = expected(text, own, None, other, chosen)
+    wanted["logprob"] = np.maximum(wanted["logprob"], -1e4)
+    assert_figures(outputs[1], wanted)
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()
+
+
+def assert_figures(output: Any, wanted: dict[str, np.ndarray]) -> None:
+    found = differences(read_of(output), wanted)
+    assert found.pop("rank") <= 1
+    assert max(found.values()) < 5e-4, found
+
+
+@pytest.mark.parametrize(
+    ("way", "mode", "blocks"),
+    [
+        case(EAGER, "sync", 0, name="sync", long=False),
+        case(EAGER, "async", 17, name="tight"),
+        gpu_case(GRAPHS, "async", 0, name="graphs"),
+        gpu_case(V1, "async", 0, name="V1"),
+    ],
+)
+def test_model_runner_v2(way: Way, mode: str, blocks: int, tiny: Path) -> None:
+    result = ran(way, "child_reading", str(tiny), mode, str(blocks))
+    assert result["worst"] < CLOSE
+    assert (result["preempted"] > 0) == (blocks > 0)
+    assert set(result["leftovers"].values()) == {0}
+
+
+@pytest.mark.long
+@cpu_only("one GPU has no second rank")
+@pytest.mark.parametrize("field", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_two_ranks(tiny: Path, cases: list[Case], field: str) -> None:
+    """Long because two worker processes start: tensor-parallel ranks, or stages of a pipeline."""
+    engine = Engine(tiny, **{field: 2})
+    check(cases, engine.generate([case.request() for case in cases]))
+    assert set(engine.leftovers().values()) == {0}
+    engine.close()

@@ -102,9 +102,9 @@ class FakeClient:
                 ids, of_prompt = prompt["prompt_token_ids"], None
                 if params.prompt_logprobs is not None:
                     of_prompt = [None, *self._logprobs(ids[1:])]
-                output = RequestOutput(request_id, None, ids, of_prompt, outputs, finished=last)
-                output.divserve_read = self._read(order)
-                yield output
+                for output in outputs:
+                    output.read = self._read(order)
+                yield RequestOutput(request_id, None, ids, of_prompt, outputs, finished=last)
 
     def _read(self, order: Any) -> Read | None:
         """The figures of a scored text: every one 0.5, its rank 2; its likeliest tokens 5, 6 …"""

@@ -85,6 +85,7 @@ def expected(
         found["jsd"] = halves / 2
     if reference is not None:
         log_r = reference.log_softmax(-1)
+        log_p = log_p[:, : log_r.shape[1]]
         cross = (log_r.exp() * log_p).sum(-1)
         found["reference_logprob"] = log_r.gather(1, ids)[:, 0]
         found["cross_entropy"] = -cross

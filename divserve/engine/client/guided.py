@@ -247,4 +247,4 @@ def _account_for(output: RequestOutput, account: Account) -> None:
         choice.guidance = rows
         choice.models = account.take_models(choice.index, len(choice.token_ids))
         choice.drafts = account.take_drafts(choice.index, len(choice.token_ids))
-    output.divserve_read = account.read
+        choice.read = account.read

@@ -86,8 +86,9 @@ async def read(client: Any, sought: Sought, request_id: str) -> Found:
     found: Found | None = None
     async with aclosing(client.generate(prompt, params, request_id)) as outputs:
         async for output in outputs:
-            if (figures := getattr(output, "divserve_read", None)) is not None:
-                found = Found(figures, output.num_cached_tokens or 0)
+            for choice in output.outputs:
+                if (figures := getattr(choice, "read", None)) is not None:
+                    found = Found(figures, output.num_cached_tokens or 0)
     if found is None:
         raise DecodingFailed("the engine returned no figures of the text; retry the request")
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from divserve_contract import EXCLUDED
-from divserve_kernels.text_figures import text_figures
+from divserve_kernels import text_figures
 
 __all__ = ["reduced", "slice_length"]
 
@@ -44,9 +44,12 @@ def reduced(
         Figures ``[S, len(FIGURES)] float32``; ids ``[S, top] int32`` and log-probs ``[S, top]
         float32`` of the likeliest tokens; log-probs ``[S, M] float32`` of the chosen ids.
     """
-    figures, lse = text_figures(tokens, chosen, own, guide, reference)
+    figures, lse = text_figures.text_figures(tokens, chosen, own, guide, reference)
     # A top-k of nothing would read the logits all the same.
     values, likeliest = chosen.topk(top, dim=-1) if top else (chosen[:, :0], ids[:, :0])
     asked = chosen.gather(1, ids)
-    log_probs = [(found.float() - lse[:, None]).clamp_min_(EXCLUDED) for found in (values, asked)]
-    return figures, likeliest.int(), *log_probs
+    return figures, likeliest.int(), _log_probs(values, lse), _log_probs(asked, lse)
+
+
+def _log_probs(logits: Tensor, lse: Tensor) -> Tensor:
+    return (logits.float() - lse[:, None]).clamp_min_(EXCLUDED)
