@@ -1,4 +1,4 @@
-"""What reading a text costs: scores against plain prefill and against vLLM's log-probs of the prompt.
+"""What reading a text costs: scores against plain prefill and vLLM's log-probs of the prompt.
 
 One engine; each round runs the same number of texts in turn, all new to the prefix cache,
 
@@ -42,14 +42,17 @@ Request = tuple[list[int], Any]
 
 
 def plain(prompt: list[int]) -> Request:
+    """One token behind the prompt."""
     return prompt, SamplingParams(temperature=0, max_tokens=1, detokenize=False)
 
 
 def read(prompt: list[int]) -> Request:
+    """Every token but the first is scored."""
     return prompt, scored(Reading(len(prompt) - 1))
 
 
 def pair(prompt: list[int]) -> Request:
+    """The same behind another first token, too."""
     return prompt, scored(Reading(len(prompt) - 1), [[7, *prompt[1:]]])
 
 

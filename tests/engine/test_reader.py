@@ -18,6 +18,7 @@ from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.reader import Reader
+from divserve_kernels import text_figures
 
 CPU = torch.device("cpu")
 VOCAB, HIDDEN, CHUNK = 151_936, 8, 2048
@@ -47,7 +48,7 @@ def without_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(tokens: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(tokens), len(FIGURES)), torch.zeros(len(tokens))
 
-    monkeypatch.setattr(reduction.text_figures, "text_figures", nothing)
+    monkeypatch.setattr(text_figures, "text_figures", nothing)
 
 
 def request(name: str, prompt: list[int]) -> Any:

@@ -256,7 +256,8 @@ def test_model_runner_v2(way: Way, mode: str, blocks: int, tiny: Path) -> None:
 @pytest.mark.parametrize("field", ["tensor_parallel_size", "pipeline_parallel_size"])
 def test_two_ranks(tiny: Path, cases: list[Case], field: str) -> None:
     """Long because two worker processes start: tensor-parallel ranks, or stages of a pipeline."""
-    engine = Engine(tiny, **{field: 2})
+    options: dict[str, Any] = {field: 2}
+    engine = Engine(tiny, **options)
     check(cases, engine.generate([case.request() for case in cases]))
     assert set(engine.leftovers().values()) == {0}
     engine.close()
