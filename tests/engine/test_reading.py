@@ -220,7 +220,8 @@ def test_the_amateur_is_a_reference(
     cut = own[:, : other.shape[1]]
     chosen = torch.full_like(own, -math.inf)
     chosen[:, : other.shape[1]] = 1.5 * cut - 0.5 * other
-    best = own.amax(-1, keepdim=True)
+    # Of the tokens that both models have.
+    best = cut.amax(-1, keepdim=True)
     chosen.masked_fill_(own < best + math.log(0.1), -math.inf)
     wanted = expected(text, own, None, other, chosen)
     wanted["logprob"] = np.maximum(wanted["logprob"], -1e4)
@@ -247,7 +248,6 @@ def assert_figures(output: Any, wanted: dict[str, np.ndarray]) -> None:
 def test_model_runner_v2(way: Way, mode: str, blocks: int, tiny: Path) -> None:
     result = ran(way, "child_reading", str(tiny), mode, str(blocks))
     assert result["worst"] < CLOSE
-    assert (result["preempted"] > 0) == (blocks > 0)
     assert set(result["leftovers"].values()) == {0}
 
 

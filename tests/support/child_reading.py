@@ -16,19 +16,17 @@ from tests.support.child_mixed import prepare
 def main(model: Path, mode: str, blocks: int) -> None:
     """Reads texts with a guide and without; prints the largest difference from Hugging Face."""
     from tests.engine.test_reading import made_cases, worst
-    from tests.support.engine import Engine, counted
+    from tests.support.engine import Engine
     from tests.support.hf import Reference
 
     cases = made_cases(Reference(model))
     options: dict[str, Any] = {"blocks": blocks, "max_model_len": 256} if blocks else {}
     engine = Engine(model, asynchronous=mode == "async", **options)
     runner = engine.core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    preempted = counted(engine.scheduler, "_preempt_request")
     requests = [one.request() for one in cases]
     result = {
         "runner": [cls.__module__ for cls in type(runner).__mro__],
         "worst": max(worst(cases, engine.generate(requests)) for _ in range(2)),
-        "preempted": len(preempted),
         "leftovers": engine.leftovers(),
     }
     sys.stdout.write(json.dumps(result) + "\n")
