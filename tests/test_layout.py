@@ -25,7 +25,7 @@ LAYERS = [
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],
     ["divserve.http"],
-    ["divserve.api", "divserve.edges"],
+    ["divserve.api", "divserve.edges", "divserve.playground"],
     ["divserve.server"],
     ["divserve.startup", "divserve.distill"],
     ["divserve.cli"],
@@ -45,6 +45,7 @@ FORBIDDEN = {
     ],
     "divserve.edges": ["divserve.engine", "torch", "transformers"],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
+    "divserve.playground": ["divserve.api", "divserve.engine", "torch", "transformers"],
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
 }  # fmt: skip

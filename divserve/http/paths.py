@@ -7,7 +7,17 @@ from collections.abc import Container
 from starlette.routing import Match
 from starlette.types import Scope
 
-__all__ = ["BODILESS", "GUIDED_ROUTES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body"]
+__all__ = [
+    "BODILESS",
+    "GUIDED_ROUTES",
+    "PLAYGROUND",
+    "PROBES",
+    "RESPONSES",
+    "is_free",
+    "is_playground",
+    "path_of",
+    "takes_body",
+]
 
 PROBES = ("/health", "/live", "/ready", "/ping")
 """Answered without a key, under any load, and while the server drains."""
@@ -16,6 +26,9 @@ GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """The routes that take ``decoding``."""
 
 RESPONSES = "/v1/responses"
+
+PLAYGROUND = "/playground"
+"""The page and, below it, its files."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""
@@ -38,6 +51,13 @@ def is_free(scope: Scope, paths: Container[str]) -> bool:
     A method with a body is not: the body would be read before the route rejects it.
     """
     return path_of(scope) in paths and scope["method"] in BODILESS
+
+
+def is_playground(scope: Scope) -> bool:
+    """Whether this is a read of the playground's page or of one of its files."""
+    path = path_of(scope)
+    ours = path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/")
+    return ours and scope["method"] in BODILESS
 
 
 def takes_body(scope: Scope) -> bool:

@@ -1,0 +1,119 @@
+// The tokens of an answer on the page, and the strip chart over them. The answer is one stop of
+// the Tab key; arrow keys go from token to token.
+
+import { h } from "./dom.js";
+import { valueOf, about, shown } from "./figures.js";
+import { level } from "./scale.js";
+import { visible } from "./text.js";
+import "./strip.js";
+
+const card = () => document.querySelector("token-card");
+
+export class AnswerView extends HTMLElement {
+  #strip = document.createElement("strip-chart");
+  #list = h("div", { class: "tokens", role: "listbox", "aria-orientation": "horizontal" });
+  #tokens = [];
+  #room = 0;
+  #name = "";
+  /** Whether the streams are the prompt with and without the document. */
+  compares = true;
+
+  connectedCallback() {
+    this.append(this.#strip, this.#list);
+    this.#strip.clear();
+    this.#strip.addEventListener("pointerover", (event) => this.#point(event.target.dataset.index));
+    this.#list.addEventListener("pointerover", (event) => this.#point(event.target.dataset.index));
+    this.addEventListener("pointerleave", () => this.#leave());
+    this.#list.addEventListener("focusin", (event) => this.#point(event.target.dataset.index));
+    this.#list.addEventListener("focusout", () => this.#leave());
+    this.#list.addEventListener("click", (event) => event.target.focus());
+    this.#list.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  /** Empties the answer, of which `room` tokens may come. */
+  begin(label, room) {
+    this.#list.replaceChildren();
+    this.#list.setAttribute("aria-label", label);
+    this.#tokens = [];
+    this.#room = room;
+    this.style.setProperty("--lines", Math.min(12, Math.ceil(room / 9) + 1));
+    this.#strip.clear();
+  }
+
+  add(tokens) {
+    for (const token of tokens) {
+      const index = this.#tokens.push(token) - 1;
+      this.#list.append(h("span", {
+        class: "token", role: "option", "aria-selected": "false", tabindex: index ? -1 : 0,
+        "data-index": index, "aria-describedby": "token-sentence",
+      }, token.text));
+    }
+    this.colour(this.#name);
+  }
+
+  /** No more tokens come: the strip takes its whole width. */
+  end() {
+    this.#room = 0;
+    this.#tokens.forEach(({ ends }, i) => {
+      if (!ends) return;
+      this.#list.children[i].classList.add("is-end");
+      this.#list.children[i].textContent = "end";
+    });
+    this.colour(this.#name);
+  }
+
+  /** Colours all tokens by a figure. */
+  colour(name) {
+    this.#name = name;
+    const levels = this.#tokens.map((token) => level(name, valueOf(token, name)));
+    levels.forEach((value, i) => {
+      const element = this.#list.children[i];
+      element.classList.toggle("has-level", value !== null);
+      element.style.setProperty("--level", value ?? 0);
+      element.setAttribute("aria-label", this.#spoken(i));
+    });
+    this.#strip.draw(levels, this.#room);
+  }
+
+  #spoken(index) {
+    const token = this.#tokens[index];
+    const value = valueOf(token, this.#name);
+    const number = value === null ? "" : `, ${about(this.#name).label} ${shown(this.#name, value)}`;
+    return `${visible(token.text)}${number}`;
+  }
+
+  #point(index) {
+    if (index === undefined) return;
+    const number = Number(index);
+    const element = this.#list.children[number];
+    this.#strip.mark(number);
+    this.#mark(element);
+    card().show(this.#tokens[number], number, this.#tokens.length, element, this.compares);
+  }
+
+  #mark(element) {
+    for (const other of this.#list.querySelectorAll(".is-marked")) other.classList.remove("is-marked");
+    element?.classList.add("is-marked");
+  }
+
+  #leave() {
+    this.#strip.mark(null);
+    this.#mark(null);
+    card().hideSoon();
+  }
+
+  #key(event) {
+    const last = this.#tokens.length - 1;
+    const from = Number(event.target.dataset.index);
+    const to = { ArrowRight: from + 1, ArrowDown: from + 1, ArrowLeft: from - 1, ArrowUp: from - 1,
+      Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = this.#list.children[Math.min(last, Math.max(0, to))];
+    event.target.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+}
+
+customElements.define("answer-view", AnswerView);
