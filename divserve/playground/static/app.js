@@ -4,7 +4,7 @@ import { Api } from "./api.js";
 import { AnswerColumn } from "./column.js";
 import { cards, examples } from "./gallery.js";
 import { figureTip, legend, offer } from "./legend.js";
-import { bodyOf } from "./request.js";
+import { bodyOf, lacking } from "./request.js";
 import * as dialog from "./snippet_dialog.js";
 import { column, decode, encode, MOST_COLUMNS } from "./state.js";
 import { tip } from "./tip.js";
@@ -97,7 +97,7 @@ async function run() {
       each.fail(error);
       return;
     }
-    await each.run(api, body, mine.signal);
+    await each.run(api, body, lacking(state, each.method), mine.signal);
   }));
   if (running === mine) $("stop").disabled = true;
 }

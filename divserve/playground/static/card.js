@@ -3,17 +3,16 @@
 import { h } from "./dom.js";
 import { about, shown, valueOf } from "./figures.js";
 import { place } from "./floating.js";
-import { visible } from "./text.js";
+import { quoted, visible } from "./text.js";
 
 const STREAMS = {
-  primary: "With the document",
-  guide: "Without it",
-  "kl_temperature.guide": "Without it (temperature)",
+  primary: "The model",
+  guide: "The other stream",
+  "kl_temperature.guide": "The temperature's stream",
   amateur: "Small model",
   tuned: "Tuned small model",
-  guided: "Chosen from",
+  guided: "With the method",
 };
-const WORDS = { ...STREAMS, primary: "The model", guide: "The other stream" };
 const HIDE_MS = 150;
 
 /** The one card of the page. */
@@ -29,14 +28,15 @@ export class TokenCard extends HTMLElement {
     addEventListener("scroll", () => this.hide(), { passive: true });
   }
 
-  /** Shows a token at its element; `names` says what the streams are called. */
-  show(token, number, count, anchor, compares) {
+  /** Shows a token at its element; `lacks`: what its guide lacks ("document", "instruction", ""). */
+  show(token, number, count, anchor, lacks) {
     clearTimeout(this.#timer);
-    const names = compares ? STREAMS : WORDS;
+    const names = lacks
+      ? { ...STREAMS, primary: `With the ${lacks}`, guide: "Without it" } : STREAMS;
     this.replaceChildren(
       h("p", { class: "card-head" }, h("code", { class: "chip" }, visible(token.text)),
         h("span", { class: "quiet" }, `token ${number + 1} of ${count}`)),
-      h("p", { class: "card-sentence", id: "token-sentence" }, sentence(token, compares)),
+      h("p", { class: "card-sentence", id: "token-sentence" }, sentence(token, lacks)),
       candidates(token, names), numbers(token));
     if (!this.matches(":popover-open")) this.showPopover();
     place(this, anchor.getBoundingClientRect());
@@ -73,15 +73,15 @@ function numbers(token) {
 }
 
 /** What the candidates say, in one sentence. */
-export function sentence(token, compares) {
+export function sentence(token, lacks) {
   const { primary, guide, guided } = token.top ?? {};
   if (!primary?.length) return token.ends ? "The answer ends here." : "";
-  const best = ([{ token: text, logprob }]) => `“${visible(text)}” (${percent(Math.exp(logprob))})`;
+  const best = ([{ token: text, logprob }]) => `${quoted(text)} (${percent(Math.exp(logprob))})`;
   if (!guide?.length) return `The model's first choice is ${best(primary)}.`;
-  const [one, other] = compares ? ["With the document", "without it"] : ["The model", "the other stream"];
+  const [one, other] = lacks ? [`With the ${lacks}`, "without it"] : ["In the model", "in the other stream"];
   const both = primary[0].token === guide[0].token
     ? `${one} and ${other}, the first choice is the same: ${best(primary)} and ${best(guide)}.`
-    : `${one}, the first choice is ${best(primary)}; ${other} it is ${best(guide)}.`;
+    : `${one}, the first choice is ${best(primary)}; ${other}, it is ${best(guide)}.`;
   return guided?.length ? `${both} The method makes it ${best(guided)}.` : both;
 }
 

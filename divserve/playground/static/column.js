@@ -90,11 +90,11 @@ export class AnswerColumn extends HTMLElement {
   }
 
   /** Shows the answer of a request as it comes; ends normally on errors too, which it shows. */
-  async run(api, body, signal) {
+  async run(api, body, lacks, signal) {
     const started = performance.now();
     const answer = this.#answer = new Answer(Boolean(body.decoding));
     this.clear();
-    this.#view.compares = Boolean(body.decoding?.guide?.without);
+    this.#view.lacks = lacks;
     this.#view.begin(`Answer, ${this.label}`, body.max_tokens);
     this.#status.textContent = "Waiting for the first token …";
     try {
@@ -142,7 +142,8 @@ export class AnswerColumn extends HTMLElement {
     const tokens = this.#answer?.tokens ?? [];
     const value = mean(tokens.map((token) => valueOf(token, this.#figure)));
     const { label } = about(this.#figure);
-    this.#means.replaceChildren(...(tokens.length ? [h("dt", {}, `Mean ${label.toLowerCase()}`),
+    const name = label[0].toLowerCase() + label.slice(1);
+    this.#means.replaceChildren(...(tokens.length ? [h("dt", {}, `Mean ${name}`),
       h("dd", {}, value === null ? "not reported" : shownMean(this.#figure, value))] : []));
   }
 }

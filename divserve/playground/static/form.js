@@ -6,7 +6,7 @@ import { tip } from "./tip.js";
 /**
  * The fields of `schema`.
  *
- * @param schema of /v1/decoding/methods: {properties, required}
+ * @param schema of /v1/decoding/methods: {properties}
  * @param values those that were set; changed by the form
  * @param prefix of the fields' ids
  * @param changed called after every change

@@ -39,7 +39,8 @@ function decodingOf(state, column, method) {
   if (!method) {
     throw new FieldError(`This server has no method “${column.method}”.`, "decoding.method");
   }
-  const missing = (method.parameters.required ?? []).find((name) => !(name in column.parameters));
+  const missing = Object.entries(method.parameters.properties)
+    .find(([name, property]) => !("default" in property) && !(name in column.parameters))?.[0];
   if (missing) {
     throw new FieldError(`${method.title} needs a value for “${missing}”.`, `decoding.${missing}`);
   }
@@ -51,14 +52,21 @@ function decodingOf(state, column, method) {
   };
 }
 
-// The guide is the request without its document. A method whose own guide is the distorted
-// instruction keeps that one.
+/** What the guide lacks: "document", or "instruction" where there is no document; "": no such guide. */
+export function lacking(state, method) {
+  const own = !method?.guided || method.natural_guide === "noise";
+  if (own) return "";
+  return state.document ? "document" : state.system ? "instruction" : "";
+}
+
+// A method whose own guide is the distorted instruction keeps that one.
 function guideOf(state, method) {
-  if (method.guide_required && !state.document) {
+  const lacks = lacking(state, method);
+  if (method.guide_required && !lacks) {
     throw new FieldError(
       `${method.title} compares the model with and without a document. Write one, or choose ` +
         "another method.", "document");
   }
-  const uses = method.guided && method.natural_guide !== "noise" && state.document;
-  return uses ? { guide: { without: state.document } } : {};
+  const text = lacks === "document" ? state.document : state.system;
+  return lacks ? { guide: { without: text } } : {};
 }

@@ -7,6 +7,9 @@ import { level } from "./scale.js";
 import { visible } from "./text.js";
 import "./strip.js";
 
+const TOKEN_PX = 46;
+const MOST_LINES = 14;
+
 const card = () => document.querySelector("token-card");
 
 export class AnswerView extends HTMLElement {
@@ -15,8 +18,8 @@ export class AnswerView extends HTMLElement {
   #tokens = [];
   #room = 0;
   #name = "";
-  /** Whether the streams are the prompt with and without the document. */
-  compares = true;
+  /** What the guide of the answer lacks: "document", "instruction" or "". */
+  lacks = "";
 
   connectedCallback() {
     this.append(this.#strip, this.#list);
@@ -36,7 +39,9 @@ export class AnswerView extends HTMLElement {
     this.#list.setAttribute("aria-label", label);
     this.#tokens = [];
     this.#room = room;
-    this.style.setProperty("--lines", Math.min(12, Math.ceil(room / 9) + 1));
+    // Kept free, so that nothing moves while the answer comes.
+    const perLine = Math.max(4, this.clientWidth / TOKEN_PX);
+    this.style.setProperty("--lines", Math.min(MOST_LINES, Math.ceil(room / perLine) + 1));
     this.#strip.clear();
   }
 
@@ -88,7 +93,7 @@ export class AnswerView extends HTMLElement {
     const element = this.#list.children[number];
     this.#strip.mark(number);
     this.#mark(element);
-    card().show(this.#tokens[number], number, this.#tokens.length, element, this.compares);
+    card().show(this.#tokens[number], number, this.#tokens.length, element, this.lacks);
   }
 
   #mark(element) {

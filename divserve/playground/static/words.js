@@ -3,7 +3,8 @@
 export const TIPS = {
   document: ["About the document",
     "A text that belongs to the question and follows it in the request. Methods with a guide " +
-    "compare two streams: the model that sees it, and the model that does not."],
+    "compare two streams: the model that sees it, and the model that does not. Without a document, " +
+    "they compare with and without the system message."],
   system: ["About the system message",
     "An instruction that comes before the question. Instructive decoding compares with a " +
     "distorted one."],
