@@ -13,6 +13,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
         "refusals",
         "metrics",
         "disconnect",
+        "playground",
         "killed",
     ),
     "the server of tiny models": ("look_back", "two_models", "traces", "drain"),
