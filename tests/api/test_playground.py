@@ -49,9 +49,8 @@ def test_a_proxy_may_add_a_prefix() -> None:
     page = known.get("/api/playground", follow_redirects=False)
     assert page.headers["location"] == "playground/"
     assert known.get("/api/playground/app.js").status_code == 200
-    addresses = re.findall(
-        r'(?:href|src)="([^"]+)"', (playground.STATIC / "index.html").read_text()
-    )
+    page_text = (playground.STATIC / "index.html").read_text()
+    addresses = re.findall(r'(?:href|src)="([^"]+)"', page_text)
     assert addresses
     assert not any(address.startswith("/") for address in addresses)
 

@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.browser import completed, opened, run
 from tests.support.fake_playground import FakeApi
 
-PHONE = {
+DESKTOP: Any = {"width": 1280, "height": 900}
+PHONE: Any = {
     "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2,
     "is_mobile": True, "has_touch": True,
 }  # fmt: skip
@@ -52,9 +53,7 @@ def axe(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, url: str, scheme: Any, shots: Path) -> None:
-    page = opened(
-        browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900}), url
-    )
+    page = opened(browser.new_page(color_scheme=scheme, viewport=DESKTOP), url)
     page.locator("#settings summary").click()
     run(page)
     page.locator(".token").nth(4).focus()
@@ -104,13 +103,8 @@ def test_by_keyboard_alone(page: Page, url: str) -> None:
     expect(focused).to_have_attribute("data-index", "0")
     card = page.locator("token-card")
     expect(card).to_contain_text("token 1 of 9")
-    for key, number in {
-        "ArrowRight": 2,
-        "ArrowDown": 3,
-        "ArrowLeft": 2,
-        "End": 9,
-        "Home": 1,
-    }.items():
+    moves = {"ArrowRight": 2, "ArrowDown": 3, "ArrowLeft": 2, "End": 9, "Home": 1}
+    for key, number in moves.items():
         press(key)
         expect(card).to_contain_text(f"token {number} of 9")
     press("Escape")
@@ -138,7 +132,8 @@ def test_on_a_phone(browser: Browser, url: str, shots: Path) -> None:
     assert box["x"] + box["width"] <= 390
     page.screenshot(path=shots / "phone-card.png")
     small = page.locator("button:visible, select:visible").evaluate_all(
-        "(all) => all.filter((one) => one.getBoundingClientRect().height < 24).map((x) => x.outerHTML)"
+        """(all) => all.filter((one) => one.getBoundingClientRect().height < 24)
+            .map((one) => one.outerHTML)"""
     )
     assert small == [], "WCAG 2.2: targets of 24 pixels"
     assert axe(page) == []

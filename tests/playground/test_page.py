@@ -315,13 +315,11 @@ def test_code_that_runs(page: Page, url: str, api: FakeApi, keyed: bool) -> None
         page.locator("#snippet").get_by_role("button", name=kind).click()
         codes[kind] = page.locator("#snippet-code").inner_text()
     environment = {"PATH": "/usr/bin:/bin", "DIVSERVE_API_KEY": KEY}
-    command = {
-        "curl": ["bash", "-c", codes["curl"]],
-        "Python": [sys.executable, "-c", codes["Python"]],
-    }
-    for kind, words in command.items():
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
-        assert "Berlin" in done.stdout, (kind, done.stderr)
+    for command in (["bash", "-c", codes["curl"]], [sys.executable, "-c", codes["Python"]]):
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "Berlin" in done.stdout
     script = f"const process = {{env: {json.dumps(environment)}}}; let out = '';"
     script += "const console = {log: (text) => { out += text; }};"
     assert "Berlin" in page.evaluate(
