@@ -30,6 +30,7 @@ LOCKED := $(ENV)/.stamps/$(LOCK)-$(call sum,< requirements/$(LOCK).lock)
 DEV := $(ENV)/.stamps/dev-$(call sum,< requirements/dev.lock)
 DEPLOY := $(ENV)/.stamps/deploy-$(call sum,< requirements/deploy.lock)
 MUTATION := $(ENV)/.stamps/mutation-$(call sum,< requirements/mutation.lock)
+DOCS := $(ENV)/.stamps/docs-$(call sum,< requirements/docs.lock)
 PROJECT := $(ENV)/.stamps/project-$(call sum,< pyproject.toml)
 CONVERTED := $(ENV)/.stamps/model-$(call sum,< divserve/models.py)
 
@@ -48,14 +49,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -W ignore -m compileall -qq -j 0 $(ENV)/lib || true
 endef
 
-.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy coverage mutants soak lint types format bench load clean
+.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy coverage mutants soak docs lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, coverage, mutants, soak, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -91,10 +92,11 @@ gpu-ready: $(DEV) runtime
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
 
-# Left out: two that ask a server in another process, and one whose bodies are drawn at random.
+# Left out: three that ask a server in another process, and one whose bodies are drawn at random.
 coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
-	@$(BIN)/coverage run -m pytest tests/api --ignore tests/api/test_fuzz.py \
-		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py $(ARGS)
+	@$(BIN)/coverage run -m pytest tests/api tests/batches --ignore tests/api/test_fuzz.py \
+		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py \
+		--ignore tests/batches/test_drain.py $(ARGS)
 	@$(BIN)/coverage report
 
 # mutmut keeps what it found although tests have changed since, so a run of all begins afresh.
@@ -106,6 +108,13 @@ mutants: setup $(MUTATION)  ## mutation testing of the code that needs no engine
 
 soak: setup  ## long versions of the chaos, fuzz and sampling tests, with figures (a quarter of an hour)
 	@$(BIN)/pytest --soak -o log_cli=true -o log_cli_level=INFO $(SOAKED) $(ARGS)
+
+# Not --quiet, with which mkdocs no longer counts warnings. The variable stops an advertisement of the theme.
+docs: $(DEV) $(DOCS)  ## build the docs site into build/site; warnings, dead links and resources of other hosts fail it
+	@rm -rf build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS) 2>&1 | { grep -v ^INFO || true; }
+	@$(BIN)/python -m tests.support.site build/site
+	@echo "build/site/index.html"
 
 lint: $(DEV)  ## check style and formatting
 	@$(BIN)/ruff check .
@@ -131,7 +140,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove everything that make has built: environment, model, caches
-	rm -rf .venv .venv-gpu .models mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
+	rm -rf .venv .venv-gpu .models build/site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)
@@ -193,6 +202,12 @@ $(MUTATION): $(VENV)
 	@echo "→ installing mutmut"
 	@$(call install,mutation)
 	@$(call done,mutation)
+
+# It shares packages with cpu.lock.
+$(DOCS): $(LOCKED)
+	@echo "→ installing $$(grep -c == requirements/docs.lock) packages that build the docs site (ten seconds)"
+	@$(call install,docs)
+	@$(call done,docs)
 
 $(PROJECT): $(LOCKED)
 	@echo "→ installing divserve itself"

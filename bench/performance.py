@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from bench/results.csv: the targets, and what each machine reaches.
+"""Writes the targets in docs/performance.md, and what each machine reaches, from bench/results.csv.
 
 python -m bench.performance
 """
@@ -16,18 +16,8 @@ from loadtest.record import RESULTS
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 GPU = "NVIDIA"
 """With this the name of a GPU begins."""
-INTRODUCTION = """\
-# Performance
-
-`python -m bench.performance` writes this page from `bench/results.csv`. A figure is the median of
-rounds in which all sides took turns in one run; where a target covers several cases, the worst of
-them is shown. The newest run on each kind of hardware counts.
-
-`make gpu` measures an NVIDIA GPU: it installs the CUDA build into an environment of its own, checks
-the kernels and the engine's tokens, runs the benches and writes this page again (meant to take at
-most 20 minutes on an H100, after the installation). `bash bench/gpu.sh STAGE…` does the same in
-stages where everything is installed.
-"""
+BEGIN, END = "<!-- Written by python -m bench.performance: -->", "<!-- Written by hand: -->"
+"""What this module writes is between these lines of the page."""
 
 
 @dataclass(frozen=True)
@@ -215,22 +205,35 @@ def sections(lines: Sequence[Mapping[str, str]]) -> list[str]:
     return found
 
 
-def page(lines: Sequence[Mapping[str, str]]) -> str:
-    """The whole page."""
+def figures(lines: Sequence[Mapping[str, str]]) -> str:
+    """The part of the page that is written here."""
     last = newest(lines)
     table = [
         "| target | on | | figure | measured on |",
         "|---|---|---|---|---|",
         *target_rows(last),
     ]
-    parts = [INTRODUCTION, "## Targets", "", *table, *sections(last)]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*table, *sections(last)]) + "\n"
+
+
+def page(lines: Sequence[Mapping[str, str]], old: str) -> str:
+    """The page with new figures.
+
+    Raises:
+        ValueError: the old page lacks one of the lines `BEGIN` and `END`.
+    """
+    head, begin, rest = old.partition(f"{BEGIN}\n\n")
+    _, end, tail = rest.partition(f"\n{END}")
+    if not (begin and end):
+        raise ValueError(f"{PAGE.name} lacks the line {BEGIN!r} or {END!r}")
+    return f"{head}{begin}{figures(lines)}{end}{tail}"
 
 
 def main() -> None:
     """Write the page."""
     with RESULTS.open(newline="") as file:
-        PAGE.write_text(page(list(csv.DictReader(file))), encoding="utf-8")
+        lines = list(csv.DictReader(file))
+    PAGE.write_text(page(lines, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

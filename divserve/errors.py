@@ -5,13 +5,15 @@ DivserveError
 └── ApiError              becomes OpenAI error JSON in ``divserve.http.errors``
     ├── InvalidRequest    400: the client can fix it; ``param`` names the field
     │   ├── Unauthorized          401: no key, or one that the server does not know
+    │   ├── NoDocument            400: the part that the guide lacks is not in the request
     │   ├── NotFound              404: no such model
     │   ├── RequestTimeout        408: the body took too long to arrive
     │   ├── RequestTooLarge       413: the body has too many bytes
     │   └── UnsupportedMediaType  415: the body has a type that the route does not read
     ├── TooManyRequests   429: this client, or all clients together, ask too much; try again later
     ├── DecodingFailed    500: the method could not be applied; no plain token was sent instead
-    └── Unavailable       503: what the request needs has stopped; the rest of the server works
+    ├── Unavailable       503: what the request needs has stopped; the rest of the server works
+    └── StorageFull       507: the disk of the batches is full
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 __all__ = [
-    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NotFound", "RequestTimeout",
-    "RequestTooLarge", "StartupError", "TooManyRequests", "Unauthorized", "Unavailable",
-    "UnsupportedMediaType", "one_line",
+    "ApiError", "DecodingFailed", "DivserveError", "InvalidRequest", "NoDocument", "NotFound",
+    "RequestTimeout", "RequestTooLarge", "StartupError", "StorageFull", "TooManyRequests",
+    "Unauthorized",
+    "Unavailable", "UnsupportedMediaType", "one_line",
 ]  # fmt: skip
 
 
@@ -75,6 +78,10 @@ class Unauthorized(InvalidRequest):
     default_code = "invalid_api_key"
 
 
+class NoDocument(InvalidRequest):
+    """The request does not have the part that its guide is to lack."""
+
+
 class NotFound(InvalidRequest):
     """The request names a model that the server does not have."""
 
@@ -123,6 +130,13 @@ class Unavailable(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     type = "service_unavailable_error"
     default_code = "engine_unavailable"
+
+
+class StorageFull(ApiError):
+    """The disk on which files and batches are kept has no room."""
+
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    default_code = "insufficient_storage"
 
 
 def one_line(error: Exception) -> str:

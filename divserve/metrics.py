@@ -31,7 +31,7 @@ class BatchHistogram(Histogram):
 
 REQUESTS = Counter(
     "divserve_requests",
-    "Completion and chat requests that named no invalid field, by method and how they ended.",
+    "Requests of the guided routes that named no invalid field, by method and how they ended.",
     ("method", "outcome"),
 )
 GUIDED_STEPS = Counter("divserve_guided_steps", "Tokens decoded with their method, as handed out.")
@@ -151,6 +151,15 @@ HTTP_SECONDS = Histogram(
     "Time until the last byte of a response, by route template.",
     ("route",),
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+)
+BATCHES = Gauge(
+    "divserve_batches",
+    "Batches of /v1/batches by status, of all clients.",
+    ("status",),
+    multiprocess_mode="livesum",
+)
+BATCH_LINES = Counter(
+    "divserve_batch_lines", "Lines of batches that were answered, by how.", ("outcome",)
 )
 
 

@@ -9,11 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from divserve import playground
-from divserve.api import extras, instrumentation, presets, responses, routes
-from divserve.api.anthropic import Messages
+from divserve.api import extras, instrumentation, presets, routes
+from divserve.api.anthropic import GuidedMessages
+from divserve.api.batch import GuidedBatch
 from divserve.api.chat import GuidedChat
 from divserve.api.completions import GuidedCompletions
 from divserve.api.refuse import RefuseDecoding
+from divserve.api.responses import GuidedResponses, readable
+from divserve.batches import routes as batches
 from divserve.edges import stack as edges
 from divserve.http import bodies, errors, openai
 
@@ -49,7 +52,9 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     await openai.init_app_state(client, app.state, args, tasks)
     presets.install(app, args)
     extras.install(app, args)
-    responses.install(app.state.online_renderer, app.state.openai_serving_responses)
+    renderer = app.state.online_renderer
+    renderer.render_responses = readable(renderer.render_responses)
+    batches.install(app, args)
     _guide(app)
     return app
 
@@ -72,5 +77,7 @@ def _guide(app: FastAPI) -> None:
     """Re-classes vLLM's serving objects as guided ones: vLLM builds them with many arguments."""
     app.state.openai_serving_chat.__class__ = GuidedChat
     app.state.openai_serving_completion.__class__ = GuidedCompletions
+    app.state.openai_serving_responses.__class__ = GuidedResponses
+    app.state.openai_serving_chat_batch.__class__ = GuidedBatch
     if app.state.anthropic_serving_messages is not None:
-        app.state.anthropic_serving_messages.__class__ = Messages
+        app.state.anthropic_serving_messages.__class__ = GuidedMessages

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from divserve.decoding import METHODS
+from tests.support.documented import OUTPUTS, blocks, examples
 from tests.support.models import ROOT
 from tests.test_layout import tracked_files
 
@@ -102,3 +106,64 @@ def test_every_method_has_a_page_and_its_rows(method: str) -> None:
         assert f"- `{figure}`: " in page
     assert f"[`{method}`](docs/methods/{method}.md)" in text_of(ROOT / "README.md")
     assert f"[`{method}`](methods/{method}.md)" in text_of(ROOT / "docs" / "decoding.md")
+    assert f"[`{method}`](methods/{method}.md)" in text_of(ROOT / "docs" / "choosing.md")
+    assert examples(page)
+
+
+LINES_OF_README = 120
+PLACEHOLDER = re.compile(r"\b(TODO|TBD|FIXME|XXX|lorem ipsum|coming soon)\b", re.IGNORECASE)
+FROM_OUTSIDE = {"index.md", "contributing.md", "security.md", "changelog.md", "tests.md"}
+"""Pages of the site that docs/hooks.py takes from elsewhere."""
+RUN = [page for page in PAGES if page.parent.name == "methods" or page.name in {
+    "README.md", "quickstart.md", "choosing.md",
+}]  # fmt: skip
+"""Pages all of whose requests are run."""
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of(ROOT / "README.md").splitlines()) <= LINES_OF_README
+
+
+def named(nav: Any) -> Iterator[str]:
+    """The pages of a navigation."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from named(entry)
+
+
+def test_warnings_of_the_site_are_errors() -> None:
+    """With ``--quiet`` mkdocs counts none."""
+    config = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))
+    assert config["strict"] is True
+    assert set(config["validation"].values()) == {"warn"}
+    commands = [x for x in text_of(ROOT / "Makefile").splitlines() if "mkdocs build" in x]
+    assert len(commands) == 1
+    assert "quiet" not in commands[0]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = list(named(yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]))
+    docs = ROOT / "docs"
+    own = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    assert sorted(pages) == sorted(own | FROM_OUTSIDE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_nothing_waits_to_be_written(page: Path) -> None:
+    assert PLACEHOLDER.findall(FENCE.sub("", text_of(page))) == []
+    shown = [block.text for block in blocks(text_of(page)) if block.title in OUTPUTS]
+    assert {"{}", "[]", ""}.isdisjoint(text.strip() for text in shown)
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_every_request_has_an_output(page: Path) -> None:
+    """`tests/e2e/test_documented.py` runs those that have one."""
+    requests = [x for x in blocks(text_of(page)) if x.text.startswith(("curl ", "from openai "))]
+    assert requests == [example.request for example in examples(text_of(page))] != []
+
+
+def test_the_example_of_a_method_is_one() -> None:
+    (shown,) = (x for x in blocks(text_of(ROOT / "docs" / "adding_a_method.md")) if x.title)
+    assert text_of(ROOT / shown.title).endswith(shown.text)

@@ -21,11 +21,12 @@ LAYERS = [
     ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
     ["divserve.models"],
     ["divserve.decoding", "divserve_kernels"],
+    ["divserve.client"],
     ["divserve.engine"],
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],
     ["divserve.http"],
-    ["divserve.api", "divserve.edges", "divserve.playground"],
+    ["divserve.api", "divserve.batches", "divserve.edges", "divserve.playground"],
     ["divserve.server"],
     ["divserve.startup", "divserve.distill"],
     ["divserve.cli"],
@@ -38,11 +39,16 @@ are in none of its folders. "divserve" is the package itself and has no other mo
 """
 
 FORBIDDEN = {
+    "divserve.client": [
+        "divserve.errors", "divserve.metrics", "divserve.models", "divserve_kernels", "fastapi",
+        "openai", "torch", "transformers",
+    ],
     "divserve.decoding": ["divserve.models", "fastapi", "torch", "transformers"],
     "divserve.distill": [
         "divserve.decoding", "divserve.engine", "divserve.http", "divserve.models",
         "divserve_kernels", "fastapi",
     ],
+    "divserve.batches": ["divserve.engine", "torch", "transformers"],
     "divserve.edges": ["divserve.engine", "torch", "transformers"],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
     "divserve.playground": ["divserve.api", "divserve.engine", "torch", "transformers"],

@@ -1,4 +1,4 @@
-"""docs/performance.md is what bench/results.csv says."""
+"""The targets in docs/performance.md are what bench/results.csv says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from bench.performance import PAGE, TARGETS, Target, page
+from bench.performance import PAGE, TARGETS, Target, figures, page
 from loadtest.record import RESULTS
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -22,13 +22,24 @@ def line(bench: str, case: str, metric: str, value: str, hardware: str = H100) -
 
 def rows_of(lines: list[Mapping[str, str]]) -> dict[str, str]:
     """The figures of the table of targets, by their titles."""
-    cells = [x.split(" | ") for x in page(lines).splitlines() if x.startswith("| ")]
+    cells = [x.split(" | ") for x in figures(lines).splitlines() if x.startswith("| ")]
     return {cell[0].removeprefix("| "): cell[3] for cell in cells if len(cell) == 5}
 
 
 def test_the_page_is_up_to_date() -> None:
     with RESULTS.open(newline="") as file:
-        assert PAGE.read_text(encoding="utf-8") == page(list(csv.DictReader(file)))
+        lines = list(csv.DictReader(file))
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(lines, text)
+
+
+def test_the_rest_of_the_page_is_kept() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    new = page([], text)
+    assert new != text
+    assert "## On two CPU cores" in new
+    with pytest.raises(ValueError, match="lacks the line"):
+        page([], "# Performance\n")
 
 
 def test_the_worst_case_of_the_newest_run_counts() -> None:
@@ -47,7 +58,7 @@ def test_the_worst_case_of_the_newest_run_counts() -> None:
 
 
 def test_figures_of_a_gpu_are_listed() -> None:
-    text = page([line("kernels", "8 pairs, V=151936", "triton, µs", "30")])
+    text = figures([line("kernels", "8 pairs, V=151936", "triton, µs", "30")])
     assert f"## {H100}" in text
     assert "| 8 pairs, V=151936 | triton, µs | 30 |" in text
 

@@ -92,6 +92,8 @@ class Engine:
 
         if (args.api_server_count or 1) > 1:
             raise StartupError("--api-server-count: Ray Serve starts more replicas instead")
+        if args.batches.batch_dir is not None:
+            raise StartupError("--batch-dir: replicas of Ray Serve run no batches")
         ranks_here = args.data_parallel_size_local or args.data_parallel_size
         if args.headless or args.nnodes > 1 or ranks_here < args.data_parallel_size:
             raise StartupError("a replica of Ray Serve runs on one node")

@@ -9,7 +9,7 @@ from typing import Any
 
 from divserve.api.cut import beside_loop
 from divserve.api.documents import check_documents_rendered
-from divserve.api.guide import chat_fields, known_ids
+from divserve.api.guide import Twin, chat_fields, known_ids
 from divserve.api.messages import texts_of
 from divserve.api.requests import ChatRequest
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted
@@ -41,22 +41,23 @@ class GuidedChat(GuidedServing, OpenAIServingChat):
 
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
-    ) -> list[list[int]]:
+    ) -> Twin[list[list[int]]]:
         if (known := known_ids(method, primaries)) is not None:
-            return known
+            return Twin(known)
         # Each twin is rendered once, so that none sees what rendering has changed in another.
         source = source.model_copy(deep=True)
         texts = [text for one in source.messages for text in texts_of(one.get("content"))]
         texts += [text for one in source.documents or () for text in one.values()]
         work = partial(chat_fields, source.messages, source.documents, method, param)
-        fields = await beside_loop(texts, work)
+        made = await beside_loop(texts, work)
+        fields = {"messages": made.read.messages, "documents": made.read.documents}
         twin = source.model_copy(
             update={**fields, "max_tokens": None, "max_completion_tokens": None}
         )
         guides = await self._render_guides(f"{param}.guide", lambda: self._render_twin(twin))
-        if method.guide is not None and method.guide.documents:
+        if made.by == "documents":
             check_documents_rendered(source, guides[0], primaries[0]["prompt_token_ids"], param)
-        return guides
+        return Twin(guides, made.by)
 
     async def chat_completion_full_generator(
         self,

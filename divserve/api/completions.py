@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from divserve.api.cut import beside_loop
-from divserve.api.guide import checked, completion_prompt, known_ids, not_rendered
+from divserve.api.guide import Twin, checked, completion_prompt, known_ids, not_rendered
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted, record_of
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
@@ -87,20 +87,20 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
 
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
-    ) -> list[list[int]]:
+    ) -> Twin[list[list[int]]]:
         guide = method.guide
         if (known := known_ids(method, primaries)) is not None:
-            return known
+            return Twin(known)
         whole = None if guide is None else guide.prompt
         if isinstance(whole, list):
-            return [self._checked_ids(whole, f"{param}.guide")] * len(primaries)
+            return Twin([self._checked_ids(whole, f"{param}.guide")] * len(primaries))
         prompts = [source.prompt] if isinstance(source.prompt, str) else source.prompt
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         work = partial(completion_prompt, source.prompt, method, param)
-        prompt = await beside_loop(texts, work)
+        made = await beside_loop(texts, work)
         twin = source.model_copy(
             update={
-                "prompt": prompt,
+                "prompt": made.read,
                 "suffix": None if whole is not None else source.suffix,
                 "echo": False,
                 "max_tokens": None,
@@ -109,7 +109,7 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         guides = await self._render_guides(
             f"{param}.guide", lambda: self.online_renderer.render_completion(twin)
         )
-        return guides * len(primaries) if whole is not None else guides
+        return Twin(guides * len(primaries) if whole is not None else guides, made.by)
 
     def _checked_ids(self, token_ids: list[int], param: str) -> list[int]:
         limit = self.engine_client.capacity.max_guide_tokens

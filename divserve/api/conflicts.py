@@ -36,7 +36,7 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
     """Raises `InvalidRequest` for fields that would drop or distort the order of a guided body.
 
     Args:
-        body: of either route.
+        body: of a guided route.
         moves: whether the answer moves between two models.
     """
     for field, why in CONFLICTS.items():
@@ -75,13 +75,17 @@ def _asked(body: Any, field: str) -> bool:
     return value is not None and value is not False
 
 
-def refuse_beside_small(body: Any) -> None:
+def refuse_beside_small(body: Any, prompt: str) -> None:
     """Raises `InvalidRequest` for what this front end cannot send to the small model's engine.
 
     Beam search would go to the large engine; embeddings and pictures are made for the large model.
+
+    Args:
+        body: of any guided route.
+        prompt: the field of its messages or prompts.
     """
     for field in ("use_beam_search", "prompt_embeds"):
         if getattr(body, field, None):
             raise InvalidRequest(f"The small model takes no {field}.", param=field)
-    if has_non_text_content(getattr(body, "messages", None) or []):
-        raise InvalidRequest("The small model takes text messages only.", param="messages")
+    if has_non_text_content(getattr(body, prompt)):
+        raise InvalidRequest("The small model takes text messages only.", param=prompt)

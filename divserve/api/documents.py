@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from divserve.api.messages import Message
-from divserve.errors import InvalidRequest
+from divserve.errors import InvalidRequest, NoDocument
 
 __all__ = ["check_documents_rendered", "without_documents"]
 
@@ -23,23 +23,18 @@ def without_documents(messages: Sequence[Message], has_field: bool, param: str) 
     Args:
         messages: of the request.
         has_field: whether it also has ``documents``.
-        param: the method's path in the body.
+        param: the field that asks for it.
 
     Raises:
-        InvalidRequest: there is no document, or nothing but documents.
+        NoDocument: there is no document.
     """
     if not has_field and not any(_is_marked(part) for m in messages for part in _parts(m)):
-        raise InvalidRequest(
+        raise NoDocument(
             "The request has no document: mark a text part of a message with "
             '"name": "document", or send \'documents\'.',
-            param=f"{param}.guide.documents",
+            param=param,
         )
-    left = [short for message in messages if (short := _without_marked(message)) is not None]
-    if not left:
-        raise InvalidRequest(
-            "Nothing but documents: the messages need a part that is none.", param="messages"
-        )
-    return left
+    return [short for message in messages if (short := _without_marked(message)) is not None]
 
 
 def check_documents_rendered(

@@ -1,28 +1,45 @@
 """What the second stream reads: turns a method's ``guide`` into a prompt, before any decoding.
 
-``without`` removes text wherever it occurs verbatim, ``documents`` removes what is marked as a
-document, ``noise`` distorts the instruction; ``messages`` and ``prompt`` replace the whole prompt.
+A selector names a part of the request to leave out (`divserve.api.select`), ``noise`` distorts the
+instruction; ``messages`` and ``prompt`` replace the whole prompt.
 vLLM renders the guide, so template, tools and flags are those of the primary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.api.cut import removed
-from divserve.api.documents import without_documents
-from divserve.api.messages import Message, edited_all, text_of, texts_of
+from divserve.api.messages import Message, text_of
 from divserve.api.noise import noisy_messages, noisy_prompt
-from divserve.decoding import Guide, Instructive, Method
+from divserve.api.select import ChatTwin, Selected, chat_twin, twin_prompts
+from divserve.decoding import Instructive, Method
+from divserve.decoding.guide import SELECTS
 from divserve.errors import InvalidRequest
 from divserve.http.openai import ChatCompletionMessageParam, VLLMValidationError
 
-__all__ = ["chat_fields", "checked", "completion_prompt", "known_ids", "not_rendered"]
+__all__ = ["Twin", "chat_fields", "checked", "completion_prompt", "known_ids", "not_rendered"]
 
+T = TypeVar("T")
 Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Twin(Generic[T]):
+    """What a guide reads."""
+
+    read: T
+    by: str | None = None
+    """The part of the request that it lacks: a selector's field, or ``marked``."""
+
+    @classmethod
+    def of(cls, selected: Selected[T]) -> Twin[T]:
+        """What is left of the request."""
+        return cls(selected.left, selected.by)
+
 
 MESSAGES: TypeAdapter[list[Any]] = TypeAdapter(list[ChatCompletionMessageParam])
 
@@ -47,8 +64,8 @@ def chat_fields(
     documents: Sequence[dict[str, str]] | None,
     method: Method,
     param: str,
-) -> dict[str, Any]:
-    """The fields in which the guide of a chat request differs: ``messages`` and ``documents``.
+) -> Twin[ChatTwin]:
+    """What the guide of a chat request reads.
 
     Args:
         messages: the request's own.
@@ -57,32 +74,19 @@ def chat_fields(
         param: its path in the body.
 
     Raises:
-        InvalidRequest: a text to remove does not occur, there are no documents, or
-            ``guide.messages`` are not valid messages.
+        NoDocument: the request does not have the part that the guide lacks.
+        InvalidRequest: nothing else is left, or ``guide.messages`` are not valid messages.
     """
     guide = method.guide
     if guide is None or method.distorts:
         noise = cast(Instructive, method)
-        return {"messages": noisy_messages(messages, noise, param), "documents": documents}
+        return Twin(ChatTwin(noisy_messages(messages, noise, param), documents))
     if guide.messages is not None:
-        return {"messages": _validated(guide.messages, param), "documents": None}
-    if guide.documents:
-        return {
-            "messages": without_documents(messages, bool(documents), param),
-            "documents": None,
-        }
-    places = [text for message in messages for text in texts_of(message.get("content"))]
-    own = len(places)
-    places += [text for document in documents or () for text in document.values()]
-    left = _without(guide, places, "the messages", param)
-    of_documents = iter(left[own:])
-    return {
-        "messages": edited_all(messages, left[:own]),
-        "documents": documents and [{k: next(of_documents) for k in one} for one in documents],
-    }
+        return Twin(ChatTwin(_validated(guide.messages, param), None))
+    return Twin.of(chat_twin(guide, messages, documents, f"{param}.guide"))
 
 
-def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
+def completion_prompt(prompt: Prompt, method: Method, param: str) -> Twin[Prompt]:
     """The guide's prompt of a completion request: one per prompt, or one for all of them.
 
     Args:
@@ -91,32 +95,36 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Prompt:
         param: its path in the body.
 
     Raises:
-        InvalidRequest: the prompt is not text, or a text to remove does not occur.
+        NoDocument: a prompt does not have the part that the guide lacks.
+        InvalidRequest: the prompt is not text.
     """
     guide = method.guide
     if guide is not None and guide.prompt is not None:
-        return guide.prompt
+        return Twin(guide.prompt)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts_only = [text for text in prompts if isinstance(text, str)]
-    distorts = guide is None or method.distorts
-    path = f"{param}.instruction" if distorts else f"{param}.guide.without"
+    path = _needs_text(method, param)
     if len(texts_only) != len(prompts):
         raise InvalidRequest(
             f"'{path.rpartition('.')[2]}' needs a text prompt: with token ids, give the guide as "
             "'prompt'.",
             param=path,
         )
-    if guide is None or distorts:
-        made = [noisy_prompt(text, cast(Instructive, method), param) for text in texts_only]
-        return made[0] if isinstance(prompt, str) else made
-    shortened = _without(guide, texts_only, "the prompt", param)
-    for number, text in enumerate(texts_only):
-        if len(text) == len(shortened[number]):
-            raise InvalidRequest(
-                f"None of the texts occurs in prompt {number}: every prompt needs its own guide.",
-                param=path,
-            )
-    return shortened[0] if isinstance(prompt, str) else shortened
+    if guide is None or method.distorts:
+        noise = cast(Instructive, method)
+        made = Twin([noisy_prompt(text, noise, param) for text in texts_only])
+    else:
+        made = Twin.of(twin_prompts(guide, texts_only, f"{param}.guide"))
+    return Twin(made.read[0], made.by) if isinstance(prompt, str) else Twin(made.read, made.by)
+
+
+def _needs_text(method: Method, param: str) -> str:
+    """The path of the field that needs a text prompt."""
+    guide = method.guide
+    if guide is None or method.distorts:
+        return f"{param}.instruction"
+    selects = next((name for name in SELECTS if getattr(guide, name) is not None), "first_of")
+    return f"{param}.guide.{selects}"
 
 
 def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:
@@ -149,28 +157,6 @@ def too_long(size: str, limit: int, param: str) -> InvalidRequest:
         param=param,
         code="context_length_exceeded",
     )
-
-
-def _without(guide: Guide, places: Sequence[str], where: str, param: str) -> list[str]:
-    """The places without any character of an occurrence of the guide's texts.
-
-    Raises:
-        InvalidRequest: a text does not occur, or they occur too often.
-    """
-    path = f"{param}.guide.without"
-    left, missing = removed(guide.texts(), places, path)
-    if missing:
-        index = missing[0]
-        raise InvalidRequest(
-            f"The text to leave out does not occur in {where}: give it exactly as it stands "
-            f"there, with the same spaces and line breaks ({_excerpt(guide.texts()[index])}).",
-            param=f"{path}.{index}" if isinstance(guide.without, list) else path,
-        )
-    return left
-
-
-def _excerpt(text: str) -> str:
-    return repr(text) if len(text) <= 60 else f"{text[:57]!r}…"
 
 
 def _validated(messages: list[Message], param: str) -> list[Message]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from divserve.api.requests import Guided
 from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
-from divserve.http.fields import TEXTS, FieldLimits, check_rows, prompts_in
+from divserve.http.fields import FieldLimits, check_rows
 
 __all__ = ["check_request", "rows_of"]
 
@@ -26,13 +26,14 @@ def check_request(request: Guided, limits: FieldLimits, context: int) -> None:
     traced = next((method for method in request.methods if method.trace), None)
     if traced is None:
         return
-    longest, choices = _longest(request, context), _choices(request)
+    longest = context if request.longest is None else request.longest
+    choices = _choices(request)
     if longest * choices > limits.max_trace_tokens:
         shared = f", over {choices} choices," if choices > 1 else ""
         raise InvalidRequest(
-            f"A trace of up to {longest * choices} tokens{shared} is too long: set max_tokens to "
-            f"at most {limits.max_trace_tokens // choices}, leave the trace out, or start the "
-            "server with a larger --max-trace-tokens.",
+            f"A trace of up to {longest * choices} tokens{shared} is too long: set "
+            f"{request.length_fields[-1]} to at most {limits.max_trace_tokens // choices}, leave "
+            "the trace out, or start the server with a larger --max-trace-tokens.",
             param=f"{request.param_of(traced)}.trace",
         )
     _check_candidates(request, limits, longest * choices)
@@ -58,12 +59,6 @@ def _check_candidates(request: Guided, limits: FieldLimits, tokens: int) -> None
     )
 
 
-def _longest(request: Guided, context: int) -> int:
-    """Most tokens of a choice."""
-    fields = ("max_completion_tokens", "max_tokens")
-    return next((n for f in fields if (n := getattr(request, f, None)) is not None), context)
-
-
 def rows_of(request: Guided) -> int:
     """Rows of the engine's batch that a request takes: for each choice, one and its guides."""
     return _choices(request) * (1 + _guides(request))
@@ -81,5 +76,4 @@ def _guides(request: Guided) -> int:
 
 def _choices(request: Guided) -> int:
     """Answers of all prompts together."""
-    prompts = max(sum(prompts_in(getattr(request, field, None)) for field in TEXTS), 1)
-    return (getattr(request, "n", None) or 1) * prompts
+    return (getattr(request, "n", None) or 1) * request.prompts

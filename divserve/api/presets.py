@@ -1,18 +1,22 @@
-"""Presets behind model aliases: ``MODEL@NAME`` decodes with the preset of that name."""
+"""Presets by name, in ``decoding`` or behind a model alias: ``MODEL@NAME`` decodes with NAME."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from pydantic import ValidationError
 
-from divserve.api.requests import Guided
-from divserve.decoding.presets import ADAPTER
+from divserve.api.requests import LONGEST_NAME, Guided
+from divserve.decoding import PresetRef
+from divserve.decoding.presets import DEFAULT, expanded, validated
 from divserve.errors import InvalidRequest
 from divserve.http.openai import BaseModelPath
 
-__all__ = ["aliases_of", "install", "with_preset"]
+__all__ = ["aliases_of", "install", "preset_named", "with_preset"]
 
 T = TypeVar("T", bound=Guided)
 
@@ -33,22 +37,76 @@ def install(app: FastAPI, args: Namespace) -> None:
 
 
 async def with_preset(request: T, raw_request: Request) -> T:
-    """The request, with the preset that its model names unless it has its own ``decoding``.
+    """The request with its methods: those of the preset that its ``decoding`` or its model names.
+
+    A ``decoding`` of its own takes precedence over the model's preset.
 
     Raises:
-        InvalidRequest: the preset cannot be combined with the rest of the request.
+        InvalidRequest: there is no such preset, or it cannot be combined with the rest of the
+            request.
     """
-    alias: str | None = getattr(request, "model", None)
-    preset = raw_request.app.state.preset_of_alias.get(alias)
-    if preset is None or alias is None:
-        return request
-    if "decoding" not in request.model_fields_set:
-        try:
-            # The rest of the body has been validated.
-            request.decode_with(ADAPTER.validate_python(preset))
-        except InvalidRequest as error:
-            raise InvalidRequest(
-                f"The preset of {alias}: {error.message}", param=error.param, code=error.code
-            ) from None
-    request.answer_as(alias)
+    state = raw_request.app.state
+    alias = _alias(request, raw_request)
+    ref = request.decoding
+    if isinstance(ref, PresetRef):
+        request.decode_with(_resolved(ref, alias, state.presets))
+    elif alias is not None and "decoding" not in request.model_fields_set:
+        # The rest of the body has been validated.
+        request.decode_with(validated(state.preset_of_alias[alias]))
+    if alias is not None:
+        request.answer_as(alias)
     return request
+
+
+@contextmanager
+def preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
+    """Makes an error in the ``decoding`` of a preset say that the client did not send it."""
+    ref, alias = request.decoding, _alias(request, raw_request)
+    told = None
+    if isinstance(ref, PresetRef):
+        told = f"The preset {_name(ref, alias)}: "
+    elif alias is not None and "decoding" not in request.model_fields_set:
+        told = f"The preset of {alias}: "
+    try:
+        yield
+    except InvalidRequest as error:
+        if told is not None and _in_decoding(error):
+            error.message = told + error.message
+        raise
+
+
+def _in_decoding(error: InvalidRequest) -> bool:
+    path = error.param or ""
+    return path.startswith("decoding") and path not in (
+        "decoding.preset",
+        "decoding.context_weight",
+    )
+
+
+def _alias(request: Guided, raw_request: Request) -> str | None:
+    """The request's model, if it is an alias of a preset."""
+    model: str | None = getattr(request, "model", None)
+    return model if model in raw_request.app.state.preset_of_alias else None
+
+
+def _name(ref: PresetRef, alias: str | None) -> str:
+    """The name of the preset that is meant."""
+    return ref.preset or (alias.rpartition("@")[2] if alias is not None else DEFAULT)
+
+
+def _resolved(ref: PresetRef, alias: str | None, presets: Mapping[str, Any]) -> Any:
+    """The methods that a reference stands for."""
+    name = _name(ref, alias)
+    if name not in presets:
+        raise InvalidRequest(
+            f"There is no preset {name[:LONGEST_NAME]!r}: the presets are {', '.join(presets)}. "
+            'A method is an object, such as {"method": "cfg"}.',
+            param="decoding.preset",
+        )
+    try:
+        return validated(expanded(ref.model_copy(update={"preset": name}), presets))
+    except ValidationError as error:
+        raise InvalidRequest(
+            f"The preset {name} cannot be changed like this: {error.errors()[0]['msg']}",
+            param="decoding" if ref.context_weight is None else "decoding.context_weight",
+        ) from None

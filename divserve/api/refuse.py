@@ -1,10 +1,10 @@
 """Rejects ``decoding`` where it would be ignored.
 
-vLLM's other routes (responses, messages, batch, render, invocations …) allow unknown fields and
-would decode plainly. There a JSON body with a non-null ``decoding`` at its top level, or with a
-preset's alias as its ``model``, gets a 400 (the tokenizer routes, which decode nothing, accept an
-alias), and so does an alias in SageMaker's header, which replaces the ``model``. Requests to the
-two guided routes are not examined; other bodies reach their route unchanged.
+vLLM's other routes (render, invocations, generate …) allow unknown fields and would decode plainly.
+There a JSON body with a non-null ``decoding`` at its top level, or with a preset's alias as its
+``model``, gets a 400 (the tokenizer routes, which decode nothing, accept an alias), and so does an
+alias in SageMaker's header, which replaces the ``model``. Requests to the guided routes are not
+examined, nor those that count the tokens of a message; other bodies reach their route unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from divserve.errors import InvalidRequest
 from divserve.http.asgi import is_json, read_body, replay
 from divserve.http.errors import error_response
-from divserve.http.paths import GUIDED_ROUTES, path_of
+from divserve.http.paths import COUNT_TOKENS, GUIDED_ROUTES, path_of
 
 __all__ = ["RefuseDecoding"]
 
@@ -60,7 +60,7 @@ class RefuseDecoding:
 def _to_check(scope: Scope) -> bool:
     """Whether the request goes to a route that is not guided, with a body that may be JSON."""
     path = path_of(scope).rstrip("/")
-    return path not in GUIDED_ROUTES and is_json(scope)
+    return path not in (*GUIDED_ROUTES, COUNT_TOKENS) and is_json(scope)
 
 
 def _asks_for_decoding(body: bytes, aliases: Container[str]) -> bool:
@@ -77,10 +77,11 @@ def _asks_for_decoding(body: bytes, aliases: Container[str]) -> bool:
 
 
 def _refusal(path: str) -> InvalidRequest:
-    routes = " and ".join(GUIDED_ROUTES)
+    *some, last = GUIDED_ROUTES
+    routes = f"{', '.join(some)} or {last}"
     return InvalidRequest(
         f"{path} does not take 'decoding', nor the model alias of a preset or of the small model "
-        f"(MODEL@…): send it to {routes}, "
+        f"(MODEL@…): send it to {routes}; "
         "or leave it out.",
         param="decoding",
     )

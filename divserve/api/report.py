@@ -5,7 +5,9 @@
 
 Where draft tokens were verified it also has "draft": {"proposed", "accepted", "rounds"}: how many
 were, how many of the choice's tokens were drafts, and in how many steps.
-With ``guide.model`` it also has "guide_models": by method, the model that read its guide.
+With ``guide.model`` it also has "guide_models": by method, the model that read its guide. Where the
+guide lacks a part of the request it has "guides": by method, the selector that found the part. An
+answer that was decoded plainly because there was none has "applied_steps": 0 and the "reason".
 
 A request that moved between two models also has "switches" and "tokens" by model, "compute_saved"
 (the share of parameters × tokens saved against the large model alone; null if not known), and the
@@ -23,20 +25,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol
 
 from divserve import metrics
 from divserve.api.tally import Tally
-from divserve.api.texts import CONTEXT, Decode
+from divserve.api.texts import CONTEXT, Decode, undecoded
 from divserve.api.top import rendered
 from divserve.decoding import Stack
 from divserve.decoding.spec import Top
 from divserve.errors import DecodingFailed
 
-__all__ = ["ChoiceReport", "GuidedOutput"]
+__all__ = ["ChoiceReport", "GuidedOutput", "PlainReport"]
 
 
 class GuidedOutput(Protocol):
@@ -63,6 +65,7 @@ class ChoiceReport:
         guide_tokens: int,
         decode: Decode,
         compute_ratio: float | None = None,
+        found_by: Mapping[str, str] | None = None,
     ) -> None:
         self._stack = stack
         self._temperature = temperature
@@ -77,6 +80,7 @@ class ChoiceReport:
         self._last: list[int] = []
         """The last tokens, on which the text of the next one may depend."""
         self._compute_ratio = compute_ratio
+        self._found_by = dict(found_by or {})
         self._models: list[str] = []
         self._drafts: Counter[str] = Counter()
 
@@ -136,6 +140,8 @@ class ChoiceReport:
         }
         if models := self._stack.guide_models:
             summary["guide_models"] = models
+        if self._found_by:
+            summary["guides"] = self._found_by
         if self._stack.switches:
             summary |= self._moves()
         if self._drafts:
@@ -192,6 +198,21 @@ class ChoiceReport:
         for entry, model in zip(entries, models, strict=False):
             entry["model"] = model
         self._pending += entries
+
+
+class PlainReport(ChoiceReport):
+    """The account of a choice that was decoded plainly, as its guide allows: it says why."""
+
+    def __init__(self, stack: Stack, reason: str) -> None:
+        super().__init__(stack, False, 0.0, 0, undecoded)
+        self._reason = reason
+
+    def add(self, output: GuidedOutput) -> None:
+        """Nothing: no statistics come with plain tokens."""
+
+    def summary(self) -> dict[str, Any]:
+        """The whole object."""
+        return {**super().summary(), "mean": {}, "reason": self._reason}
 
 
 def _number(value: float) -> float | None:

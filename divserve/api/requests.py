@@ -1,4 +1,4 @@
-"""The bodies of the two generation routes: vLLM's, with the typed field ``decoding``.
+"""The bodies of chat and text completions: vLLM's, with the typed field ``decoding``.
 
 A body without it (or with null) is a plain request and behaves as in vLLM. With it, serving gives
 the request the guides of every prompt (`Guided.give_guides`), and ``to_sampling_params`` packs the
@@ -14,16 +14,17 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
-from divserve.decoding import Adapter, Decoding, Guide, Method, Spec, Stack
+from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
+from divserve.http.fields import TEXTS, prompts_in
 from divserve.http.openai import (
     ChatCompletionRequest,
     CompletionRequest,
     has_non_text_content,
 )
 
-__all__ = ["ChatRequest", "CompletionsRequest", "Guided"]
+__all__ = ["ChatRequest", "CompletionsRequest", "Guided", "check_chat", "unfold"]
 
 LONGEST_NAME = 128
 """Characters of a model's name that metrics and logs keep."""
@@ -35,15 +36,23 @@ Guides = Sequence[list[int] | None]
 
 
 class Guided(BaseModel):
-    """The part that both bodies share."""
+    """The part that the bodies of all guided routes share."""
+
+    prompt_field: ClassVar[str] = "messages"
+    """The field that the prompts come from."""
+    length_fields: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
+    """The fields that limit the tokens of an answer; the first one that is set applies."""
 
     decoding: Decoding | None = Field(
         default=None,
-        description="The method to decode with, and its parameters. See /v1/decoding/methods.",
+        description="The method to decode with and its parameters, a list of them, or a preset's "
+        "name. See /v1/decoding/methods and /v1/decoding/presets.",
     )
 
     _guides: Sequence[Guides] = PrivateAttr(default=())
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
+    _found_by: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _reason: str | None = PrivateAttr(default=None)
     _grounding: list[int] = PrivateAttr(default_factory=list)
     _adapters: Mapping[str, Adapter | None] = PrivateAttr(default_factory=dict)
     _temperature: float = PrivateAttr(default=1.0)
@@ -58,7 +67,7 @@ class Guided(BaseModel):
                 f"'{RESERVED_PREFIX}…' is reserved: use the field 'decoding'.", param="vllm_xargs"
             )
         refuse_no_prompt(self)
-        if self.decoding is not None:
+        if self.methods:
             self._check_decoding()
         return self
 
@@ -75,14 +84,14 @@ class Guided(BaseModel):
     @property
     def methods(self) -> list[Method]:
         """The methods in the order of the body; none for a plain request."""
-        if self.decoding is None:
+        if self.decoding is None or isinstance(self.decoding, PresetRef):
             return []
         return [*self.decoding] if isinstance(self.decoding, list) else [self.decoding]
 
     @property
     def stack(self) -> Stack | None:
         """The methods in the order of application; None for a plain request."""
-        return None if self.decoding is None else Stack(self.decoding)
+        return Stack(self.methods) if self.methods else None
 
     @property
     def sampled_at(self) -> float:
@@ -104,7 +113,7 @@ class Guided(BaseModel):
         record.streams, record.completion_tokens = bool(getattr(self, "stream", False)), 0
         if with_prompt:
             self._unfold()
-            record.prompt = getattr(self, "messages", None) or getattr(self, "prompt", None)
+            record.prompt = _shown(getattr(self, self.prompt_field))
 
     def decode_with(self, preset: Any) -> None:
         """Sets the field ``decoding`` of a request that has none.
@@ -134,7 +143,7 @@ class Guided(BaseModel):
                     f"{method.method} needs more than the small model: name the served one.",
                     param="model",
                 )
-        refuse_beside_small(self)
+        refuse_beside_small(self, self.prompt_field)
         self._small = True
 
     def answered_as(self, model: str) -> str:
@@ -147,22 +156,65 @@ class Guided(BaseModel):
             return "decoding"
         return f"decoding.{next(i for i, m in enumerate(self.methods) if m is method)}"
 
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that are answered."""
+        return 1
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of one answer; None if the request does not limit them."""
+        given = (getattr(self, field, None) for field in self.length_fields)
+        return next((number for number in given if number is not None), None)
+
+    def guide_with(self, param: str, guide: Guide) -> None:
+        """Gives the method whose guide has this path in the body another guide."""
+        made: Any = [
+            method.model_copy(update={"guide": guide})
+            if f"{self.param_of(method)}.guide" == param
+            else method
+            for method in self.methods
+        ]
+        self.decoding = made if isinstance(self.decoding, list) else made[0]
+
     def guides(self) -> Iterator[tuple[str, Guide]]:
         """The guides given in the body, with their paths."""
         for method in self.methods:
             if method.guide is not None:
                 yield f"{self.param_of(method)}.guide", method.guide
 
-    def give_guides(self, guides: Sequence[Guides], grounding: Sequence[int] = ()) -> None:
+    def give_guides(
+        self,
+        guides: Sequence[Guides],
+        grounding: Sequence[int] = (),
+        found_by: Mapping[str, str] | None = None,
+    ) -> None:
         """Sets the guides of each prompt: token ids for each method of the stack, or None.
 
         Args:
             guides: one entry per prompt.
             grounding: token ids of the grounding text.
+            found_by: by method, the selector that found the part which its guide lacks.
         """
+        self._found_by = found_by or {}
         self._guides = guides
         self._unpacked = iter(guides)
         self._grounding = list(grounding)
+
+    def decode_plainly(self, reason: str) -> None:
+        """Decodes without the methods; the account says why."""
+        self._reason = reason
+        self._record.method = PLAIN
+
+    @property
+    def reason(self) -> str | None:
+        """Why the request is decoded without its methods; None if it is not."""
+        return self._reason
+
+    @property
+    def found_by(self) -> Mapping[str, str]:
+        """By method, the selector that found the part which its guide lacks."""
+        return self._found_by
 
     def give_adapters(self, adapters: Mapping[str, Adapter | None]) -> None:
         """Sets what each ``guide.model`` stands for; None: the request's own model."""
@@ -176,6 +228,8 @@ class Guided(BaseModel):
 
     def side_tokens(self, prompt: int) -> int:
         """Number of tokens read beside the prompt of this index."""
+        if self._reason is not None:
+            return 0
         return sum(map(len, self._order(self._guides[prompt]).texts))
 
     def has_two_seconds(self, prompt: int) -> bool:
@@ -188,7 +242,7 @@ class Guided(BaseModel):
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
-        if self.decoding is None:
+        if self.decoding is None or self._reason is not None:
             if self._small:
                 with_spec(params, OnSmall(None))
             return params
@@ -201,6 +255,22 @@ class Guided(BaseModel):
         return params
 
 
+def _shown(prompt: Any) -> Any:
+    """A prompt as it was sent, for a log."""
+    if isinstance(prompt, list):
+        return [_shown(one) for one in prompt]
+    return prompt.model_dump(exclude_none=True) if isinstance(prompt, BaseModel) else prompt
+
+
+def unfold(messages: Sequence[Any]) -> None:
+    """Turns the contents that can be read only once into lists: validation leaves iterators."""
+    for message in messages:
+        if isinstance(message, dict):
+            content = message.get("content")
+            if not isinstance(content, str | list | None):
+                message["content"] = list(content)
+
+
 class ChatRequest(Guided, ChatCompletionRequest):
     """Body of /v1/chat/completions."""
 
@@ -211,13 +281,24 @@ class ChatRequest(Guided, ChatCompletionRequest):
         """vLLM's parameters; called once per prompt, in the order of the prompts."""
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
+    def take(self, origin: Guided) -> None:
+        """Makes the request one of a body of another route, decoded and recorded like it.
+
+        Args:
+            origin: a body that has been accepted.
+
+        Raises:
+            InvalidRequest: its method cannot be combined with what this request asks for.
+        """
+        self.decoding, self._record = origin.decoding, origin._record
+        self._alias, self._adapters = origin._alias, origin._adapters
+        if origin._small:
+            self.decode_on_small()
+        if self.decoding is not None:
+            self._check_decoding()
+
     def _unfold(self) -> None:
-        # Validation leaves some lists of parts as iterators.
-        for message in self.messages:
-            if isinstance(message, dict):
-                content = message.get("content")
-                if not isinstance(content, str | list | None):
-                    message["content"] = list(content)
+        unfold(self.messages)
 
     def _check_guided(self) -> None:
         self._unfold()
@@ -227,32 +308,49 @@ class ChatRequest(Guided, ChatCompletionRequest):
                     "decoding takes messages with a 'role' and 'content', not harmony messages.",
                     param=f"messages.{index}",
                 )
-        texts = [("messages", self.messages)]
-        for param, guide in self.guides():
-            if guide.prompt is not None:
-                raise InvalidRequest(
-                    "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
-                    param=f"{param}.prompt",
-                )
-            texts.append((f"{param}.messages", guide.messages or []))
-        for param, messages in texts:
-            if has_non_text_content(messages):
-                raise InvalidRequest(
-                    "decoding takes text messages only: remove images, audio and video.",
-                    param=param,
-                )
-        for method in self.methods:
-            if method.trace and not self.include_reasoning:
-                raise InvalidRequest(
-                    "A trace would show the reasoning that include_reasoning=false hides.",
-                    param=f"{self.param_of(method)}.trace",
-                )
+        check_chat(self, self.messages, self.include_reasoning)
+
+
+def check_chat(request: Guided, messages: Sequence[Any], include_reasoning: bool) -> None:
+    """Raises `InvalidRequest` for what no guided chat takes, on whatever route.
+
+    Args:
+        request: the body.
+        messages: its messages.
+        include_reasoning: whether the answer shows all of its tokens.
+    """
+    texts = [(request.prompt_field, messages)]
+    for param, guide in request.guides():
+        if guide.prompt is not None:
+            raise InvalidRequest(
+                "Chat takes 'messages' (or 'without') as its guide, not 'prompt'.",
+                param=f"{param}.prompt",
+            )
+        texts.append((f"{param}.messages", guide.messages or []))
+    for param, some in texts:
+        if has_non_text_content(some):
+            raise InvalidRequest(
+                "decoding takes text messages only: remove images, audio and video.",
+                param=param,
+            )
+    for method in request.methods:
+        if method.trace and not include_reasoning:
+            raise InvalidRequest(
+                "A trace would show the reasoning that include_reasoning=false hides.",
+                param=f"{request.param_of(method)}.trace",
+            )
 
 
 class CompletionsRequest(Guided, CompletionRequest):
     """Body of /v1/completions."""
 
     field_names: ClassVar[set[str] | None] = None
+    prompt_field: ClassVar[str] = "prompt"
+
+    @property
+    def prompts(self) -> int:
+        """Number of texts, lists of token ids and embeddings."""
+        return max(sum(prompts_in(getattr(self, field, None)) for field in TEXTS), 1)
 
     def to_sampling_params(
         self, max_tokens: int, default_sampling_params: dict[str, Any] | None = None
@@ -262,10 +360,11 @@ class CompletionsRequest(Guided, CompletionRequest):
 
     def _check_guided(self) -> None:
         for param, guide in self.guides():
-            for field in ("messages", "documents"):
+            for field in ("messages", "documents", "role", "message"):
                 if getattr(guide, field) is not None:
                     raise InvalidRequest(
-                        f"Completions take 'prompt' (or 'without') as their guide, not '{field}'.",
+                        "Completions take 'prompt', 'without' or 'between' as their guide, not "
+                        f"'{field}'.",
                         param=f"{param}.{field}",
                     )
         if self.max_tokens == 0:

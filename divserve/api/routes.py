@@ -1,9 +1,7 @@
-"""The routes: vLLM's two generation routes with our bodies, and the lists of what we add."""
+"""The routes: vLLM's generation routes with our bodies, and the lists of what we add."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -11,66 +9,90 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from divserve.api import extras, guide_models
+from divserve.api.anthropic import answer_message
+from divserve.api.bodies import BatchRequest, GuidedResponsesRequest, MessagesRequest
 from divserve.api.limits import check_request, rows_of
-from divserve.api.presets import with_preset
+from divserve.api.presets import preset_named, with_preset
 from divserve.api.record import RECORD
 from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
 from divserve.api.stream import PrimedResponse
-from divserve.decoding import METHODS, Method
-from divserve.errors import InvalidRequest, NotFound
+from divserve.decoding import METHODS, Method, PresetRef
+from divserve.errors import NotFound
 from divserve.http.errors import ErrorBody
 from divserve.http.openai import (
+    answer_batch,
     answer_chat,
     answer_completion,
+    answer_responses,
     load_aware_call,
     validate_json_request,
     with_cancellation,
 )
-from divserve.http.paths import GUIDED_ROUTES
+from divserve.http.paths import CHAT, CHAT_BATCH, COMPLETIONS, MESSAGES, RESPONSES
 from divserve.http.scope import weigh
 
 __all__ = ["install"]
 
-CHAT, COMPLETIONS = GUIDED_ROUTES
-
 T = TypeVar("T", bound=Guided)
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}},
-    **{status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 429, 500, 503)},
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 415, 429, 500, 503)
 }
+OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **ERRORS}
 
 router = APIRouter()
 
 
-@router.post(
-    CHAT,
-    dependencies=[Depends(validate_json_request)],
-    responses=RESPONSES,
-    response_model=None,
-)
-@with_cancellation
-@load_aware_call
+def generates(path: str, responses: dict[int | str, dict[str, Any]] = OR_STREAM) -> Any:
+    """The decorator of a route that generates, with what vLLM puts around its own."""
+    checked = [Depends(validate_json_request)]
+
+    def decorated(endpoint: Any) -> Any:
+        post = router.post(path, dependencies=checked, responses=responses, response_model=None)
+        return post(with_cancellation(load_aware_call(endpoint)))
+
+    return decorated
+
+
+@generates(CHAT)
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """Chat completion, with an optional decoding method."""
-    with _preset_named(request, raw_request):
+    with preset_named(request, raw_request):
         request = await _admitted(request, raw_request)
         return _primed(await answer_chat(request, raw_request))
 
 
-@router.post(
-    COMPLETIONS,
-    dependencies=[Depends(validate_json_request)],
-    responses=RESPONSES,
-    response_model=None,
-)
-@with_cancellation
-@load_aware_call
+@generates(COMPLETIONS)
 async def create_completion(request: CompletionsRequest, raw_request: Request) -> Response:
     """Text completion, with an optional decoding method."""
-    with _preset_named(request, raw_request):
+    with preset_named(request, raw_request):
         request = await _admitted(request, raw_request)
         return _primed(await answer_completion(request, raw_request))
+
+
+@generates(RESPONSES)
+async def create_response(request: GuidedResponsesRequest, raw_request: Request) -> Response:
+    """OpenAI's response, with an optional decoding method."""
+    with preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_responses(request, raw_request))
+
+
+@generates(MESSAGES)
+async def create_message(request: MessagesRequest, raw_request: Request) -> Response:
+    """Anthropic's message, with an optional decoding method."""
+    with preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        return _primed(await answer_message(request, raw_request))
+
+
+@generates(CHAT_BATCH, ERRORS)
+async def create_chat_completion_batch(request: BatchRequest, raw_request: Request) -> Response:
+    """One chat completion for each of several conversations, with an optional decoding method."""
+    with preset_named(request, raw_request):
+        request = await _admitted(request, raw_request)
+        answer: Response = await answer_batch(request, raw_request)
+        return answer
 
 
 @router.get("/v1/decoding/methods")
@@ -107,10 +129,10 @@ async def health(raw_request: Request) -> JSONResponse:
 
 @router.get("/v1/decoding/presets")
 async def list_presets(raw_request: Request) -> dict[str, Any]:
-    """The presets by name: what the model alias ``MODEL@NAME`` stands for."""
+    """The presets by name: what ``MODEL@NAME`` stands for, and what may be changed in them."""
     presets = raw_request.app.state.presets
     data = [{"preset": name, "decoding": value} for name, value in presets.items()]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": data, "parameters": PresetRef.model_json_schema()}
 
 
 def install(app: FastAPI) -> None:
@@ -142,21 +164,6 @@ async def _admitted(request: T, raw_request: Request) -> T:
     guide_models.resolve(request, raw_request)
     weigh(raw_request.scope, rows_of(request))
     return request
-
-
-@contextmanager
-def _preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
-    """Makes an error in the ``decoding`` of a preset say that the client did not send it."""
-    model = getattr(request, "model", None)
-    given = "decoding" in request.model_fields_set
-    try:
-        yield
-    except InvalidRequest as error:
-        of_preset = not given and model in raw_request.app.state.preset_of_alias
-        if of_preset and (error.param or "").startswith("decoding"):
-            told = f"The preset of {model}: "
-            error.message = told + error.message.removeprefix(told)
-        raise
 
 
 def _primed(response: Response) -> Response:

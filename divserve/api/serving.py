@@ -1,4 +1,4 @@
-"""What guided chat and text completions share: accounts, limits of guides, and errors."""
+"""What the guided routes share: accounts, limits of guides, and errors."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from divserve import metrics
-from divserve.api.guide import checked, not_rendered
+from divserve.api.guide import Twin, checked, not_rendered
 from divserve.api.record import Noted, Record
-from divserve.api.report import ChoiceReport
+from divserve.api.report import ChoiceReport, PlainReport
 from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
 from divserve.api.texts import Decode, as_ids, decoder, undecoded
-from divserve.decoding import Method
-from divserve.errors import ApiError, InvalidRequest
+from divserve.decoding import Guide, Method
+from divserve.errors import ApiError, InvalidRequest, NoDocument
 from divserve.http.errors import error_body
 from divserve.http.foreign import foreign_body
 from divserve.http.openai import (
@@ -73,13 +73,17 @@ class GuidedServing(OwnErrors):
 
     def _choice_report(self, request: Any, prompt: int) -> ChoiceReport:
         """An empty account of a choice of the prompt of this index."""
+        if request.reason is not None:
+            return PlainReport(request.stack, request.reason)
         report = ChoiceReport(
             request.stack,
             request.has_two_seconds(prompt),
             request.sampled_at,
             request.side_tokens(prompt),
-            self._decode(request.return_tokens_as_token_ids),
+            # Responses have no such field; the server's flag is theirs.
+            self._decode(getattr(request, "return_tokens_as_token_ids", None)),
             self.engine_client.compute_ratio,
+            request.found_by,
         )
         request.record.reports.append(report)
         return report
@@ -87,7 +91,8 @@ class GuidedServing(OwnErrors):
     def _stream_report(self, request: Any) -> StreamReport:
         """Empty accounts of all choices of a streaming request."""
         new = partial(self._choice_report, request)
-        return StreamReport(new, request.n or 1, request.stack.trace_by_token)
+        trace = request.stack.trace_by_token and request.reason is None
+        return StreamReport(new, request.n or 1, trace)
 
     def _decode(self, as_token_ids: bool | None) -> Decode:
         """Finds the text of each token, as logprobs show it."""
@@ -125,22 +130,33 @@ class GuidedServing(OwnErrors):
             param: the field that they come from.
 
         Raises:
-            InvalidRequest: a guide cannot be made as asked.
+            InvalidRequest: a guide cannot be made as asked. If only its document is missing and it
+                says so, the request is decoded plainly instead.
         """
         self._check_primary(primaries, param)
-        made: list[tuple[Method, list[list[int]]]] = []
+        made: list[tuple[Method, Twin[list[list[int]]]]] = []
+        found_by: dict[str, str] = {}
         columns: list[Sequence[list[int] | None]] = []
         for method in request.stack.methods:
             column: Sequence[list[int] | None] = [None] * len(primaries)
             if method.guided:
-                ids = next((ids for other, ids in made if _same_guide(method, other)), None)
-                if ids is None:
+                twin = next((one for other, one in made if _same_guide(method, other)), None)
+                if twin is None:
                     path = request.param_of(method)
-                    ids = await self._guides_of(source, method, path, primaries)
-                made.append((method, ids))
-                column = ids
+                    try:
+                        twin = await self._guides_of(source, method, path, primaries)
+                    except NoDocument as error:
+                        if cast(Guide, method.guide).if_missing == "refuse":
+                            raise
+                        request.decode_plainly(error.message)
+                        return
+                made.append((method, twin))
+                if twin.by is not None:
+                    found_by[method.method] = twin.by
+                column = twin.read
             columns.append(column)
-        request.give_guides(list(zip(*columns, strict=True)), self._grounding(request))
+        guides = list(zip(*columns, strict=True))
+        request.give_guides(guides, self._grounding(request), found_by)
         read_beside = [request.side_tokens(prompt) for prompt in range(len(primaries))]
         for tokens in filter(None, read_beside):
             metrics.GUIDE_TOKENS.observe(tokens)
@@ -149,7 +165,7 @@ class GuidedServing(OwnErrors):
     @abstractmethod
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
-    ) -> list[list[int]]:
+    ) -> Twin[list[list[int]]]:
         """Token ids of the guide for each prompt; ``param`` is the method's path in the body."""
 
     def _grounding(self, request: Any) -> list[int]:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 
 from divserve.api.instrumentation import Sink
 from divserve.api.record import Record
+from divserve.http.paths import COMPLETIONS
 
 __all__ = ["span_sink"]
 
@@ -54,9 +55,8 @@ def span_sink(provider: Any = None) -> Sink:
 def attributes(record: Record, route: str) -> dict[str, Any]:
     """Attributes under OpenTelemetry's names where there are any, else ours; unknown ones are
     omitted."""
-    chat = route.endswith("/chat/completions")
     found = {
-        "gen_ai.operation.name": "chat" if chat else "text_completion",
+        "gen_ai.operation.name": "text_completion" if route == COMPLETIONS else "chat",
         "gen_ai.request.model": record.model,
         "gen_ai.response.id": record.answer_id,
         "gen_ai.response.finish_reasons": record.finish_reasons or None,

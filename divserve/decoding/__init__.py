@@ -1,17 +1,18 @@
 """The decoding methods: parameters, papers and formulas. Independent of vLLM, HTTP and tensors.
 
 `METHODS` is the registry; `Decoding` is the type of the ``decoding`` field of a request: one object
-or a list of them, each discriminated by ``method``.
+or a list of them, each discriminated by ``method``, or a preset.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from divserve.decoding.adacad import AdaCad
-from divserve.decoding.base import Guide, Method
+from divserve.decoding.base import Method
 from divserve.decoding.cad import Cad
 from divserve.decoding.cfg import Cfg
 from divserve.decoding.coiecd import Coiecd
@@ -19,11 +20,13 @@ from divserve.decoding.contrastive import Contrastive
 from divserve.decoding.dexperts import DExperts
 from divserve.decoding.entropy_switch import EntropySwitch
 from divserve.decoding.entropy_temperature import EntropyTemperature
+from divserve.decoding.guide import Guide, Selector
 from divserve.decoding.instructive import Instructive
 from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
+from divserve.decoding.preset_ref import PresetRef
 from divserve.decoding.proxy_tuning import ProxyTuning
 from divserve.decoding.spec import BASE, Adapter, Spec
 from divserve.decoding.stack import Stack, share_guide
@@ -35,7 +38,8 @@ from divserve_contract import STATISTICS, Form, Program
 __all__ = [
     "BASE", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter", "Decoding",
     "EntropySwitch", "Form", "Guide", "Instructive", "Look", "LookBack", "LookRow", "LookState",
-    "Method", "ModelSize", "Program", "Spec", "Stack", "Switch", "SwitchRule",
+    "Method", "ModelSize", "PresetRef", "Program", "Selector", "Spec", "Stack", "Switch",
+    "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[
@@ -66,7 +70,12 @@ METHODS: dict[str, type[Method]] = {
 
 
 def _shape(value: Any) -> str:
-    return "list" if isinstance(value, list | tuple) else "one"
+    if isinstance(value, list | tuple):
+        return "list"
+    if isinstance(value, str | PresetRef):
+        return "preset"
+    named = isinstance(value, Mapping) and "method" not in value
+    return "preset" if named and {"preset", "context_weight"} & value.keys() else "one"
 
 
 def _shared(value: Any) -> Any:
@@ -78,8 +87,8 @@ def _stackable(methods: list[Method]) -> list[Method]:
     return methods
 
 
-TAGS = ("one", "list")
-"""What pydantic puts into the path of an error to tell the two shapes apart."""
+TAGS = ("one", "list", "preset")
+"""What pydantic puts into the path of an error to tell the shapes apart."""
 
 Decoding = Annotated[
     Annotated[AnyMethod, Tag("one")]
@@ -89,7 +98,8 @@ Decoding = Annotated[
         AfterValidator(_stackable),
         BeforeValidator(_shared),
         Tag("list"),
-    ],
+    ]
+    | Annotated[PresetRef, Tag("preset")],
     Discriminator(_shape),
 ]
 """Type of the ``decoding`` field."""

@@ -4,95 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from divserve.decoding.guide import CHOICES, Guide, quoted
 from divserve.decoding.trace import TraceField
 from divserve_contract import Program
 
-__all__ = ["Guide", "Method", "Role"]
+__all__ = ["Method", "Role"]
 
 NaturalGuide = Literal["last_token", "noise"]
 
 Role = Literal["contrast", "filter", "temperature", "switch", "search"]
 """What a method does. A stack has at most one method of each role; see also `Method.alone`."""
-
-CHOICES = ("without", "messages", "prompt", "documents")
-_CHOICES = "'without', 'messages', 'prompt' and 'documents'"
-LONGEST_MODEL = 256
-"""Characters of a model's name in a guide."""
-MOST_TEXTS = 64
-"""Texts of ``without``: each is one search through the whole prompt."""
-_AT_MOST: dict[str, Any] = {"maxItems": MOST_TEXTS}
-
-
-class Guide(BaseModel):
-    """What the second stream sees, and which model reads it.
-
-    Give exactly one of ``without``, ``messages``, ``prompt`` and ``documents``, or ``model`` alone.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    without: str | Annotated[list[str], Field(json_schema_extra=_AT_MOST)] | None = Field(
-        default=None,
-        description="Text that occurs verbatim in the messages or the prompt; the guide is the "
-        "same request with it removed wherever it occurs.",
-    )
-    messages: list[dict[str, Any]] | None = Field(
-        default=None, description="The guide's messages in full (chat only)."
-    )
-    prompt: str | list[int] | None = Field(
-        default=None,
-        description="The guide's prompt in full: text or token ids (completions only).",
-    )
-    documents: Literal[True] | None = Field(
-        default=None,
-        description="The guide is the same chat without its documents: the field 'documents' and "
-        'the text parts marked with "name": "document" (chat only).',
-    )
-    model: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=LONGEST_MODEL,
-        description="The served model or one of its LoRA adapters, by name: the guide is read by "
-        "it. Alone, the guide is the request's own prompt. By default: the request's model.",
-    )
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Guide:
-        given = [name for name in CHOICES if getattr(self, name) is not None]
-        if not given and self.model is not None:
-            return self
-        if len(given) != 1:
-            raise PydanticCustomError(
-                "guide_choice",
-                "give exactly one of {choices}, or 'model' alone (given: {given})",
-                {"choices": _CHOICES, "given": ", ".join(given) or "none"},
-            )
-        if getattr(self, given[0]) in ("", []) or "" in self.texts():
-            raise PydanticCustomError("guide_empty", "'{name}' is empty", {"name": given[0]})
-        # Not a constraint of the list: the union would report that it is no string.
-        if len(self.texts()) > MOST_TEXTS:
-            raise PydanticCustomError(
-                "guide_long",
-                "has {given} texts; the most is {most}",
-                {"given": len(self.texts()), "most": MOST_TEXTS},
-            )
-        return self
-
-    @property
-    def of_model_only(self) -> bool:
-        """Whether it says which model reads, but not what."""
-        return all(getattr(self, name) is None for name in CHOICES)
-
-    def texts(self) -> list[str]:
-        """The texts of ``without`` as a list; empty when another field was given."""
-        if self.without is None:
-            return []
-        return [self.without] if isinstance(self.without, str) else self.without
 
 
 class Method(BaseModel):
@@ -143,7 +69,7 @@ class Method(BaseModel):
             raise PydanticCustomError(
                 "guide_missing",
                 "needs a guide: give 'guide' with one of {choices}",
-                {"choices": _CHOICES},
+                {"choices": quoted(CHOICES)},
             )
         return self
 

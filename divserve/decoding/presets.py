@@ -1,7 +1,8 @@
 """Presets: named values of the ``decoding`` field, for apps that cannot send the field.
 
-Each is served as a model alias ``MODEL@NAME``. In the shipped presets the guide lacks the documents
-of the chat; a user's preset replaces a shipped one of the same name.
+Each is served as a model alias ``MODEL@NAME``, and a request may name it in ``decoding``. In the
+shipped presets the guide lacks the document of the chat; a user's preset replaces a shipped one of
+the same name.
 """
 
 from __future__ import annotations
@@ -14,23 +15,78 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from divserve.decoding import TAGS, Decoding
+from divserve.decoding import METHODS, TAGS, Decoding, PresetRef
 from divserve.errors import StartupError
 
-__all__ = ["SHIPPED", "load"]
+__all__ = ["DEFAULT", "SHIPPED", "expanded", "load", "validated"]
 
-WITHOUT_DOCUMENTS = {"guide": {"documents": True}}
+WITHOUT_DOCUMENT = {
+    "guide": {
+        "first_of": [
+            {"between": [["<document>", "</document>"]]},
+            {"documents": True},
+            # Last: a chat that marks its documents may have instructions in the system message.
+            {"role": "system"},
+        ]
+    }
+}
 
 SHIPPED: Mapping[str, Any] = {
     "faithful": [
-        {"method": "adacad", **WITHOUT_DOCUMENTS},
-        {"method": "kl_temperature", **WITHOUT_DOCUMENTS},
+        {"method": "adacad", **WITHOUT_DOCUMENT},
+        {"method": "kl_temperature", **WITHOUT_DOCUMENT},
     ],
-    "diverse": {"method": "kl_temperature", "sigma": 0.5, **WITHOUT_DOCUMENTS},
+    "diverse": {"method": "kl_temperature", "sigma": 0.5, **WITHOUT_DOCUMENT},
 }
+DEFAULT = "faithful"
+"""The preset of a ``context_weight`` without one."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Decoding)
+
+
+def validated(value: Any) -> Any:
+    """A preset's value as what ``decoding`` holds."""
+    return ADAPTER.validate_python(value)
+
+
+def expanded(ref: PresetRef, presets: Mapping[str, Any]) -> Any:
+    """What a `PresetRef` stands for, as a value of ``decoding``.
+
+    Args:
+        ref: its own fields replace those of the preset.
+        presets: by name.
+
+    Raises:
+        KeyError: there is no such preset.
+    """
+    value = presets[ref.preset or DEFAULT]
+    methods = [dict(one) for one in (value if isinstance(value, list) else [value])]
+    if ref.context_weight is not None:
+        methods = _weighted(methods, ref.context_weight)
+    if ref.guide is not None:
+        guide = ref.guide.model_dump(exclude_defaults=True)
+        methods = [_guided(one, guide) for one in methods]
+    if ref.trace is not None:
+        methods[0]["trace"] = ref.trace.model_dump()
+    return methods
+
+
+def _weighted(methods: list[dict[str, Any]], weight: float | str) -> list[dict[str, Any]]:
+    """The methods with a contrast of this weight in place of their own."""
+    contrasts = [one for one in methods if METHODS[one["method"]].role == "contrast"]
+    guides = (one["guide"] for one in (*contrasts, *methods) if "guide" in one)
+    dial: dict[str, Any] = (
+        {"method": "adacad"} if weight == "auto" else {"method": "cad", "alpha": weight}
+    )
+    if (guide := next(guides, None)) is not None:
+        dial["guide"] = guide
+    traced = [{"trace": one["trace"]} for one in contrasts if "trace" in one]
+    return [{**dial, **(traced[0] if traced else {})}, *(m for m in methods if m not in contrasts)]
+
+
+def _guided(method: dict[str, Any], guide: dict[str, Any]) -> dict[str, Any]:
+    return {**method, "guide": guide} if METHODS[method["method"]].guided else method
 
 
 def load(files: Sequence[str], section: Any = None) -> dict[str, Any]:
@@ -50,9 +106,7 @@ def load(files: Sequence[str], section: Any = None) -> dict[str, Any]:
     names = [name for name, _ in given]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise StartupError(f"the preset '{twice}' is given twice")
-    for name, value in given:
-        _check(name, value)
-    return {**SHIPPED, **dict(given)}
+    return {**SHIPPED, **{name: _checked(name, value) for name, value in given}}
 
 
 def _read(item: str) -> tuple[str, Any]:
@@ -67,12 +121,25 @@ def _read(item: str) -> tuple[str, Any]:
         raise StartupError(f"preset '{name}': {path} is not valid JSON: {error}") from None
 
 
-def _check(name: str, value: Any) -> None:
+def _checked(name: str, value: Any) -> Any:
+    """The value, in which a reference to a shipped preset is written out.
+
+    Raises:
+        StartupError: the name or the value is wrong.
+    """
     if not NAME.fullmatch(name):
         raise StartupError(f"preset '{name}': a name is letters, digits, '.', '_' and '-'")
     try:
-        ADAPTER.validate_python(value)
+        checked = validated(value)
+        if not isinstance(checked, PresetRef):
+            return value
+        if (checked.preset or DEFAULT) not in SHIPPED:
+            shipped = " and ".join(f"'{one}'" for one in SHIPPED)
+            raise StartupError(f"preset '{name}': 'preset' names a built-in one: {shipped}")
+        written = expanded(checked, SHIPPED)
+        validated(written)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
         raise StartupError(f"preset '{name}': {where}: {first['msg']}") from None
+    return written

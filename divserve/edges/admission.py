@@ -18,7 +18,7 @@ from divserve.edges.traffic import Traffic, client_full, queue_full
 from divserve.errors import ApiError, TooManyRequests, Unavailable
 from divserve.http.errors import error_response
 from divserve.http.paths import PROBES, is_free, takes_body
-from divserve.http.scope import HOLD, WEIGH
+from divserve.http.scope import HOLD, WEIGH, is_own
 
 __all__ = ["Admission"]
 
@@ -30,6 +30,8 @@ RESTART_AFTER_S = 5.0
 
 class Admission:
     """Pure ASGI middleware. Requests whose body is read are limited; the drain waits for all.
+
+    Requests that the server itself makes are limited by who makes them; they only end the drain.
 
     Args:
         app: the application.
@@ -49,7 +51,8 @@ class Admission:
         if scope["type"] != "http" or is_free(scope, FREE):
             await self.app(scope, receive, send)
             return
-        client, works = client_of(scope), takes_body(scope)
+        own = is_own(scope)
+        client, works = client_of(scope), not own and takes_body(scope)
         refusal = self._refusal(client, works)
         if refusal is None and works and self.rates is not None:
             allowance = self.rates.ask(client)
@@ -65,9 +68,10 @@ class Admission:
             await error_response(refusal)(scope, receive, send)
             return
         ticket = self.traffic.enter(client if works else None, rows=int(works))
-        state = scope.setdefault("state", {})
-        state[WEIGH] = partial(self.traffic.weigh, ticket)
-        state[HOLD] = partial(self.traffic.hold, ticket)
+        if not own:
+            state = scope.setdefault("state", {})
+            state[WEIGH] = partial(self.traffic.weigh, ticket)
+            state[HOLD] = partial(self.traffic.hold, ticket)
         try:
             await self.app(scope, receive, send)
         finally:

@@ -11,7 +11,7 @@ from divserve.edges.keys import KeyRing
 from divserve.errors import Unauthorized
 from divserve.http.errors import error_response
 from divserve.http.paths import PROBES, is_free, is_playground
-from divserve.http.scope import KEY_NAME
+from divserve.http.scope import KEY_NAME, is_own
 
 __all__ = ["RequireKey", "client_of"]
 
@@ -73,21 +73,28 @@ class RequireKey:
             await error_response(_refusal(given))(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        return is_free(scope, self.open) or (self.playground and is_playground(scope))
+        free = is_own(scope) or is_free(scope, self.open)
+        return free or (self.playground and is_playground(scope))
 
 
 def _given(scope: Scope) -> list[bytes]:
-    """The keys of a request: of ``Authorization``, or without it of ``x-api-key`` (Anthropic's)."""
+    """The keys of a request: of ``Authorization`` and of ``x-api-key`` (Anthropic's).
+
+    The same key in both counts once: clients and proxies that are not sure send both.
+    """
     headers = Headers(scope=scope)
     words = [value.partition(" ") for value in headers.getlist("authorization")]
-    keys = [key if scheme.lower() == "bearer" else "" for scheme, _, key in words]
-    keys = keys or headers.getlist("x-api-key")
-    return [key.strip().encode("latin-1") for key in keys]
+    bearers = [key.strip() if scheme.lower() == "bearer" else "" for scheme, _, key in words]
+    others = [key.strip() for key in headers.getlist("x-api-key")]
+    keys = bearers if bearers == others else bearers + others
+    return [key.encode("latin-1") for key in keys]
 
 
 def _refusal(given: list[bytes]) -> Unauthorized:
     if len(given) > 1:
         return Unauthorized(f"{len(given)} headers with an API key: send one.")
     if not given or not given[0]:
-        return Unauthorized("No API key: send the header 'Authorization: Bearer KEY'.")
+        return Unauthorized(
+            "No API key: send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
     return Unauthorized("The API key is wrong, or has been revoked.")

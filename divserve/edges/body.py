@@ -25,7 +25,7 @@ from divserve.http.asgi import EMPTY, is_json, read_body, replay
 from divserve.http.errors import error_response
 from divserve.http.fields import check_fields, check_rows, rows_of_fields
 from divserve.http.items import check_input, check_items
-from divserve.http.paths import BODILESS, GUIDED_ROUTES, RESPONSES, path_of, takes_body
+from divserve.http.paths import BODILESS, FILES, GUIDED_ROUTES, RESPONSES, path_of, takes_body
 from divserve.http.scope import hold, weigh
 
 __all__ = ["GuardBody", "check_coding", "check_depth", "check_text", "in_utf8"]
@@ -58,18 +58,27 @@ class GuardBody:
             return
         try:
             check_coding(scope)
-            messages = await self._read(scope, receive)
-            if is_json(scope):
-                body = b"".join(message.get("body", b"") for message in messages)
-                if len(body) > LARGE:
-                    rows = await asyncio.to_thread(self._rows, scope, body)
-                else:
-                    rows = self._rows(scope, body)
-                weigh(scope, rows)
+            receive = await self._checked(scope, receive)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         else:
-            await self.app(scope, replay(messages, receive), send)
+            await self.app(scope, receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """What the route reads the body from, once that is known to be within the limits."""
+        if _is_upload(scope):
+            # Larger than any other body: its route bounds it, and writes it to the disk.
+            weigh(scope, 0)
+            return receive
+        messages = await self._read(scope, receive)
+        if is_json(scope):
+            body = b"".join(message.get("body", b"") for message in messages)
+            if len(body) > LARGE:
+                rows = await asyncio.to_thread(self._rows, scope, body)
+            else:
+                rows = self._rows(scope, body)
+            weigh(scope, rows)
+        return replay(messages, receive)
 
     async def _read(self, scope: Scope, receive: Receive) -> list[Message]:
         limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout
@@ -112,13 +121,19 @@ class GuardBody:
         nested = value.get("sampling_params")
         for fields in (value, nested) if isinstance(nested, dict) else (value,):
             check_fields(fields.get, self.settings)
-        if path_of(scope).rstrip("/") in GUIDED_ROUTES:
-            return 1
-        if path_of(scope).startswith(RESPONSES):
+        path = path_of(scope).rstrip("/")
+        if path.startswith(RESPONSES):
             check_input(value.get("input"))
+        if path in GUIDED_ROUTES:
+            return 1
         rows = rows_of_fields(value)
         check_rows(rows, value.get, self.settings)
         return rows
+
+
+def _is_upload(scope: Scope) -> bool:
+    media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "multipart/form-data" and path_of(scope) == FILES
 
 
 def check_coding(scope: Scope) -> None:

@@ -45,8 +45,8 @@ class Traffic:
         self.most_rows = most_rows
         self.most_of_client = most_of_client
         self.most_bytes = most_bytes
-        self.draining = False
-        """Whether new requests are rejected."""
+        self.drain = asyncio.Event()
+        """Set while new requests are rejected."""
         self.rows = 0
         self.of_client: Counter[str] = Counter()
         """Rows of each client."""
@@ -59,6 +59,18 @@ class Traffic:
     def __len__(self) -> int:
         """Requests in progress."""
         return self._requests
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are rejected."""
+        return self.drain.is_set()
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        if value:
+            self.drain.set()
+        else:
+            self.drain.clear()
 
     def enter(self, client: str | None, rows: int) -> Ticket:
         """Counts a request until it leaves."""

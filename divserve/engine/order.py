@@ -94,7 +94,7 @@ def spec_of(params: Any) -> Spec | OnSmall | None:
         return asked
     raise ValueError(
         f"extra arguments that begin with '{RESERVED_PREFIX}' are reserved: use the field "
-        "'decoding' of /v1/chat/completions or /v1/completions"
+        "'decoding' of the body"
     )
 
 

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from divserve.decoding import METHODS, Guide
+from divserve.decoding import METHODS, Guide, PresetRef, Selector
 from divserve.decoding.trace import Trace
 from divserve.errors import (
     ApiError,
@@ -180,9 +180,12 @@ def _hint(given: str, known: Iterable[str]) -> str:
 
 def _fields_beside(loc: Sequence[Any]) -> Iterable[str]:
     """The fields that a method or its guide takes at the path of an unknown one."""
-    for name, model in (("guide", Guide), ("trace", Trace)):
+    beside = (("guide", Guide), ("trace", Trace), ("preset", PresetRef))
+    for name, model in beside:
         if loc[-2:-1] == (name,):
             return model.model_fields
+    if "first_of" in loc:
+        return Selector.model_fields
     method = next((METHODS[part] for part in loc[:-1] if part in METHODS), None)
     return () if method is None else method.model_fields
 

@@ -8,10 +8,15 @@
 | `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
-| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; its route turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
+| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; the route of ``count_tokens`` turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
+| `AnthropicMessagesRequest`, `AnthropicMessagesResponse` | entrypoints/anthropic/protocol.py | ``messages`` are objects, not dicts; a subclass of the answer is sent with its own fields |
+| `BatchChatCompletionRequest` | entrypoints/openai/chat_completion/protocol.py | ``to_chat_completion_request`` makes the chat of each conversation |
+| `OpenAIServingChatBatch` | entrypoints/openai/chat_completion/batch_serving.py | ``render_batch_chat_request`` returns the chats that are sampled from; choice index = index of the conversation |
+| `construct_tool_dicts` | entrypoints/openai/responses/utils.py | the tools of a response as a chat template takes them |
+| `answer_batch`, `answer_responses` | entrypoints/openai/\\*/api_router.py | as the next two |
 | `answer_chat`, `answer_completion` | entrypoints/openai/\\*/api_router.py | the route handlers without their decorators: they turn what serving returns into a response |
 | `AuthenticationMiddleware` | entrypoints/serve/middleware/authenticate.py | vLLM's check of ``--api-key``: it guards some prefixes only, so ours takes its place |
-| `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses`` and ``responses_stream_generator`` of the one on ``app.state.openai_serving_responses`` are looked up at each call; a stream that fails raises |
+| `OpenAIServingResponses` | entrypoints/openai/responses/serving.py | ``create_responses``, ``responses_full_generator``, ``responses_stream_generator`` and ``_render_resolved_response_inputs`` are methods that a subclass may wrap; a stream pulls the next result only after the events of the last one are out; a stream that fails raises |
 | `ResponsesRequest` | entrypoints/openai/responses/protocol.py | validates each item of ``input`` by itself |
 | `OnlineRenderer` | renderers/online_renderer.py | ``render_responses`` of the one on ``app.state.online_renderer`` is looked up at each call |
 | `BaseModelPath` | entrypoints/openai/models/protocol.py | name and path of a served model; ``base_model_paths`` of ``openai_serving_models`` is one list, shared with its registry |
@@ -34,18 +39,32 @@ from argparse import Namespace
 from typing import Any
 
 from vllm import envs
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.serving import decode_token_ids, format_token_id_placeholder
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.api_router import (
+    create_batch_chat_completion,
+    create_chat_completion,
+)
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.openai.responses.utils import construct_tool_dicts
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
@@ -60,8 +79,11 @@ from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_c
 from vllm.v1.engine.logprobs import LogprobsProcessor
 
 __all__ = [
+    "AnthropicMessagesRequest",
+    "AnthropicMessagesResponse",
     "AnthropicServingMessages",
     "BaseModelPath",
+    "BatchChatCompletionRequest",
     "ChatCompletionMessageParam",
     "ChatCompletionRequest",
     "CompletionRequest",
@@ -69,14 +91,19 @@ __all__ = [
     "ErrorResponse",
     "LogprobsProcessor",
     "OpenAIServingChat",
+    "OpenAIServingChatBatch",
     "OpenAIServingCompletion",
+    "OpenAIServingResponses",
     "ResponsesRequest",
     "VLLMError",
     "VLLMValidationError",
+    "answer_batch",
     "answer_chat",
     "answer_completion",
+    "answer_responses",
     "build_app",
     "clean_loc_for_param",
+    "construct_tool_dicts",
     "create_error_response",
     "decode_token_ids",
     "format_token_id_placeholder",
@@ -88,6 +115,8 @@ __all__ = [
     "with_cancellation",
 ]
 
+answer_batch = inspect.unwrap(create_batch_chat_completion)
+answer_responses = inspect.unwrap(create_responses)
 answer_chat = inspect.unwrap(create_chat_completion)
 answer_completion = inspect.unwrap(create_completion)
 

@@ -8,24 +8,26 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 __all__ = [
-    "BODILESS",
-    "GUIDED_ROUTES",
-    "PLAYGROUND",
-    "PROBES",
-    "RESPONSES",
-    "is_free",
-    "is_playground",
-    "path_of",
+    "BODILESS", "CHAT", "CHAT_BATCH", "COMPLETIONS", "COUNT_TOKENS", "FILES", "GUIDED_ROUTES",
+    "MESSAGES", "PLAYGROUND", "PROBES", "RESPONSES", "is_free", "is_playground", "path_of",
     "takes_body",
-]
+]  # fmt: skip
 
 PROBES = ("/health", "/live", "/ready", "/ping")
 """Answered without a key, under any load, and while the server drains."""
 
-GUIDED_ROUTES = ("/v1/chat/completions", "/v1/completions")
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+CHAT_BATCH = "/v1/chat/completions/batch"
+
+GUIDED_ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, CHAT_BATCH)
 """The routes that take ``decoding``."""
 
-RESPONSES = "/v1/responses"
+COUNT_TOKENS = "/v1/messages/count_tokens"
+"""It takes the body of `MESSAGES`, and decodes nothing."""
+
+FILES = "/v1/files"
+"""The route that reads the multipart body of an upload by itself, piece by piece."""
 
 PLAYGROUND = "/playground"
 """The page and, below it, its files."""

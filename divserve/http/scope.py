@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-__all__ = ["HOLD", "KEY_NAME", "WEIGH", "hold", "weigh"]
+__all__ = ["HOLD", "KEY_NAME", "OWN", "WEIGH", "hold", "is_own", "weigh"]
 
 KEY_NAME = "divserve.client"
 """Key of the scope's state, set by authentication: the name (never the secret) of the API key."""
@@ -16,6 +16,16 @@ WEIGH = "divserve.weigh"
 
 HOLD = "divserve.hold"
 """Likewise, for `hold`."""
+
+OWN = "divserve.own"
+"""Key of the scope's state of a request that the server itself makes, as for a line of a batch. Its
+client was authenticated when it asked for the batch, and who makes the request limits it. No client
+can set it: what comes over the network has no such state."""
+
+
+def is_own(scope: Scope) -> bool:
+    """Whether the server itself makes this request."""
+    return bool(scope.get("state", {}).get(OWN))
 
 
 def weigh(scope: Scope, rows: int) -> None:

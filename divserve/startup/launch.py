@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from divserve import __version__
+from divserve.batches import flags as batch_flags
 from divserve.decoding import SMALL_SUFFIX, presets
 from divserve.edges import flags as edge_flags
 from divserve.edges import slow_readers
@@ -96,17 +97,15 @@ def parse(argv: Sequence[str]) -> Namespace:
         metavar="NAME=FILE.json",
         help="A value of 'decoding' to serve under the model alias MODEL@NAME; may be repeated.",
     )
-    extras.add_flags(parser)
-    edge_flags.add_flags(parser)
-    watchdog.add_flags(parser)
-    log_format.add_flags(parser)
-    governor.add_flags(parser)
+    for ours in (extras, edge_flags, batch_flags, watchdog, log_format, governor):
+        ours.add_flags(parser)
     # vLLM turns a mapping 'presets' in the file of --config into this flag.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
     args: Namespace = parser.parse_args(list(argv))
     args.decodings = presets.load(args.preset, args.presets)
     args.extras = Extras.of(args)
     args.edges = edge_flags.EdgeSettings.of(args)
+    args.batches = batch_flags.BatchSettings.of(args)
     args.engine_timeout = watchdog.checked(args.engine_timeout)
     if args.extras.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(

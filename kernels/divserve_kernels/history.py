@@ -70,7 +70,8 @@ def nearest(
             last entry takes unwanted writes and is not read.
         tables: ``[sequences, max_blocks] int32``: pages of each sequence; rows without gaps.
         rows: ``[N] int64``: rows of ``tables``.
-        starts, stops: ``[N] int32``.
+        starts: ``[N] int32``.
+        stops: ``[N] int32``.
         mu: ``[N, H] float32``: `expected_row`; rows without gaps.
         neg_entropy: ``[N] float32``: Σ p log p.
         most: no ``stop − start`` is larger; a host number, so that the device need not be read.

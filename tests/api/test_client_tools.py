@@ -1,4 +1,4 @@
-"""What other people's clients and browsers ask for beside the two guided routes."""
+"""What other people's clients and browsers ask for beside the guided routes."""
 
 from __future__ import annotations
 

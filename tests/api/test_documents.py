@@ -9,6 +9,7 @@ import pytest
 
 from divserve.api.documents import check_documents_rendered
 from divserve.api.guide import chat_fields
+from divserve.api.select import ChatTwin
 from divserve.decoding import Guide
 from divserve.decoding.cad import Cad
 from divserve.errors import InvalidRequest
@@ -17,8 +18,9 @@ METHOD = Cad(method="cad", guide=Guide(documents=True))
 
 
 def short(messages: list[Any]) -> list[Any]:
-    found: list[Any] = chat_fields(messages, None, METHOD, "decoding")["messages"]
-    return found
+    twin = chat_fields(messages, None, METHOD, "decoding")
+    assert twin.by == "marked"
+    return twin.read.messages
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def test_documents_are_left_out() -> None:
     assert short([user([MARKED, question])]) == [user([question])]
     assert short([user([MARKED]), user("Where?")]) == [user("Where?")]
     whole = chat_fields([user("Where?")], [{"text": "Lyon."}], METHOD, "decoding")
-    assert whole == {"messages": [user("Where?")], "documents": None}
+    assert (whole.read, whole.by) == (ChatTwin([user("Where?")], None), "documents")
 
 
 def test_there_must_be_a_document_and_a_question() -> None:

@@ -154,7 +154,7 @@ def test_what_is_told_without_a_key_and_with_a_wrong_one(guarded: TestClient) ->
         message: str = guarded.get("/v1/models", headers=headers).json()["error"]["message"]
         return message
 
-    missing = "No API key: send the header 'Authorization: Bearer KEY'."
+    missing = "No API key: send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     assert told({}) == told(bearer("")) == told({"Authorization": "Basic sk-1"}) == missing
     assert told(bearer("sk-2")) == "The API key is wrong, or has been revoked."
 
@@ -192,7 +192,7 @@ def test_two_keys_are_none(guarded: TestClient, name: str) -> None:
 
 
 def test_the_header_of_anthropics_client(guarded: TestClient) -> None:
-    """It counts where there is no `Authorization`, on every route."""
+    """It counts on every route; beside `Authorization` it has to be the same key."""
 
     def status(**headers: str) -> int:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -202,8 +202,10 @@ def test_the_header_of_anthropics_client(guarded: TestClient) -> None:
     assert (
         status(x_api_key="sk-2") == status(x_api_key="") == status(x_api_key="Bearer sk-1") == 401
     )
-    assert status(x_api_key="sk-2", authorization="Bearer sk-1") == 200
+    assert status(x_api_key=" sk-1", authorization="Bearer sk-1") == 200
+    assert status(x_api_key="sk-2", authorization="Bearer sk-1") == 401
     assert status(x_api_key="sk-1", authorization="Bearer sk-2") == 401
+    assert status(x_api_key="sk-2", authorization="Bearer sk-2") == 401
     assert status(x_api_key="sk-1", authorization="Basic sk-1") == 401
 
 

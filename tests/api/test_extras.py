@@ -175,8 +175,8 @@ def test_what_only_the_served_model_can_take(
 
 
 def test_the_small_name_is_refused_where_it_would_be_ignored(http: TestClient) -> None:
-    error = refusal(http, "/v1/responses", {"model": "smol@small", "input": "hello"})
-    assert "/v1/responses does not take" in error["message"]
+    error = refusal(http, "/invocations", {"model": "smol@small", "prompt": "hello"})
+    assert "/invocations does not take" in error["message"]
 
 
 @pytest.mark.parametrize(

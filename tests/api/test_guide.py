@@ -18,8 +18,7 @@ DOCUMENT = "The tower is blue.\nIt was painted in 1999. (a+b)*"
 
 
 def chat_messages(messages: list[Any], guide: Guide) -> list[Any]:
-    found: list[Any] = chat_fields(messages, None, cad(guide), "decoding")["messages"]
-    return found
+    return chat_fields(messages, None, cad(guide), "decoding").read.messages
 
 
 def cad(guide: Guide) -> Cad:
@@ -27,7 +26,7 @@ def cad(guide: Guide) -> Cad:
 
 
 def prompt_of(prompt: Any, guide: Guide) -> Any:
-    return completion_prompt(prompt, cad(guide), "decoding")
+    return completion_prompt(prompt, cad(guide), "decoding").read
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -112,11 +111,11 @@ def test_a_text_that_does_not_occur_is_refused(without: Any, param: str) -> None
 
 def test_text_is_removed_from_the_documents_of_the_template() -> None:
     documents = [{"title": "A", "text": "Lyon."}, {"title": "B", "text": "Paris. Lyon."}]
-    fields = chat_fields([user("Where?")], documents, cad(Guide(without="Lyon.")), "decoding")
-    assert fields["messages"] == [user("Where?")]
-    assert [one["text"] for one in fields["documents"]] == ["", "Paris. "]
+    twin = chat_fields([user("Where?")], documents, cad(Guide(without="Lyon.")), "decoding")
+    assert (twin.read.messages, twin.by) == ([user("Where?")], "without")
+    assert [one["text"] for one in twin.read.documents or ()] == ["", "Paris. "]
     whole = cad(Guide(messages=[user("b")]))
-    assert chat_fields([user("a")], documents, whole, "decoding")["documents"] is None
+    assert chat_fields([user("a")], documents, whole, "decoding").read.documents is None
 
 
 def test_guide_messages_replace_the_messages() -> None:

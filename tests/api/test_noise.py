@@ -93,8 +93,7 @@ def test_messages_without_one_get_one() -> None:
 
 
 def noisy(messages: list[Any], **fields: Any) -> list[Any]:
-    found: list[Any] = chat_fields(messages, None, method(**fields), "decoding.0")["messages"]
-    return found
+    return chat_fields(messages, None, method(**fields), "decoding.0").read.messages
 
 
 BRIEF = {"role": "user", "content": "Be brief. Hi"}
@@ -130,8 +129,8 @@ def test_noise_without_a_system_message() -> None:
 
 def test_noise_of_a_prompt_needs_the_instruction() -> None:
     null = method(noise="null", instruction="Add. ")
-    assert completion_prompt(["Add. 1+1", "Add. 2"], null, "decoding") == ["1+1", "2"]
-    assert completion_prompt("Add. 1+1", null, "decoding") == "1+1"
+    assert completion_prompt(["Add. 1+1", "Add. 2"], null, "decoding").read == ["1+1", "2"]
+    assert completion_prompt("Add. 1+1", null, "decoding").read == "1+1"
     for prompt, fields, param in (
         ("Add. 1", {}, "decoding.instruction"),
         ("Sum. 1", {"instruction": "Add."}, "decoding.instruction"),

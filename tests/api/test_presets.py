@@ -101,7 +101,12 @@ def test_text_completions_take_presets(http: TestClient) -> None:
     answer = http.post("/v1/completions", json={"model": "smol@strong", "prompt": "A b"}).json()
     assert (answer["model"], answer["choices"][0]["decoding"]["method"]) == ("smol@strong", "cfg")
     refused = http.post("/v1/completions", json={"model": "smol@faithful", "prompt": "A b"})
-    assert error(refused)["message"].startswith("The preset of smol@faithful: Completions take")
+    missing = error(refused)
+    assert missing["message"].startswith("The preset of smol@faithful: No document was found.")
+    assert missing["param"] == "decoding.0.guide.first_of"
+    marked = {"model": "smol@faithful", "prompt": f"<document>{DOCUMENT}</document>{QUESTION}"}
+    (choice,) = http.post("/v1/completions", json=marked).json()["choices"]
+    assert set(choice["decoding"]["guides"].values()) == {"between"}
 
 
 def test_the_requests_own_field_wins(http: TestClient, engine: FakeClient) -> None:
@@ -115,9 +120,9 @@ def test_the_requests_own_field_wins(http: TestClient, engine: FakeClient) -> No
 def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:
     question = [{"role": "user", "content": QUESTION}]
     missing = error(ask(http, model="smol@faithful", messages=question))
-    assert missing["param"] == "decoding.0.guide.documents"
+    assert missing["param"] == "decoding.0.guide.first_of"
     assert '"name": "document"' in missing["message"]
-    assert missing["message"].startswith("The preset of smol@faithful: The request has no document")
+    assert missing["message"].startswith("The preset of smol@faithful: No document was found")
     own = [{"method": "cad", "guide": {"documents": True}}]
     asked = error(ask(http, model="smol@faithful", messages=question, decoding=own))
     assert asked["message"].startswith("The request has no document")
@@ -127,9 +132,8 @@ def test_a_preset_obeys_the_rules_of_the_field(http: TestClient) -> None:
     assert ask(http, model="smol@nothing").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
-def test_an_alias_elsewhere_is_refused(http: TestClient, path: str) -> None:
-    refused = error(http.post(path, json={"model": "smol@strong", "input": "a"}))
+def test_an_alias_elsewhere_is_refused(http: TestClient) -> None:
+    refused = error(http.post("/invocations", json={"model": "smol@strong", "prompt": "a"}))
     assert "alias of a preset" in refused["message"]
 
 
@@ -233,3 +237,115 @@ def test_settings_file(tmp_path: Path) -> None:
     assert args.port == 8123
     assert args.decodings["strong"] == {"method": "cfg", "scale": 2}
     assert args.decodings["soft"] == {"method": "entropy_temperature"}
+
+
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "between": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": f"<document>{DOCUMENT}</document> {QUESTION}"},
+    ],
+    "marked": [{"role": "system", "content": "Be brief."}, *MARKED],
+    "role": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}],
+}
+
+
+@pytest.mark.parametrize("place", CHATS)
+def test_an_ordinary_chat(http: TestClient, engine: FakeClient, place: str) -> None:
+    """The guide lacks the document wherever it stands, and the account says where that was."""
+    (choice,) = ask(http, model="smol@faithful", messages=CHATS[place]).json()["choices"]
+    assert choice["decoding"]["guides"] == {"adacad": place, "kl_temperature": place}
+    (guide,) = engine.orders[0]["guides"]
+    text = engine.renderer.tokenizer.decode(guide)
+    assert QUESTION in text
+    assert DOCUMENT not in text
+    assert "<document>" not in text
+
+
+def test_a_preset_by_its_name(http: TestClient, engine: FakeClient) -> None:
+    answers = [
+        ask(http, decoding="faithful"),
+        ask(http, decoding={"preset": "faithful"}),
+        ask(http, model="smol@faithful"),
+    ]
+    choices = [answer.json()["choices"] for answer in answers]
+    assert choices[0] == choices[1] == choices[2]
+    assert engine.orders[0] == engine.orders[1] == engine.orders[2]
+    assert answers[0].json()["model"] == "smol"
+    traced = ask(http, decoding={"preset": "strong", "trace": True}).json()["choices"][0]
+    assert (traced["decoding"]["method"], len(traced["decoding"]["trace"])) == ("cfg", 4)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "model", "method"),
+    [
+        ({"context_weight": "auto"}, "smol", "adacad+kl_temperature"),
+        ({"context_weight": 0.5}, "smol", "cad+kl_temperature"),
+        ({"preset": "diverse", "context_weight": 2}, "smol", "cad+kl_temperature"),
+        ({"context_weight": 1}, "smol@diverse", "cad+kl_temperature"),
+        ({"preset": "strong", "context_weight": 0, "guide": {"documents": True}}, "smol", "cad"),
+    ],
+)
+def test_the_weight_of_the_document(
+    http: TestClient, engine: FakeClient, decoding: Any, model: str, method: str
+) -> None:
+    """It stands for the contrast; the rest of the preset stays."""
+    answer = ask(http, model=model, decoding=decoding)
+    assert answer.json()["choices"][0]["decoding"]["method"] == method
+    weight = decoding["context_weight"]
+    if weight != "auto":
+        explicit = [{"method": "cad", "alpha": weight, "guide": {"documents": True}}]
+        if "+" in method:
+            sigma = {"sigma": 0.5} if "diverse" in f"{decoding} {model}" else {}
+            explicit.append({"method": "kl_temperature", **sigma})
+        ask(http, decoding=explicit)
+        assert engine.orders[0] == engine.orders[1]
+
+
+def test_mistakes_about_presets(http: TestClient) -> None:
+    unknown = error(ask(http, decoding="cad"))
+    assert unknown["param"] == "decoding.preset"
+    assert "the presets are faithful, diverse, strong" in unknown["message"]
+    clash = {"preset": "strong", "context_weight": 1}
+    refused = error(ask(http, decoding=clash))
+    assert refused["param"] == "decoding.context_weight"
+    assert "needs a guide" in refused["message"]
+    guide = {"preset": "faithful", "guide": {"without": "nowhere"}}
+    assert error(ask(http, decoding=guide))["message"].startswith("The preset faithful: The text")
+    listed = http.get("/v1/decoding/presets").json()
+    assert {"preset", "context_weight", "guide", "trace"} == set(listed["parameters"]["properties"])
+
+
+PLAINLY = {"method": "cad", "guide": {"between": ["<a>", "</a>"], "if_missing": "plain"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_missing_document_may_be_plain(
+    http: TestClient, engine: FakeClient, path: str, stream: bool
+) -> None:
+    """Never in silence: each choice says so, once."""
+    prompt = {"messages": MARKED} if "chat" in path else {"prompt": "A b"}
+    for decoding in (PLAINLY, [PLAINLY, {"method": "kl_temperature", "trace": True}]):
+        body = {"model": "smol", **prompt, "decoding": decoding, "stream": stream, "n": 2}
+        answer = http.post(path, json=body)
+        if stream:
+            lines = [one[6:] for one in answer.text.splitlines() if one.startswith("data: {")]
+            choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        else:
+            choices = answer.json()["choices"]
+        accounts = [one["decoding"] for one in choices if one.get("decoding")]
+        assert len(accounts) == 2
+        for account in accounts:
+            assert account["applied_steps"] == 0
+            assert account["reason"].endswith("There is no text between '<a>' and '</a>'.")
+            assert account.get("trace", []) == []
+    assert engine.orders == [None] * 2
+
+
+def test_a_preset_may_weigh_the_document() -> None:
+    written = presets.load([], {"mine": {"context_weight": 1, "guide": {"role": "system"}}})
+    guide = {"role": "system"}
+    assert written["mine"] == [
+        {"method": "cad", "alpha": 1, "guide": guide},
+        {"method": "kl_temperature", "guide": guide},
+    ]

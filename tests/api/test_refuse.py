@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from divserve.api.refuse import RefuseDecoding
+from divserve.http.paths import COUNT_TOKENS, GUIDED_ROUTES
 
 BODY = {"model": "m", "decoding": {"method": "cad"}}
 JSON = (b"content-type", b"application/json; charset=utf-8")
@@ -65,10 +66,9 @@ def post(
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/chat/completions/batch",
         "/v1/chat/completions/render",
+        "/v1/responses/render",
+        "/v1/messages/render",
         "/invocations",
         "/inference/v1/generate",
         "/v1/embeddings",
@@ -80,7 +80,8 @@ def test_other_routes_refuse_decoding(path: str) -> None:
     assert status == 400
     assert answer["error"]["param"] == "decoding"
     assert path in answer["error"]["message"]
-    assert "/v1/chat/completions and /v1/completions" in answer["error"]["message"]
+    for guided in GUIDED_ROUTES:
+        assert guided in answer["error"]["message"]
     assert not server.read
 
 
@@ -95,7 +96,7 @@ def test_other_routes_refuse_decoding(path: str) -> None:
     ids=["plain", "escaped", "utf-16", "no object"],
 )
 def test_however_the_key_is_written(body: bytes) -> None:
-    assert post("/v1/responses", body[:9], body[9:])[0] == 400
+    assert post("/invocations", body[:9], body[9:])[0] == 400
 
 
 @pytest.mark.parametrize(("named", "status"), [(b"m@strict", 400), (b"m@other", 200)])
@@ -109,7 +110,7 @@ def test_an_alias_in_sagemaker_s_header(named: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("header", [None, (b"content-type", b"application/ld+JSON")])
 def test_whatever_the_content_type_says_about_json(header: Any) -> None:
-    assert post("/v1/responses", json.dumps(BODY).encode(), header=header)[0] == 400
+    assert post("/invocations", json.dumps(BODY).encode(), header=header)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_whatever_the_content_type_says_about_json(header: Any) -> None:
 )
 def test_other_bodies_reach_their_route_as_they_came(body: bytes) -> None:
     chunks = [body[:5], body[5:]]
-    status, _, server = post("/v1/responses", *chunks)
+    status, _, server = post("/invocations", *chunks)
     assert status == 200
     assert [message["body"] for message in server.read[:2]] == chunks
     assert server.read[2] == DISCONNECT
@@ -133,7 +134,7 @@ def test_other_bodies_reach_their_route_as_they_came(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions", "/v1/completions", "/v1/chat/completions/", "/api/v1/completions"],
+    [*GUIDED_ROUTES, COUNT_TOKENS, "/v1/chat/completions/", "/api/v1/completions"],
 )
 def test_guided_routes_pass(path: str) -> None:
     status, _, server = post(path, json.dumps(BODY).encode(), root_path="/api")
@@ -160,7 +161,7 @@ def test_a_client_that_leaves_while_it_sends() -> None:
     async def send(message: Any) -> None: ...
 
     server = Server()
-    scope = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": [JSON]}
+    scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [JSON]}
     asyncio.run(RefuseDecoding(server)(scope, receive, send))
     assert [message["type"] for message in server.read] == [
         "http.request",

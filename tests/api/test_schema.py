@@ -27,6 +27,7 @@ from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 from schemathesis import GenerationMode
 
+from divserve.http.paths import GUIDED_ROUTES
 from tests.support.chat import CAD, MESSAGES, PROMPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
@@ -35,8 +36,9 @@ EXAMPLES, FEW, FRESH, SOAK_EXAMPLES = 10, 3, 40, 200
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "smol", "messages": MESSAGES, "decoding": CAD},
     "/v1/completions": {"model": "smol", "prompt": PROMPT, "decoding": CAD},
-    "/v1/responses": {"model": "smol", "input": PROMPT},
-    "/v1/messages": {"model": "smol", "messages": MESSAGES, "max_tokens": 5},
+    "/v1/responses": {"model": "smol", "input": PROMPT, "decoding": CAD},
+    "/v1/messages": {"model": "smol", "messages": MESSAGES, "max_tokens": 5, "decoding": CAD},
+    "/v1/chat/completions/batch": {"model": "smol", "messages": [MESSAGES], "decoding": CAD},
     "/tokenize": {"model": "smol", "prompt": PROMPT},
     "/invocations": {"model": "smol", "messages": MESSAGES},
 }
@@ -50,7 +52,7 @@ FOUND: list[tuple[str, dict[str, Any]]] = [
     ("/invocations", {"structured_outputs": "x"}),
 ]
 """Bodies that were answered with a 500: a path, and the fields that differ from `GOOD`."""
-OURS = ("/v1/chat/completions", "/v1/completions", "/v1/decoding", "/live", "/ready")
+OURS = (*GUIDED_ROUTES, "/v1/decoding", "/live", "/ready")
 """Prefixes of the paths that get `EXAMPLES`; vLLM's other routes get `FEW`."""
 NO_SUCH_FEATURE = {"/v1/systemone", "/kv_event_sources"}
 """Routes of vLLM for other models or back ends: 501, or 500 without an engine."""

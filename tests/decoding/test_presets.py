@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
-from divserve.decoding import Decoding, Stack
-from divserve.decoding.presets import SHIPPED, load
+from divserve.decoding import Stack
+from divserve.decoding.presets import SHIPPED, load, validated
 from divserve.errors import StartupError
 
 CFG = {"method": "cfg", "scale": 2}
 
 
 def test_the_shipped_presets_are_decodings() -> None:
-    names = {
-        name: Stack(TypeAdapter(Decoding).validate_python(v)).name for name, v in SHIPPED.items()
-    }
+    names = {name: Stack(validated(value)).name for name, value in SHIPPED.items()}
     assert names == {"faithful": "adacad+kl_temperature", "diverse": "kl_temperature"}
     assert load([]) == SHIPPED
 
@@ -44,6 +41,8 @@ def test_a_file_and_a_section(tmp_path: Path) -> None:
         ([], ["cfg"], "'presets' in the settings file maps names to values of 'decoding'"),
         ([], {"a b": CFG}, "preset 'a b': a name is"),
         ([], {"mine": {"method": "cfg", "scale": -1}}, "preset 'mine': cfg.scale: Input should be"),
+        ([], {"mine": "yours"}, "preset 'mine': 'preset' names a built-in one: 'faithful' and"),
+        ([], {"mine": {"context_weight": 3}}, "preset 'mine': context_weight: must be a number"),
         ([], {"mine": [CFG, CFG]}, "'cfg' and 'cfg' clash"),
         (["mine={folder}/cfg.json"], {"mine": CFG}, "'mine' is given twice"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -13,7 +15,7 @@ from tests.support.chat import PROMPT, account, complete, guided
 from tests.support.data_parallel import FLAGS
 from tests.support.losses import assert_all_are_told
 from tests.support.platform import cpu_only
-from tests.support.server import API_KEY, TOGETHER, Started, get, serving
+from tests.support.server import API_KEY, TOGETHER, Started, gauges, get, serving
 
 pytestmark = [pytest.mark.long, cpu_only("one GPU has no second rank")]
 
@@ -60,14 +62,23 @@ def test_a_request_may_name_its_rank(started: Started, client: openai.OpenAI) ->
         complete(client, extra_headers={"X-data-parallel-rank": "2"})
 
 
-def test_the_queue_begins_behind_the_rows_of_all_ranks(client: openai.OpenAI) -> None:
+def test_the_queue_begins_behind_the_rows_of_all_ranks(
+    started: Started, client: openai.OpenAI
+) -> None:
     """Those of both, and eight that wait."""
-    long = {"max_tokens": 200, "stream": True, "extra_body": {"ignore_eos": True}}
-    streams = [complete(client, prompt=[PROMPT] * 4, **long) for _ in range(4)]
-    with pytest.raises(openai.RateLimitError, match="queue is full"):
-        complete(client)
-    for stream in streams:
-        assert sum(bool(c.choices and c.choices[0].finish_reason) for c in stream) == 4
+    long = {"max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+    everything = 2 * ROWS + QUEUE
+    with ThreadPoolExecutor(everything // ROWS) as pool:
+        answers = [
+            pool.submit(complete, client, prompt=[PROMPT] * ROWS, **long)
+            for _ in range(everything // ROWS)
+        ]
+        deadline = time.monotonic() + TOLD_WITHIN_S
+        while sum(gauges(started.url).values()) < everything and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(openai.RateLimitError, match="queue is full"):
+            complete(client)
+    assert {choice.finish_reason for a in answers for choice in a.result().choices} == {"length"}
 
 
 def test_a_killed_rank_ends_the_server(started: Started) -> None:

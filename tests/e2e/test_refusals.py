@@ -112,9 +112,6 @@ def post(server: str, path: str, body: Any) -> tuple[int, Any]:
 
 
 OTHER_ROUTES: dict[str, dict[str, Any]] = {
-    "/v1/responses": {"input": "Hi", "max_output_tokens": 2},
-    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
-    "/v1/chat/completions/batch": {"messages": [MESSAGES], "max_tokens": 2},
     "/v1/chat/completions/render": {"messages": MESSAGES},
     "/v1/completions/render": {"prompt": "Hi"},
     "/invocations": {"prompt": "Hi", "max_tokens": 2},
@@ -140,6 +137,9 @@ def test_openapi_shows_the_field(server: str) -> None:
     for path, name in (
         ("/v1/chat/completions", "ChatRequest"),
         ("/v1/completions", "CompletionsRequest"),
+        ("/v1/responses", "GuidedResponsesRequest"),
+        ("/v1/messages", "MessagesRequest"),
+        ("/v1/chat/completions/batch", "BatchRequest"),
     ):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert body["schema"]["$ref"].endswith(f"/{name}")

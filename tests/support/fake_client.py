@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from divserve.batches.flags import BatchSettings
 from divserve.decoding import STATISTICS, presets
 from divserve.decoding.spec import Top
 from divserve.edges.flags import EdgeSettings
@@ -129,10 +130,11 @@ class FakeClient:
         return output
 
 
-def arguments(**edges: Any) -> Namespace:
+def arguments(batches: BatchSettings | None = None, **edges: Any) -> Namespace:
     """The parsed arguments of a small server of SmolLM2.
 
     Args:
+        batches: the flags of batches, if they are not the defaults.
         edges: flags of the edges that differ from their defaults.
     """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -145,4 +147,5 @@ def arguments(**edges: Any) -> Namespace:
     args.log_format, args.log_prompts = None, False
     args.extras = Extras({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
+    args.batches = batches or BatchSettings()
     return args

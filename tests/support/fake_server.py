@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx2
 
+from divserve.batches.flags import BatchSettings
 from tests.support.fake_client import FakeClient, arguments
 from tests.support.models import ROOT
 from tests.support.server import clean_environment
@@ -29,7 +30,12 @@ START_TIMEOUT_S = 150
 
 @contextmanager
 def served(log: Path, **edges: Any) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address and process of a server without an engine."""
+    """Address and process of a server without an engine.
+
+    Args:
+        log: file for its output.
+        edges: flags of the edges, and ``batch_dir``.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -65,13 +71,17 @@ class SlowClient(FakeClient):
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **options: Any
     ) -> AsyncIterator[Any]:
+        from vllm.sampling_params import RequestOutputKind
+
         from divserve.engine.client.gone import ShuttingDown
 
         self.answer = [self.answer[0]] * params.max_tokens
+        streams = params.output_kind == RequestOutputKind.DELTA
         async for output in super().generate(prompt, params, request_id, **options):
-            await asyncio.sleep(STEP_S)
-            if self.stopped.is_set():
-                raise ShuttingDown
+            for _ in range(1 if streams else params.max_tokens):
+                await asyncio.sleep(STEP_S)
+                if self.stopped.is_set():
+                    raise ShuttingDown
             yield output
 
     async def end_requests(self) -> None:
@@ -86,7 +96,8 @@ async def serve(port: int, edges: dict[str, Any]) -> None:
     from divserve.server import build_app
     from divserve.startup import launch
 
-    args = arguments(**edges)
+    folder = edges.pop("batch_dir", None)
+    args = arguments(BatchSettings(batch_dir=folder and Path(folder)), **edges)
     args.port, args.uvicorn_log_level, args.max_model_len = port, "warning", 8192
     client = SlowClient(AsyncEngineArgs.from_cli_args(args).create_engine_config())
     app = await build_app(client, args)  # type: ignore[arg-type]

@@ -92,13 +92,11 @@ def get(url: str, path: str) -> str:
 
 
 def gauges(url: str) -> dict[str, float]:
-    """The server's own gauges of its load."""
+    """The server's own gauges of its load, each the sum over its engines."""
     lines = get(url, "/metrics").splitlines()
     return {
-        name: float(line.split()[-1])
+        name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
         for name in GAUGES
-        for line in lines
-        if line.startswith(f"{name}{{")
     }
 
 

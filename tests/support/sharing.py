@@ -10,7 +10,9 @@ SERVERS: dict[str, tuple[str, ...]] = {
     "SmolLM2's server": (
         "composition",
         "openai_client",
+        "documented",
         "refusals",
+        "routes",
         "metrics",
         "disconnect",
         "playground",

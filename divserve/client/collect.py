@@ -1,0 +1,113 @@
+"""What the chunks of a stream add up to: texts and accounts, the whole trace included.
+
+Helpers of several clients keep only the last ``decoding`` that they see; these add them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from divserve.client.accounts import Account, plain
+
+__all__ = ["Collected", "Collector", "acollect", "collect"]
+
+ENDS = ("response.completed", "response.incomplete", "response.failed")
+"""Events of /v1/responses whose response has the whole account."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """One answer per choice; a response and a message have one."""
+
+    texts: list[str] = field(default_factory=list)
+    accounts: list[Account | None] = field(default_factory=list)
+    finish_reasons: list[str | None] = field(default_factory=list)
+    usage: Mapping[str, Any] | None = None
+
+
+class Collector:
+    """Adds up the chunks of a stream of chats, completions, responses or messages."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+        self._accounts: dict[int, dict[str, Any]] = {}
+        self._finish: dict[int, str] = {}
+        self._usage: Mapping[str, Any] | None = None
+
+    def add(self, chunk: Any) -> None:
+        """Adds a chunk: an object of a client, or its JSON."""
+        body = plain(chunk)
+        if "choices" in body:
+            self._usage = body.get("usage") or self._usage
+            for choice in body["choices"]:
+                self._add_choice(choice)
+        elif body.get("type") in ENDS:
+            response = body["response"]
+            self._usage = response.get("usage") or self._usage
+            self._finish[0] = response.get("status") or ""
+            # It has what the events before it had, too.
+            self._accounts[0] = dict(response.get("decoding") or {})
+        else:
+            self._add_event(body)
+
+    def result(self) -> Collected:
+        """What there is so far."""
+        places = sorted({*self._texts, *self._accounts, *self._finish})
+        return Collected(
+            [self._texts.get(place, "") for place in places],
+            [_finished(self._accounts.get(place)) for place in places],
+            [self._finish.get(place) for place in places],
+            self._usage,
+        )
+
+    def _add_choice(self, choice: Mapping[str, Any]) -> None:
+        place = choice["index"]
+        delta = choice.get("delta") or {}
+        text = choice.get("text") if "text" in choice else delta.get("content")
+        self._texts[place] = self._texts.get(place, "") + (text or "")
+        if choice.get("finish_reason"):
+            self._finish[place] = choice["finish_reason"]
+        self._merge(place, choice.get("decoding"))
+
+    def _add_event(self, body: Mapping[str, Any]) -> None:
+        """An event of a response or of a message."""
+        kind, delta = body.get("type"), body.get("delta")
+        if kind == "response.output_text.delta":
+            self._texts[0] = self._texts.get(0, "") + str(delta)
+        elif kind == "content_block_delta" and isinstance(delta, Mapping):
+            self._texts[0] = self._texts.get(0, "") + (delta.get("text") or "")
+        elif kind == "message_delta" and isinstance(delta, Mapping):
+            self._finish[0] = delta.get("stop_reason") or ""
+            self._usage = body.get("usage") or self._usage
+        self._merge(0, body.get("decoding"))
+
+    def _merge(self, place: int, account: Mapping[str, Any] | None) -> None:
+        if account:
+            known = self._accounts.setdefault(place, {})
+            trace = [*known.get("trace", ()), *account.get("trace", ())]
+            known |= account
+            if trace:
+                known["trace"] = trace
+
+
+def collect(stream: Iterable[Any]) -> Collected:
+    """Reads a stream to its end."""
+    collector = Collector()
+    for chunk in stream:
+        collector.add(chunk)
+    return collector.result()
+
+
+async def acollect(stream: AsyncIterable[Any]) -> Collected:
+    """Reads a stream of an asynchronous client to its end."""
+    collector = Collector()
+    async for chunk in stream:
+        collector.add(chunk)
+    return collector.result()
+
+
+def _finished(account: dict[str, Any] | None) -> Account | None:
+    """None for a plain answer, and for one that was cut off before its account came."""
+    return Account.model_validate(account) if account and "method" in account else None

@@ -1,0 +1,139 @@
+"""The parts of a request that a guide can name, and the first of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divserve.api import between
+from divserve.api.between import without_between
+from divserve.api.select import chat_twin, twin_prompts
+from divserve.decoding import Guide
+from divserve.errors import InvalidRequest, NoDocument
+
+PAIR = ("<d>", "</d>")
+PATH = "decoding.guide"
+SYSTEM = {"role": "system", "content": "Be brief."}
+FIRST: list[dict[str, Any]] = [{"between": PAIR}, {"documents": True}, {"role": "system"}]
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def left(messages: list[Any], field: Any = None, **guide: Any) -> tuple[list[Any], str]:
+    found = chat_twin(Guide(**guide), messages, field, PATH)
+    return found.left.messages, found.by
+
+
+@pytest.mark.parametrize(
+    ("place", "rest"),
+    [
+        ("a<d>x</d>b", "ab"),
+        ("<d>x</d><d>y</d>", ""),
+        ("<d>x<d>y</d>z</d>", "z</d>"),
+        ("</d>a<d> </d><d>x</d>", "</d>a"),
+    ],
+)
+def test_documents_go_with_their_markers(place: str, rest: str) -> None:
+    assert without_between([PAIR], [place, "c"], "p") == [rest, "c"]
+
+
+def test_several_pairs_may_overlap() -> None:
+    pairs = [PAIR, ("[", "]")]
+    assert without_between(pairs, ["1<d>a[b</d>c]2", "[x]"], "p") == ["12", ""]
+
+
+TEXT = st.text(st.sampled_from("ab<>/d "), max_size=12)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5), TEXT)
+def test_what_is_outside_stays(parts: list[tuple[str, str]], end: str) -> None:
+    """Against a split by hand, where the texts have no marker in them."""
+    opening, closing = "\x01", "\x02"
+    place = "".join(f"{outside}{opening}{inside}{closing}" for outside, inside in parts) + end
+    expected = "".join(outside for outside, _ in parts) + end
+    if any(inside.strip() for _, inside in parts):
+        assert without_between([(opening, closing)], [place], "p") == [expected]
+    else:
+        with pytest.raises(NoDocument, match="no text between"):
+            without_between([(opening, closing)], [place], "p")
+
+
+def test_a_document_that_does_not_end() -> None:
+    with pytest.raises(InvalidRequest, match="has no '</d>' behind it") as refused:
+        left([user("<d>a"), user("</d>")], between=PAIR)
+    assert refused.value.param == "decoding.guide.between"
+    assert not isinstance(refused.value, NoDocument)
+
+
+def test_documents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(between, "MOST_FOUND", 2)
+    with pytest.raises(InvalidRequest, match="more than 2 documents"):
+        without_between([PAIR], ["<d>a</d>" * 3], "p")
+
+
+def test_markers_work_in_parts_and_documents() -> None:
+    parts = [{"type": "text", "text": "a<d>x</d>"}, {"type": "text", "text": "b"}]
+    assert left([user(parts)], between=PAIR)[0] == [
+        user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+    ]
+    twin = chat_twin(Guide(between=PAIR), [user("q")], [{"text": "<d>x</d>y"}], PATH)
+    assert twin.left.documents == [{"text": "y"}]
+
+
+def test_roles_and_messages() -> None:
+    messages = [SYSTEM, user("a"), user("b")]
+    assert left(messages, role="system") == ([user("a"), user("b")], "role")
+    assert left(messages, message=0) == ([user("a"), user("b")], "message")
+    assert left(messages, message=-2) == ([SYSTEM, user("b")], "message")
+    assert messages[0] is SYSTEM
+
+
+@pytest.mark.parametrize(
+    ("guide", "param", "told"),
+    [
+        ({"role": "tool"}, "role", "no message of the role 'tool'"),
+        ({"message": 2}, "message", "no message 2: there are 2"),
+        ({"message": -3}, "message", "no message -3"),
+        ({"between": ("[", "]")}, "between", "no text between '\\[' and '\\]'"),
+        ({"documents": True}, "documents", "has no document"),
+        ({"without": "c"}, "without", "does not occur"),
+        ({"without": ["a", "c"]}, "without.1", "does not occur"),
+        ({"first_of": [{"role": "tool"}, {"message": 9}]}, "first_of",
+         "No document was found. .*role 'tool'.*no message 9"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there(guide: dict[str, Any], param: str, told: str) -> None:
+    with pytest.raises(NoDocument, match=told) as missing:
+        left([user("a"), user("b")], **guide)
+    assert missing.value.param == f"{PATH}.{param}"
+
+
+@pytest.mark.parametrize("guide", [{"role": "user"}, {"first_of": [{"message": 0}]}])
+def test_something_must_be_left(guide: dict[str, Any]) -> None:
+    """Nor is the next selector tried: what the client meant is there."""
+    with pytest.raises(InvalidRequest, match="Nothing but documents") as refused:
+        left([user("a")], **guide)
+    assert not isinstance(refused.value, NoDocument)
+
+
+def test_the_first_that_is_there() -> None:
+    marked = user([{"type": "text", "text": "x", "name": "document"}])
+    assert left([SYSTEM, user("<d>x</d>q"), marked], first_of=FIRST)[1] == "between"
+    assert left([SYSTEM, user("q"), marked], first_of=FIRST) == ([SYSTEM, user("q")], "marked")
+    assert left([SYSTEM, user("q")], [{"text": "x"}], first_of=FIRST)[1] == "documents"
+    assert left([SYSTEM, user("q")], first_of=FIRST) == ([user("q")], "role")
+
+
+def test_prompts() -> None:
+    found = twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b<d>y</d>"], PATH)
+    assert (found.left, found.by) == (["a", "b"], "between")
+    with pytest.raises(NoDocument, match=r"Prompt 1: There is no text.*no 'documents'") as missing:
+        twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b"], PATH)
+    assert missing.value.param == f"{PATH}.first_of"
+    either = Guide(first_of=[{"between": PAIR}, {"without": "b"}])
+    assert twin_prompts(either, ["ab"], PATH).by == "without"
