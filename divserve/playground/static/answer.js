@@ -6,7 +6,7 @@ export class Answer {
   content = "";
   finish = null;
   summary = null;
-  #decoder = new TextDecoder();
+  #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   #surprises = [];
 
   /** @param guided whether its tokens come from a method's account */

@@ -76,9 +76,9 @@ function save() {
 
 function read() {
   for (const name of FIELDS) {
-    const number = NUMBERS.includes(name);
-    state[name] = number ? $(name).valueAsNumber : $(name).value;
-    if (number && Number.isNaN(state[name])) state[name] = Number($(name).defaultValue || 0);
+    const value = NUMBERS.includes(name) ? $(name).valueAsNumber : $(name).value;
+    // An empty field keeps what it had.
+    if (!Number.isNaN(value)) state[name] = value;
   }
   save();
 }
@@ -143,6 +143,7 @@ function listen() {
   $("columns").addEventListener("remove", (event) => {
     event.target.remove();
     refresh();
+    $("add").focus();
   });
   $("columns").addEventListener("snippet", ({ target }) => {
     read();

@@ -18,6 +18,7 @@ const HIDE_MS = 150;
 /** The one card of the page. */
 export class TokenCard extends HTMLElement {
   #timer = 0;
+  #anchor = null;
 
   connectedCallback() {
     this.popover = "manual";
@@ -25,7 +26,7 @@ export class TokenCard extends HTMLElement {
     this.addEventListener("pointerenter", () => clearTimeout(this.#timer));
     this.addEventListener("pointerleave", () => this.hideSoon());
     addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
-    addEventListener("scroll", () => this.hide(), { passive: true });
+    addEventListener("scroll", () => this.#place(), { passive: true });
   }
 
   /** Shows a token at its element; `lacks`: what its guide lacks ("document", "instruction", ""). */
@@ -39,7 +40,12 @@ export class TokenCard extends HTMLElement {
       h("p", { class: "card-sentence", id: "token-sentence" }, sentence(token, lacks)),
       candidates(token, names), numbers(token));
     if (!this.matches(":popover-open")) this.showPopover();
-    place(this, anchor.getBoundingClientRect());
+    this.#anchor = anchor;
+    this.#place();
+  }
+
+  #place() {
+    if (this.matches(":popover-open")) place(this, this.#anchor.getBoundingClientRect());
   }
 
   hideSoon() {

@@ -15,7 +15,9 @@ let count = 0;
 export class AnswerColumn extends HTMLElement {
   #id = `column-${count++}`;
   #view = document.createElement("answer-view");
-  #status = h("p", { class: "status quiet", role: "status" }, "Not run yet.");
+  #said = h("span", { role: "status" });
+  // Not spoken: it changes with every token.
+  #count = h("span", { "aria-hidden": "true" });
   #error = h("div", { class: "error", role: "alert" });
   #fields = h("div", { class: "parameters" });
   #about = h("p", { class: "purpose" });
@@ -54,7 +56,8 @@ export class AnswerColumn extends HTMLElement {
       h("header", { class: "column-head" },
         h("label", { class: "visually-hidden", for: this.#id }, "Method"), select,
         button("Remove", "Remove this column", "remove")),
-      this.#about, this.#fields, this.#status, this.#view, this.#error,
+      this.#about, this.#fields,
+      h("p", { class: "status quiet" }, this.#said, this.#count), this.#view, this.#error,
       h("footer", { class: "column-foot" }, this.#means, button("Copy as code", null, "snippet")));
     this.#describe();
     this.clear();
@@ -86,7 +89,7 @@ export class AnswerColumn extends HTMLElement {
     this.#view.begin(`Answer, ${this.label}`, 0);
     this.#means.replaceChildren();
     this.#error.replaceChildren();
-    this.#status.textContent = "Not run yet.";
+    this.#say("Not run yet.");
   }
 
   /** Shows the answer of a request as it comes; ends normally on errors too, which it shows. */
@@ -96,27 +99,33 @@ export class AnswerColumn extends HTMLElement {
     this.clear();
     this.#view.lacks = lacks;
     this.#view.begin(`Answer, ${this.label}`, body.max_tokens);
-    this.#status.textContent = "Waiting for the first token …";
+    this.#say("Waiting for the first token …");
     try {
       for await (const chunk of api.chat(body, signal)) {
         const fresh = answer.add(chunk);
         if (fresh.length) this.#view.add(fresh);
-        this.#status.textContent = `${answer.tokens.length} tokens …`;
+        this.#said.textContent = "";
+        this.#count.textContent = `${answer.tokens.length} tokens …`;
       }
       const seconds = (performance.now() - started) / 1000;
-      this.#status.textContent = ended(answer, seconds);
+      this.#say(ended(answer, seconds));
     } catch (error) {
-      if (error.name === "AbortError") this.#status.textContent = "Stopped.";
+      if (error.name === "AbortError") this.#say("Stopped.");
       else this.fail(error);
     }
     this.#view.end();
     this.#summarize();
   }
 
+  #say(text) {
+    this.#said.textContent = text;
+    this.#count.textContent = "";
+  }
+
   /** Shows an error, with the field that it is about. */
   fail(error) {
     const known = error.place ? this.#fieldOf(error.place) : null;
-    this.#status.textContent = "No answer.";
+    this.#say("No answer.");
     this.#error.replaceChildren(h("p", {}, error.message), error.place ? h("p", { class: "small" },
       "Field: ", known ? h("button", { type: "button", class: "link", onclick: () => known.focus() },
         error.place) : h("code", {}, error.place)) : "");

@@ -16,25 +16,29 @@ export class StripChart extends HTMLElement {
   }
 
   /**
-   * Draws bars, and keeps those that did not change.
+   * Draws the bars of tokens.
    *
-   * @param levels of the tokens, between 0 and 1; null: the token has no such figure
+   * @param levels of all tokens, between 0 and 1; null: the token has no such figure
    * @param room number of bars that fit
+   * @param first bars before this one stay as they are
    */
-  draw(levels, room) {
+  draw(levels, room, first = 0) {
     const slots = Math.max(room, levels.length, FEWEST);
     this.#svg.setAttribute("viewBox", `0 0 ${slots} ${HEIGHT}`);
     while (this.#bars.length > levels.length) this.#bars.pop().remove();
-    levels.forEach((level, i) => {
-      if (!this.#bars[i]) {
-        this.#bars[i] = svg("rect", { x: i + 0.08, width: 0.84, rx: 0.15, "data-index": i });
-        this.#svg.append(this.#bars[i]);
-      }
-      const height = level === null ? 0 : LEAST + level * (HEIGHT - LEAST);
-      this.#bars[i].setAttribute("height", height);
-      this.#bars[i].setAttribute("y", HEIGHT - height);
-      this.#bars[i].style.setProperty("--level", level ?? 0);
-    });
+    for (let i = first; i < levels.length; i++) this.#draw(i, levels[i]);
+  }
+
+  #draw(index, level) {
+    if (!this.#bars[index]) {
+      const bar = svg("rect", { x: index + 0.08, width: 0.84, rx: 0.15, "data-index": index });
+      this.#bars[index] = bar;
+      this.#svg.append(bar);
+    }
+    const height = level === null ? 0 : LEAST + level * (HEIGHT - LEAST);
+    this.#bars[index].setAttribute("height", height);
+    this.#bars[index].setAttribute("y", HEIGHT - height);
+    this.#bars[index].style.setProperty("--level", level ?? 0);
   }
 
   /** Marks the bar of a token; null: none. */

@@ -16,6 +16,7 @@ export class AnswerView extends HTMLElement {
   #strip = document.createElement("strip-chart");
   #list = h("div", { class: "tokens", role: "listbox", "aria-orientation": "horizontal" });
   #tokens = [];
+  #levels = [];
   #room = 0;
   #name = "";
   /** What the guide of the answer lacks: "document", "instruction" or "". */
@@ -38,6 +39,7 @@ export class AnswerView extends HTMLElement {
     this.#list.replaceChildren();
     this.#list.setAttribute("aria-label", label);
     this.#tokens = [];
+    this.#levels = [];
     this.#room = room;
     // Kept free, so that nothing moves while the answer comes.
     const perLine = Math.max(4, this.clientWidth / TOKEN_PX);
@@ -50,10 +52,10 @@ export class AnswerView extends HTMLElement {
       const index = this.#tokens.push(token) - 1;
       this.#list.append(h("span", {
         class: "token", role: "option", "aria-selected": "false", tabindex: index ? -1 : 0,
-        "data-index": index, "aria-describedby": "token-sentence",
+        "data-index": index,
       }, token.text));
     }
-    this.colour(this.#name);
+    this.#paint(this.#tokens.length - tokens.length);
   }
 
   /** No more tokens come: the strip takes its whole width. */
@@ -70,14 +72,18 @@ export class AnswerView extends HTMLElement {
   /** Colours all tokens by a figure. */
   colour(name) {
     this.#name = name;
-    const levels = this.#tokens.map((token) => level(name, valueOf(token, name)));
-    levels.forEach((value, i) => {
+    this.#paint(0);
+  }
+
+  #paint(first) {
+    for (let i = first; i < this.#tokens.length; i++) {
+      const value = this.#levels[i] = level(this.#name, valueOf(this.#tokens[i], this.#name));
       const element = this.#list.children[i];
       element.classList.toggle("has-level", value !== null);
       element.style.setProperty("--level", value ?? 0);
       element.setAttribute("aria-label", this.#spoken(i));
-    });
-    this.#strip.draw(levels, this.#room);
+    }
+    this.#strip.draw(this.#levels, this.#room, first);
   }
 
   #spoken(index) {
@@ -97,8 +103,12 @@ export class AnswerView extends HTMLElement {
   }
 
   #mark(element) {
-    for (const other of this.#list.querySelectorAll(".is-marked")) other.classList.remove("is-marked");
+    for (const other of this.#list.querySelectorAll(".is-marked")) {
+      other.classList.remove("is-marked");
+      other.removeAttribute("aria-describedby");
+    }
     element?.classList.add("is-marked");
+    element?.setAttribute("aria-describedby", "token-sentence");
   }
 
   #leave() {
