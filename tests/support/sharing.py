@@ -37,6 +37,7 @@ LONGEST = (
     "tests/engine",
     "tests/distill",
     "tests/loadtest",
+    "tests/playground",
     "tests/api/test_schema.py",
     "tests/deploy",
 )
