@@ -21,7 +21,10 @@ from divserve.decoding.guide import SELECTS
 from divserve.errors import InvalidRequest
 from divserve.http.openai import ChatCompletionMessageParam, VLLMValidationError
 
-__all__ = ["Twin", "chat_fields", "checked", "completion_prompt", "known_ids", "not_rendered"]
+__all__ = [
+    "Twin", "chat_fields", "check_differs", "checked", "completion_prompt", "known_ids",
+    "not_rendered",
+]  # fmt: skip
 
 T = TypeVar("T")
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -125,6 +128,18 @@ def _needs_text(method: Method, param: str) -> str:
         return f"{param}.instruction"
     selects = next((name for name in SELECTS if getattr(guide, name) is not None), "first_of")
     return f"{param}.guide.{selects}"
+
+
+def check_differs(
+    guides: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], param: str
+) -> None:
+    """Raises `InvalidRequest` if a guide equals its prompt: the method would have no effect."""
+    if any(list(one) == list(other) for one, other in zip(guides, prompts, strict=True)):
+        raise InvalidRequest(
+            "Without the part that the guide lacks the prompt stays the same: the chat template "
+            "leaves it out, or puts the same text there by itself.",
+            param=param,
+        )
 
 
 def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:

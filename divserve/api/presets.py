@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from divserve.http.openai import BaseModelPath
 __all__ = ["aliases_of", "install", "preset_named", "with_preset"]
 
 T = TypeVar("T", bound=Guided)
+
+GUIDE = re.compile(r"decoding(\.\d+)?\.guide(?=\.|$)")
+"""The path of a method's guide."""
 
 
 def aliases_of(args: Namespace) -> dict[str, Any]:
@@ -70,7 +74,11 @@ def preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if told is not None and _in_decoding(error):
+        own = GUIDE.match(error.param or "")
+        if isinstance(ref, PresetRef) and ref.guide is not None and own:
+            # It stands beside the preset's name, whichever of the methods takes it.
+            error.param = f"decoding.guide{(error.param or '')[own.end() :]}"
+        elif told is not None and _in_decoding(error):
             error.message = told + error.message
         raise
 
@@ -108,5 +116,5 @@ def _resolved(ref: PresetRef, alias: str | None, presets: Mapping[str, Any]) -> 
     except ValidationError as error:
         raise InvalidRequest(
             f"The preset {name} cannot be changed like this: {error.errors()[0]['msg']}",
-            param="decoding" if ref.context_weight is None else "decoding.context_weight",
+            param="decoding.guide" if ref.context_weight is None else "decoding.context_weight",
         ) from None

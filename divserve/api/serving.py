@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from divserve import metrics
-from divserve.api.guide import Twin, checked, not_rendered
+from divserve.api.guide import Twin, check_differs, checked, not_rendered
 from divserve.api.record import Noted, Record
 from divserve.api.report import ChoiceReport, PlainReport
 from divserve.api.requests import Guided
@@ -152,6 +152,8 @@ class GuidedServing(OwnErrors):
                         return
                 made.append((method, twin))
                 if twin.by is not None:
+                    prompts = [primary["prompt_token_ids"] for primary in primaries]
+                    check_differs(twin.read, prompts, f"{request.param_of(method)}.guide")
                     found_by[method.method] = twin.by
                 column = twin.read
             columns.append(column)
