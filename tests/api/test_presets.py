@@ -40,7 +40,8 @@ def app(engine: FakeClient) -> Any:
     from divserve.server import build_app
 
     args = arguments()
-    args.decodings = presets.load([], {"strong": CFG})
+    traced = {"method": "entropy_temperature", "trace": True}
+    args.decodings = presets.load([], {"mood": traced, "strong": CFG})
     return asyncio.run(build_app(engine, args))  # type: ignore[arg-type]
 
 
@@ -63,7 +64,14 @@ def error(response: Any) -> dict[str, Any]:
 
 def test_aliases_are_listed(http: TestClient) -> None:
     models = [model["id"] for model in http.get("/v1/models").json()["data"]]
-    assert models == ["smol", "smol@faithful", "smol@diverse", "smol@strong", "smol@small"]
+    assert models == [
+        "smol",
+        "smol@faithful",
+        "smol@diverse",
+        "smol@mood",
+        "smol@strong",
+        "smol@small",
+    ]
     listed = http.get("/v1/decoding/presets").json()["data"]
     assert listed[-1] == {"preset": "strong", "decoding": CFG}
 
@@ -273,6 +281,27 @@ def test_a_preset_by_its_name(http: TestClient, engine: FakeClient) -> None:
     assert answers[0].json()["model"] == "smol"
     traced = ask(http, decoding={"preset": "strong", "trace": True}).json()["choices"][0]
     assert (traced["decoding"]["method"], len(traced["decoding"]["trace"])) == ("cfg", 4)
+    assert "trace" in ask(http, decoding="mood").json()["choices"][0]["decoding"]
+    quiet = ask(http, decoding={"preset": "mood", "trace": False}).json()["choices"][0]
+    assert "trace" not in quiet["decoding"]
+
+
+def test_the_schema_shows_names_and_weights(http: TestClient) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    shown = json.dumps(schemas["ChatRequest"]["properties"]["decoding"])
+    name = {"type": "string", "maxLength": 128, "minLength": 1}
+    assert json.dumps({"anyOf": [name, {"$ref": "#/components/schemas/PresetRef"}]}) in shown
+    weight = schemas["PresetRef"]["properties"]["context_weight"]["anyOf"]
+    assert {"type": "number", "maximum": 2.0, "minimum": 0.0} in weight
+
+
+def test_the_template_may_put_the_same_text_there(http: TestClient) -> None:
+    """SmolLM2's has a system message of its own, so the guide would equal the prompt."""
+    own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    messages = [{"role": "system", "content": own}, {"role": "user", "content": QUESTION}]
+    refused = error(ask(http, model="smol@diverse", messages=messages))
+    assert refused["param"] == "decoding.guide"
+    assert refused["message"].startswith("The preset of smol@diverse: Without the part that the")
 
 
 @pytest.mark.parametrize(
@@ -304,13 +333,18 @@ def test_the_weight_of_the_document(
 def test_mistakes_about_presets(http: TestClient) -> None:
     unknown = error(ask(http, decoding="cad"))
     assert unknown["param"] == "decoding.preset"
-    assert "the presets are faithful, diverse, strong" in unknown["message"]
+    assert "the presets are faithful, diverse, mood, strong" in unknown["message"]
     clash = {"preset": "strong", "context_weight": 1}
     refused = error(ask(http, decoding=clash))
     assert refused["param"] == "decoding.context_weight"
     assert "needs a guide" in refused["message"]
-    guide = {"preset": "faithful", "guide": {"without": "nowhere"}}
-    assert error(ask(http, decoding=guide))["message"].startswith("The preset faithful: The text")
+    # The guide is the client's own, not the preset's.
+    missing = error(ask(http, decoding={"preset": "faithful", "guide": {"without": "nowhere"}}))
+    assert missing["param"] == "decoding.guide.without"
+    assert missing["message"].startswith("The text to leave out")
+    unused = error(ask(http, decoding={"preset": "mood", "guide": {"documents": True}}))
+    assert unused["param"] == "decoding.guide"
+    assert "has no second stream" in unused["message"]
     listed = http.get("/v1/decoding/presets").json()
     assert {"preset", "context_weight", "guide", "trace"} == set(listed["parameters"]["properties"])
 
