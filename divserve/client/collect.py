@@ -11,7 +11,7 @@ from typing import Any
 
 from divserve.client.accounts import Account, Token, plain
 
-__all__ = ["Collected", "Collector", "acollect", "collect"]
+__all__ = ["Collected", "Collector", "acollect", "collect", "merged"]
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 """Events of /v1/responses whose response has the whole account."""
@@ -95,12 +95,14 @@ class Collector:
 
     def _merge(self, place: int, account: Mapping[str, Any] | None) -> None:
         if account:
-            known = self._accounts.setdefault(place, {})
             self._carried += account.get("trace", ())
-            trace = [*known.get("trace", ()), *account.get("trace", ())]
-            known |= account
-            if trace:
-                known["trace"] = trace
+            self._accounts[place] = merged(self._accounts.get(place, {}), account)
+
+
+def merged(known: Mapping[str, Any], account: Mapping[str, Any]) -> dict[str, Any]:
+    """The account so far and what a chunk adds to it: entries of the trace are appended."""
+    trace = [*known.get("trace", ()), *account.get("trace", ())]
+    return {**known, **account, **({"trace": trace} if trace else {})}
 
 
 def collect(stream: Iterable[Any]) -> Collected:
