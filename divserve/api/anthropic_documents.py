@@ -1,11 +1,11 @@
-"""Document blocks of Anthropic's messages, which vLLM does not take: text is read, marked as a document.
+"""Document blocks of Anthropic's messages, which vLLM does not take: those of text are read.
 
 {"type": "document", "title": "…", "context": "…",
  "source": {"type": "text", "media_type": "text/plain", "data": "…"}}
 
 becomes a text block with the name ``document``, which is what a guide without the documents leaves
 out. Its text is title, context and data, each on lines of its own.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

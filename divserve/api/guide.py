@@ -8,14 +8,13 @@ vLLM renders the guide, so template, tools and flags are those of the primary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from divserve.api.messages import Message, text_of
 from divserve.api.noise import noisy_messages, noisy_prompt
-from divserve.api.select import ChatTwin, Selected, chat_twin, twin_prompts
+from divserve.api.select import ChatTwin, Twin, chat_twin, twin_prompts
 from divserve.decoding import Instructive, Method
 from divserve.decoding.guide import SELECTS
 from divserve.errors import InvalidRequest
@@ -25,20 +24,6 @@ __all__ = ["Twin", "chat_fields", "checked", "completion_prompt", "known_ids", "
 
 T = TypeVar("T")
 Prompt = str | list[str] | list[int] | list[list[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Twin(Generic[T]):
-    """What a guide reads."""
-
-    read: T
-    by: str | None = None
-    """The part of the request that it lacks: a selector's field, or ``marked``."""
-
-    @classmethod
-    def of(cls, selected: Selected[T]) -> Twin[T]:
-        """What is left of the request."""
-        return cls(selected.left, selected.by)
 
 
 MESSAGES: TypeAdapter[list[Any]] = TypeAdapter(list[ChatCompletionMessageParam])
@@ -83,7 +68,7 @@ def chat_fields(
         return Twin(ChatTwin(noisy_messages(messages, noise, param), documents))
     if guide.messages is not None:
         return Twin(ChatTwin(_validated(guide.messages, param), None))
-    return Twin.of(chat_twin(guide, messages, documents, f"{param}.guide"))
+    return chat_twin(guide, messages, documents, f"{param}.guide")
 
 
 def completion_prompt(prompt: Prompt, method: Method, param: str) -> Twin[Prompt]:
@@ -114,7 +99,7 @@ def completion_prompt(prompt: Prompt, method: Method, param: str) -> Twin[Prompt
         noise = cast(Instructive, method)
         made = Twin([noisy_prompt(text, noise, param) for text in texts_only])
     else:
-        made = Twin.of(twin_prompts(guide, texts_only, f"{param}.guide"))
+        made = twin_prompts(guide, texts_only, f"{param}.guide")
     return Twin(made.read[0], made.by) if isinstance(prompt, str) else Twin(made.read, made.by)
 
 

@@ -13,7 +13,7 @@ from divserve.api.messages import Message, edited_all, texts_of
 from divserve.decoding import Guide, Selector
 from divserve.errors import InvalidRequest, NoDocument
 
-__all__ = ["ChatTwin", "Selected", "chat_twin", "twin_prompts"]
+__all__ = ["ChatTwin", "Twin", "chat_twin", "twin_prompts"]
 
 T = TypeVar("T")
 Documents = Sequence[dict[str, str]] | None
@@ -23,12 +23,13 @@ ONLY_CHAT = ("documents", "role", "message")
 
 
 @dataclass(frozen=True, slots=True)
-class Selected(Generic[T]):
-    """What is left, and which part was taken."""
+class Twin(Generic[T]):
+    """What a guide reads."""
 
-    left: T
-    by: str
-    """The selector's field; ``marked`` for text parts that are marked as documents."""
+    read: T
+    by: str | None = None
+    """The part of the request that it lacks: a selector's field, or ``marked`` for text parts that
+    are marked as documents; None for a guide that lacks none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def chat_twin(
     messages: Sequence[Message],
     documents: Documents,
     param: str,
-) -> Selected[ChatTwin]:
+) -> Twin[ChatTwin]:
     """The chat without the part that the guide names.
 
     Args:
@@ -58,9 +59,9 @@ def chat_twin(
         InvalidRequest: nothing else is left, or the part is not well formed.
     """
 
-    def one(selector: Selector, path: str) -> Selected[ChatTwin]:
+    def one(selector: Selector, path: str) -> Twin[ChatTwin]:
         found = _without(selector, messages, documents, path)
-        if not found.left.messages:
+        if not found.read.messages:
             raise InvalidRequest(
                 "Nothing but documents: the messages need a part that is none.",
                 param="messages",
@@ -70,20 +71,20 @@ def chat_twin(
     return _first(guide, param, one)
 
 
-def twin_prompts(guide: Guide, prompts: Sequence[str], param: str) -> Selected[list[str]]:
+def twin_prompts(guide: Guide, prompts: Sequence[str], param: str) -> Twin[list[str]]:
     """The prompts, each without the part that the guide names; errors as in `chat_twin`.
 
     Raises:
         NoDocument: a prompt does not have it.
     """
 
-    def one(selector: Selector, path: str) -> Selected[list[str]]:
+    def one(selector: Selector, path: str) -> Twin[list[str]]:
         if name := next((n for n in ONLY_CHAT if getattr(selector, n) is not None), None):
             raise NoDocument(f"A text prompt has no '{name}'.", param=f"{path}.{name}")
         if selector.between is not None:
             field = f"{path}.between"
             left = [_of_each([p], selector.between, field, i) for i, p in enumerate(prompts)]
-            return Selected(left, "between")
+            return Twin(left, "between")
         shortened = _without_texts(selector, prompts, "the prompt", path)
         for number, text in enumerate(prompts):
             if len(text) == len(shortened[number]):
@@ -92,7 +93,7 @@ def twin_prompts(guide: Guide, prompts: Sequence[str], param: str) -> Selected[l
                     "guide.",
                     param=f"{path}.without",
                 )
-        return Selected(shortened, "without")
+        return Twin(shortened, "without")
 
     return _first(guide, param, one)
 
@@ -104,7 +105,7 @@ def _of_each(place: list[str], pairs: Sequence[tuple[str, str]], param: str, num
         raise NoDocument(f"Prompt {number}: {error.message}", param=param) from None
 
 
-def _first(guide: Guide, param: str, one: Callable[[Selector, str], Selected[T]]) -> Selected[T]:
+def _first(guide: Guide, param: str, one: Callable[[Selector, str], Twin[T]]) -> Twin[T]:
     """What the first selector finds that finds anything."""
     if guide.first_of is None:
         return one(guide, param)
@@ -122,14 +123,14 @@ def _without(
     messages: Sequence[Message],
     documents: Documents,
     param: str,
-) -> Selected[ChatTwin]:
+) -> Twin[ChatTwin]:
     if selector.role is not None:
         return _without_role(selector.role, messages, documents, f"{param}.role")
     if selector.message is not None:
         return _without_message(selector.message, messages, documents, f"{param}.message")
     if selector.documents:
         left = without_documents(messages, bool(documents), f"{param}.documents")
-        return Selected(ChatTwin(left, None), "documents" if documents else "marked")
+        return Twin(ChatTwin(left, None), "documents" if documents else "marked")
     places = [text for message in messages for text in texts_of(message.get("content"))]
     own = len(places)
     places += [text for document in documents or () for text in document.values()]
@@ -139,26 +140,26 @@ def _without(
         by, rest = "without", _without_texts(selector, places, "the messages", param)
     of_documents = iter(rest[own:])
     shorter = documents and [{key: next(of_documents) for key in one} for one in documents]
-    return Selected(ChatTwin(edited_all(messages, rest[:own]), shorter), by)
+    return Twin(ChatTwin(edited_all(messages, rest[:own]), shorter), by)
 
 
 def _without_role(
     role: str, messages: Sequence[Message], documents: Documents, param: str
-) -> Selected[ChatTwin]:
+) -> Twin[ChatTwin]:
     left = [message for message in messages if message.get("role") != role]
     if len(left) == len(messages):
         raise NoDocument(f"There is no message of the role '{role}'.", param=param)
-    return Selected(ChatTwin(left, documents), "role")
+    return Twin(ChatTwin(left, documents), "role")
 
 
 def _without_message(
     index: int, messages: Sequence[Message], documents: Documents, param: str
-) -> Selected[ChatTwin]:
+) -> Twin[ChatTwin]:
     size = len(messages)
     if not -size <= index < size:
         raise NoDocument(f"There is no message {index}: there are {size}.", param=param)
     left = [message for place, message in enumerate(messages) if place != index % size]
-    return Selected(ChatTwin(left, documents), "message")
+    return Twin(ChatTwin(left, documents), "message")
 
 
 def _without_texts(selector: Selector, places: Sequence[str], where: str, param: str) -> list[str]:

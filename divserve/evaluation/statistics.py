@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Flips", "first_divergence", "flips", "mcnemar", "moved_tokens", "tempered", "wilson"]
+__all__ = [
+    "Flips", "entropy", "first_divergence", "flips", "mcnemar", "moved_tokens", "tempered",
+    "wilson",
+]  # fmt: skip
 
 Z = 1.959963984540054
 """Of a two-sided 95 % interval."""

@@ -12,7 +12,7 @@ from divserve.evaluation.arms import Arm
 from divserve.evaluation.items import Task
 from divserve.evaluation.run import Done
 from divserve.evaluation.statistics import first_divergence, flips, moved_tokens, wilson
-from divserve.evaluation.texts import diversity, rep
+from divserve.evaluation.texts import distinct, diversity, rep
 
 __all__ = ["Row", "rows", "verdict"]
 
@@ -116,7 +116,7 @@ def _row(task: Task, arm: Arm, base: Sequence[Answer], own: Sequence[Answer]) ->
         rep_3=_mean([rep(one, 3) for one in tokens]),
         rep_4=_mean([rep(one, 4) for one in tokens]),
         diversity=_mean([diversity(one) for one in tokens]),
-        distinct=len({answer.text for answer in own}) / len(own),
+        distinct=distinct([answer.text for answer in own]),
         tokens=_mean([len(one) for one in tokens]),
         rows=_mean([answer.rows for answer in own]),
         tokens_per_s=sum(map(len, tokens)) / seconds if seconds else 0.0,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
-__all__ = ["compression", "distinct", "diversity", "rep"]
+__all__ = ["distinct", "diversity", "rep"]
 
 
 def rep(tokens: Sequence[object], n: int) -> float:
@@ -21,11 +20,5 @@ def diversity(tokens: Sequence[object]) -> float:
 
 
 def distinct(answers: Sequence[str]) -> float:
-    """Share of answers that differ from all earlier ones; 0 if there are none."""
+    """Share of different texts; 0 if there are none."""
     return len(set(answers)) / len(answers) if answers else 0.0
-
-
-def compression(text: str) -> float:
-    """Bytes ÷ bytes after zlib: the larger, the more the text repeats itself; 0 for no text."""
-    raw = text.encode()
-    return len(raw) / len(zlib.compress(raw, 9)) if raw else 0.0

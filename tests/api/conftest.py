@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from tests.support.fake_client import FakeClient, arguments
 
@@ -23,3 +25,16 @@ def app(fake_engine: FakeClient) -> Any:
     from divserve.server import build_app
 
     return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine(fake_engine: FakeClient) -> FakeClient:
+    """The engine behind the app; it has only the orders of this test."""
+    fake_engine.orders.clear()
+    fake_engine.fail_at = None
+    return fake_engine
+
+
+@pytest.fixture
+def http(app: FastAPI, engine: FakeClient) -> TestClient:
+    return TestClient(app)

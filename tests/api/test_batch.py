@@ -23,25 +23,6 @@ BOTH = [MESSAGES, SPAIN]
 EACH = guided(guide={"without": [DOCUMENT, OTHER]}, trace=True)
 
 
-@pytest.fixture(scope="module")
-def app(fake_engine: FakeClient) -> FastAPI:
-    from divserve.server import build_app
-
-    fake_engine.fail_at = None
-    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def engine(fake_engine: FakeClient) -> FakeClient:
-    fake_engine.orders.clear()
-    return fake_engine
-
-
-@pytest.fixture
-def http(app: FastAPI, engine: FakeClient) -> TestClient:
-    return TestClient(app)
-
-
 def ask(http: TestClient, decoding: Any = EACH, **fields: Any) -> Any:
     body = {"model": "smol", "messages": BOTH, "max_tokens": 5, "decoding": decoding, **fields}
     return http.post(PATH, json=body)

@@ -30,21 +30,9 @@ TOOL = {"name": "look_up", "input_schema": {"properties": {"of": {"type": "strin
 def app(fake_engine: FakeClient) -> FastAPI:
     from divserve.server import build_app
 
-    fake_engine.fail_at = None
     args = arguments()
     args.enable_auto_tool_choice, args.tool_call_parser = True, "hermes"
     return asyncio.run(build_app(fake_engine, args))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def engine(fake_engine: FakeClient) -> FakeClient:
-    fake_engine.orders.clear()
-    return fake_engine
-
-
-@pytest.fixture
-def http(app: FastAPI, engine: FakeClient) -> TestClient:
-    return TestClient(app)
 
 
 def ask(http: TestClient, decoding: Any = CAD, **fields: Any) -> Any:

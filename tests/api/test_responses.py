@@ -28,7 +28,6 @@ TRACED = guided(trace=True)
 def app(fake_engine: FakeClient) -> FastAPI:
     from divserve.server import build_app
 
-    fake_engine.fail_at = None
     args = arguments()
     args.enable_auto_tool_choice, args.tool_call_parser = True, "hermes"
     return asyncio.run(build_app(fake_engine, args))  # type: ignore[arg-type]
@@ -37,12 +36,6 @@ def app(fake_engine: FakeClient) -> FastAPI:
 @pytest.fixture
 def serving(app: FastAPI) -> Any:
     return app.state.openai_serving_responses
-
-
-@pytest.fixture
-def engine(fake_engine: FakeClient) -> FakeClient:
-    fake_engine.orders.clear()
-    return fake_engine
 
 
 @pytest.fixture

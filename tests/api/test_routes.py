@@ -46,23 +46,10 @@ of_streams = pytest.mark.parametrize("route", STREAMED.values(), ids=STREAMED)
 def app(fake_engine: FakeClient) -> FastAPI:
     from divserve.server import build_app
 
-    fake_engine.fail_at = None
     args = arguments()
     given = {"gone": guided(guide={"without": "nowhere"}), "strong": {"method": "cfg"}}
     args.decodings = presets.load([], given)
     return asyncio.run(build_app(fake_engine, args))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def engine(fake_engine: FakeClient) -> FakeClient:
-    """The engine behind the app; it has only the orders of this test."""
-    fake_engine.orders.clear()
-    return fake_engine
-
-
-@pytest.fixture
-def http(app: FastAPI, engine: FakeClient) -> TestClient:
-    return TestClient(app)
 
 
 def ask(http: TestClient, route: Route, **fields: Any) -> Any:

@@ -24,9 +24,9 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def left(messages: list[Any], field: Any = None, **guide: Any) -> tuple[list[Any], str]:
+def left(messages: list[Any], field: Any = None, **guide: Any) -> tuple[list[Any], str | None]:
     found = chat_twin(Guide(**guide), messages, field, PATH)
-    return found.left.messages, found.by
+    return found.read.messages, found.by
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_markers_work_in_parts_and_documents() -> None:
         user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
     ]
     twin = chat_twin(Guide(between=PAIR), [user("q")], [{"text": "<d>x</d>y"}], PATH)
-    assert twin.left.documents == [{"text": "y"}]
+    assert twin.read.documents == [{"text": "y"}]
 
 
 def test_roles_and_messages() -> None:
@@ -148,7 +148,7 @@ def test_the_first_that_is_there() -> None:
 
 def test_prompts() -> None:
     found = twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b<d>y</d>"], PATH)
-    assert (found.left, found.by) == (["a", "b"], "between")
+    assert (found.read, found.by) == (["a", "b"], "between")
     with pytest.raises(NoDocument, match=r"Prompt 1: There is no text.*no 'documents'") as missing:
         twin_prompts(Guide(first_of=FIRST), ["<d>x</d>a", "b"], PATH)
     assert missing.value.param == f"{PATH}.first_of"

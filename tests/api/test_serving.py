@@ -16,7 +16,7 @@ from divserve.http.openai import (
     ErrorResponse,
 )
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT, QUESTION
-from tests.support.fake_client import ANSWER, FakeClient, arguments
+from tests.support.fake_client import ANSWER, FakeClient
 
 pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
 
@@ -26,26 +26,6 @@ ONE_TURN_ONLY = (
     "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}"
     "{{ messages[0]['content'] }}"
 )
-
-
-@pytest.fixture(scope="module")
-def app(fake_engine: FakeClient) -> FastAPI:
-    from divserve.server import build_app
-
-    fake_engine.fail_at = None
-    return asyncio.run(build_app(fake_engine, arguments()))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def engine(fake_engine: FakeClient) -> FakeClient:
-    """The engine behind the app; it has only the orders of this test."""
-    fake_engine.orders.clear()
-    return fake_engine
-
-
-@pytest.fixture
-def http(app: FastAPI, engine: FakeClient) -> TestClient:
-    return TestClient(app)
 
 
 def ask(http: TestClient, path: str, guide: dict[str, Any] | None = None, **fields: Any) -> Any:

@@ -66,7 +66,6 @@ def test_judges(fields: dict[str, Any], text: str, right: bool | None) -> None:
         ("def two():\n    return 2", True),
         ("def two():\n    return 3", False),
         ("raise SystemExit(0)", False),
-        ("import socket\nsocket.create_connection(('127.0.0.1', 9))\ndef two(): return 2", False),
         ("open('x', 'w').write('x' * (1 << 21))\ndef two(): return 2", False),
         ("x = ' ' * (1 << 31)\ndef two(): return 2", False),
         ("import os\nassert not os.listdir()\nassert 'PATH' not in os.environ\ndef two(): return 2",
