@@ -12,8 +12,9 @@ from typing import Any, ClassVar, cast
 from pydantic import PrivateAttr, model_validator
 
 from divserve.api import anthropic_documents
+from divserve.api.guided import Guided
 from divserve.api.report import ChoiceReport
-from divserve.api.requests import ChatRequest, Guided, check_chat, unfold
+from divserve.api.requests import ChatRequest, check_chat, unfold
 from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.openai import (

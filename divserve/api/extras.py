@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from divserve import metrics
-from divserve.api.requests import Guided
+from divserve.api.guided import Guided
 from divserve.decoding import SMALL_SUFFIX, Method
 from divserve.errors import InvalidRequest
 from divserve.http.openai import BaseModelPath

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 
-from divserve.api.requests import Guided
+from divserve.api.guided import Guided
 from divserve.decoding import BASE, Adapter
 from divserve.errors import InvalidRequest, NotFound
 

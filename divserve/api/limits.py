@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from divserve.api.requests import Guided
+from divserve.api.guided import Guided
 from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.fields import FieldLimits, check_rows

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
 
-from divserve.api.requests import LONGEST_NAME, Guided
+from divserve.api.guided import LONGEST_NAME, Guided
 from divserve.decoding import PresetRef
 from divserve.decoding.presets import DEFAULT, expanded, validated
 from divserve.errors import InvalidRequest

@@ -11,10 +11,11 @@ from fastapi.routing import APIRoute
 from divserve.api import extras, guide_models
 from divserve.api.anthropic import answer_message
 from divserve.api.bodies import BatchRequest, GuidedResponsesRequest, MessagesRequest
+from divserve.api.guided import Guided
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import preset_named, with_preset
 from divserve.api.record import RECORD
-from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
+from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.api.stream import PrimedResponse
 from divserve.decoding import METHODS, Method, PresetRef
 from divserve.errors import NotFound

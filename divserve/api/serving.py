@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 
 from divserve import metrics
 from divserve.api.guide import Twin, checked, not_rendered
+from divserve.api.guided import Guided
 from divserve.api.record import Noted, Record
 from divserve.api.report import ChoiceReport, PlainReport
-from divserve.api.requests import Guided
 from divserve.api.stream import StreamReport
 from divserve.api.texts import Decode, as_ids, decoder, undecoded
 from divserve.decoding import Guide, Method

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from divserve.api.guided import Guided
 from divserve.api.limits import check_request
-from divserve.api.requests import ChatRequest, CompletionsRequest, Guided
+from divserve.api.requests import ChatRequest, CompletionsRequest
 from divserve.edges.flags import EdgeSettings
 from divserve.errors import InvalidRequest
 from divserve.http.fields import check_fields
