@@ -20,6 +20,9 @@ __all__ = ["aliases_of", "install", "preset_named", "with_preset"]
 
 T = TypeVar("T", bound=Guided)
 
+ITSELF = ("There is no preset", "The preset ")
+"""How errors begin that are about a preset as a whole."""
+
 
 def aliases_of(args: Namespace) -> dict[str, Any]:
     """The presets of a server by model alias: one alias per served name and preset."""
@@ -70,17 +73,15 @@ def preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if told is not None and _in_decoding(error):
+        if told is not None and _of_preset(error):
             error.message = told + error.message
         raise
 
 
-def _in_decoding(error: InvalidRequest) -> bool:
+def _of_preset(error: InvalidRequest) -> bool:
+    """Whether an error is about what a preset says, and does not tell so itself."""
     path = error.param or ""
-    return path.startswith("decoding") and path not in (
-        "decoding.preset",
-        "decoding.context_weight",
-    )
+    return path.startswith("decoding") and not error.message.startswith(ITSELF)
 
 
 def _alias(request: Guided, raw_request: Request) -> str | None:
@@ -108,5 +109,5 @@ def _resolved(ref: PresetRef, alias: str | None, presets: Mapping[str, Any]) -> 
     except ValidationError as error:
         raise InvalidRequest(
             f"The preset {name} cannot be changed like this: {error.errors()[0]['msg']}",
-            param="decoding" if ref.context_weight is None else "decoding.context_weight",
+            param=f"decoding.{'guide' if ref.context_weight is None else 'context_weight'}",
         ) from None

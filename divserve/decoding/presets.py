@@ -66,9 +66,17 @@ def expanded(ref: PresetRef, presets: Mapping[str, Any]) -> Any:
         methods = _weighted(methods, ref.context_weight)
     if ref.guide is not None:
         guide = ref.guide.model_dump(exclude_defaults=True)
-        methods = [_guided(one, guide) for one in methods]
-    if ref.trace is not None:
-        methods[0]["trace"] = ref.trace.model_dump()
+        takes = [METHODS[one["method"]].guided for one in methods]
+        # If no method takes a guide, all get it: validation refuses it by name.
+        methods = [
+            {**one, "guide": guide} if takes[place] or not any(takes) else one
+            for place, one in enumerate(methods)
+        ]
+    if "trace" in ref.model_fields_set:
+        for one in methods:
+            one.pop("trace", None)
+        if ref.trace is not None:
+            methods[0]["trace"] = ref.trace.model_dump()
     return methods
 
 
@@ -83,10 +91,6 @@ def _weighted(methods: list[dict[str, Any]], weight: float | str) -> list[dict[s
         dial["guide"] = guide
     traced = [{"trace": one["trace"]} for one in contrasts if "trace" in one]
     return [{**dial, **(traced[0] if traced else {})}, *(m for m in methods if m not in contrasts)]
-
-
-def _guided(method: dict[str, Any], guide: dict[str, Any]) -> dict[str, Any]:
-    return {**method, "guide": guide} if METHODS[method["method"]].guided else method
 
 
 def load(files: Sequence[str], section: Any = None) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def app(engine: FakeClient) -> Any:
     from divserve.server import build_app
 
     args = arguments()
-    args.decodings = presets.load([], {"strong": CFG})
+    warm = {"method": "entropy_temperature", "trace": True}
+    args.decodings = presets.load([], {"strong": CFG, "warm": warm})
     return asyncio.run(build_app(engine, args))  # type: ignore[arg-type]
 
 
@@ -63,9 +64,16 @@ def error(response: Any) -> dict[str, Any]:
 
 def test_aliases_are_listed(http: TestClient) -> None:
     models = [model["id"] for model in http.get("/v1/models").json()["data"]]
-    assert models == ["smol", "smol@faithful", "smol@diverse", "smol@strong", "smol@small"]
+    assert models == [
+        "smol",
+        "smol@faithful",
+        "smol@diverse",
+        "smol@strong",
+        "smol@warm",
+        "smol@small",
+    ]
     listed = http.get("/v1/decoding/presets").json()["data"]
-    assert listed[-1] == {"preset": "strong", "decoding": CFG}
+    assert listed[-2] == {"preset": "strong", "decoding": CFG}
 
 
 def test_a_preset_decodes(http: TestClient, engine: FakeClient) -> None:
@@ -273,6 +281,9 @@ def test_a_preset_by_its_name(http: TestClient, engine: FakeClient) -> None:
     assert answers[0].json()["model"] == "smol"
     traced = ask(http, decoding={"preset": "strong", "trace": True}).json()["choices"][0]
     assert (traced["decoding"]["method"], len(traced["decoding"]["trace"])) == ("cfg", 4)
+    assert "trace" in ask(http, decoding="warm").json()["choices"][0]["decoding"]
+    untraced = ask(http, decoding={"preset": "warm", "trace": False}).json()["choices"][0]
+    assert "trace" not in untraced["decoding"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +315,10 @@ def test_the_weight_of_the_document(
 def test_mistakes_about_presets(http: TestClient) -> None:
     unknown = error(ask(http, decoding="cad"))
     assert unknown["param"] == "decoding.preset"
-    assert "the presets are faithful, diverse, strong" in unknown["message"]
+    assert "the presets are faithful, diverse, strong, warm" in unknown["message"]
+    unused = error(ask(http, decoding={"preset": "warm", "guide": {"without": QUESTION}}))
+    assert unused["param"] == "decoding.guide"
+    assert "has no second stream: leave 'guide' out" in unused["message"]
     clash = {"preset": "strong", "context_weight": 1}
     refused = error(ask(http, decoding=clash))
     assert refused["param"] == "decoding.context_weight"
