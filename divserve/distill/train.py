@@ -99,6 +99,7 @@ class Trainer:
                 self.save()
         if self.state.losses:
             self._measure(display)
+        self._read_clock()
 
     def _measure(self, display: Display) -> None:
         now = self.state
