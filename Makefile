@@ -49,17 +49,26 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -W ignore -m compileall -qq -j 0 $(ENV)/lib || true
 endef
 
-.PHONY: help setup runtime model serve test test-all gpu test-deploy coverage mutants soak docs lint types format bench load clean
+.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy coverage mutants soak docs lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
+
+# Playwright would download a browser of its own; Debian's is enough.
+setup-browser:  ## install Debian's Chromium, which the playground's tests need (as root, or with sudo)
+	@if ! command -v chromium > /dev/null; then \
+		echo "→ installing Chromium"; \
+		if [ "$$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi; \
+		($$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium) \
+			> /dev/null || echo "It cannot be installed here, and what needs it is skipped." >&2; \
+	fi
 
 serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000
 	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from divserve import playground
 from divserve.api import extras, instrumentation, presets, routes
 from divserve.api.anthropic import GuidedMessages
 from divserve.api.batch import GuidedBatch
@@ -37,6 +38,8 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     routes.install(app)
     errors.install(app)
     bodies.install(app)
+    if not args.edges.no_playground:
+        playground.install(app)
     keys = openai.take_api_keys(app, args)
     edges.install(app, args.edges, keys, client.capacity.max_rows)
     # The last one is the innermost: it is behind the limits, so it only reads bounded bodies.

@@ -26,7 +26,7 @@ LAYERS = [
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],
     ["divserve.http"],
-    ["divserve.api", "divserve.batches", "divserve.edges"],
+    ["divserve.api", "divserve.batches", "divserve.edges", "divserve.playground"],
     ["divserve.server"],
     ["divserve.startup", "divserve.distill", "divserve.evaluation"],
     ["divserve.cli"],
@@ -55,6 +55,7 @@ FORBIDDEN = {
         "divserve_kernels", "fastapi", "torch",
     ],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
+    "divserve.playground": ["divserve.api", "divserve.engine", "torch", "transformers"],
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
 }  # fmt: skip

@@ -184,6 +184,8 @@ def _describe(name: str, method: type[Method], there: frozenset[str]) -> dict[st
         "needs": method.needs,
         "available": not extras.missing(method, there),
         "guide_required": method.needs_guide(),
+        "guided": method.guided,
+        "natural_guide": method.natural_guide,
         "role": method.role,
         "reports": list(method.reports),
         "parameters": {"type": "object", "properties": own, "additionalProperties": False},

@@ -1,4 +1,4 @@
-"""Every route requires a key, except reads of the paths named here."""
+"""Every route requires a key, except reads of the paths named here and the playground's files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from divserve.edges.keys import KeyRing
 from divserve.errors import Unauthorized
 from divserve.http.errors import error_response
-from divserve.http.paths import PROBES, is_free
+from divserve.http.paths import PROBES, is_free, is_playground
 from divserve.http.scope import KEY_NAME, is_own
 
 __all__ = ["RequireKey", "client_of"]
@@ -43,18 +43,22 @@ class RequireKey:
         app: the application.
         keys: the keys that are accepted.
         metrics: whether ``/metrics`` is served without a key.
+        playground: whether the playground's files are.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, metrics: bool = False, playground: bool = False
+    ) -> None:
         self.app = app
         self.keys = keys
         self.open = {*PROBES, *(["/metrics"] if metrics else [])}
+        self.playground = playground
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.keys or scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if scope["type"] == "http" and (is_own(scope) or is_free(scope, self.open)):
+        if scope["type"] == "http" and self._is_open(scope):
             await self.app(scope, receive, send)
             return
         given = _given(scope)
@@ -67,6 +71,10 @@ class RequireKey:
             await send({"type": "websocket.close", "code": 1008})
         else:
             await error_response(_refusal(given))(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        free = is_own(scope) or is_free(scope, self.open)
+        return free or (self.playground and is_playground(scope))
 
 
 def _given(scope: Scope) -> list[bytes]:

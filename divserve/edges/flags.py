@@ -23,6 +23,7 @@ class EdgeSettings(FieldLimits):
 
     api_key_file: Path | None = None
     metrics_without_key: bool = False
+    no_playground: bool = False
     max_concurrent_per_key: int | None = None
     rate_limit: str | None = None
     max_queue: int = 1024
@@ -76,6 +77,11 @@ def add_flags(parser: ArgumentParser) -> None:
         "--metrics-without-key",
         action="store_true",
         help="Require no API key for /metrics.",
+    )
+    group.add_argument(
+        "--no-playground",
+        action="store_true",
+        help="Do not serve the page at /playground.",
     )
     group.add_argument(
         "--max-concurrent-per-key",

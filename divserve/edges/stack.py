@@ -47,7 +47,12 @@ def install(app: FastAPI, settings: EdgeSettings, keys: Iterable[str], rows: int
     app.include_router(probes.router)
     outer = [Middleware(RequestIds), Middleware(ShapeErrors)]
     inner = [
-        Middleware(RequireKey, keys=ring, metrics=settings.metrics_without_key),
+        Middleware(
+            RequireKey,
+            keys=ring,
+            metrics=settings.metrics_without_key,
+            playground=not settings.no_playground,
+        ),
         Middleware(Admission, traffic=traffic, settings=settings),
         Middleware(GuardBody, settings=settings),
     ]

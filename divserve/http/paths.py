@@ -9,7 +9,8 @@ from starlette.types import Scope
 
 __all__ = [
     "BODILESS", "CHAT", "CHAT_BATCH", "COMPLETIONS", "COUNT_TOKENS", "FILES", "GUIDED_ROUTES",
-    "MESSAGES", "PROBES", "RESPONSES", "is_free", "path_of", "takes_body",
+    "MESSAGES", "PLAYGROUND", "PROBES", "RESPONSES", "is_free", "is_playground", "path_of",
+    "takes_body",
 ]  # fmt: skip
 
 PROBES = ("/health", "/live", "/ready", "/ping")
@@ -27,6 +28,9 @@ COUNT_TOKENS = "/v1/messages/count_tokens"
 
 FILES = "/v1/files"
 """The route that reads the multipart body of an upload by itself, piece by piece."""
+
+PLAYGROUND = "/playground"
+"""The page and, below it, its files."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""
@@ -49,6 +53,13 @@ def is_free(scope: Scope, paths: Container[str]) -> bool:
     A method with a body is not: the body would be read before the route rejects it.
     """
     return path_of(scope) in paths and scope["method"] in BODILESS
+
+
+def is_playground(scope: Scope) -> bool:
+    """Whether this is a read of the playground's page or of one of its files."""
+    path = path_of(scope)
+    ours = path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/")
+    return ours and scope["method"] in BODILESS
 
 
 def takes_body(scope: Scope) -> bool:

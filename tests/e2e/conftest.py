@@ -11,9 +11,12 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.support.browser import browser, page, shots
 from tests.support.models import make_tiny
 from tests.support.otlp import Collector, collecting
 from tests.support.server import API_KEY, TOGETHER, Started, serving
+
+__all__ = ["browser", "page", "shots"]
 
 FLAGS = ("--max-logprobs", "-1", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 VOCABULARIES = {"large": 49_216, "small": 49_152, "amateur": 49_152, "tuned": 49_280}

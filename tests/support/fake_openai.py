@@ -98,6 +98,13 @@ async def _stream(send: Any, body: dict[str, Any], fault: str) -> None:
 def serving(plan: Plan = well) -> Iterator[tuple[str, FakeServer]]:
     """Runs the server in a thread of this process; yields its address and itself."""
     app = FakeServer(plan)
+    with running(app) as url:
+        yield url, app
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Runs an ASGI app in a thread of this process; yields its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
@@ -108,7 +115,7 @@ def serving(plan: Plan = well) -> Iterator[tuple[str, FakeServer]]:
             deadline = time.monotonic() + 20
             while not server.started and time.monotonic() < deadline:
                 time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)

@@ -15,6 +15,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
         "routes",
         "metrics",
         "disconnect",
+        "playground",
         "killed",
     ),
     "the server of tiny models": ("look_back", "two_models", "traces", "drain"),
@@ -36,6 +37,7 @@ LONGEST = (
     "tests/engine",
     "tests/distill",
     "tests/loadtest",
+    "tests/playground",
     "tests/api/test_schema.py",
     "tests/deploy",
 )
