@@ -282,6 +282,7 @@ def test_a_link_brings_the_page_back(browser: Browser, page: Page, url: str) -> 
     opened(page, url)
     page.locator("#prompt").fill("Who & <what>?\nü")
     page.locator("answer-column").nth(1).get_by_label("floor", exact=True).fill("0.5")
+    page.keyboard.press("Tab")
     page.locator("#colour").select_option("jsd")
     other = opened(browser.new_page(), page.url)
     assert other.input_value("#prompt") == "Who & <what>?\nü"
@@ -303,7 +304,7 @@ def test_an_example_runs(page: Page, url: str, api: FakeApi) -> None:
 @pytest.mark.parametrize("keyed", [False, True])
 def test_code_that_runs(page: Page, url: str, api: FakeApi, keyed: bool) -> None:
     """The code of the dialog sends what the page sends."""
-    opened(page, url, '#prompt=It\'s a "q"?&document=a$b `c`&with=adacad {"floor":0.5}')
+    opened(page, f'{url}#prompt=It\'s a "q"?&document=a$b `c`&with=adacad {{"floor":0.5}}')
     if keyed:
         api.key = KEY
         page.locator("#key").fill(KEY)

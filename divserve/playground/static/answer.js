@@ -54,8 +54,8 @@ export class Answer {
   #end(reason) {
     this.finish = reason;
     const last = this.tokens.at(-1);
-    const text = this.tokens.map((token) => token.text).join("");
-    if (last && reason === "stop" && text !== this.content) last.ends = true;
+    const before = this.tokens.slice(0, -1).map((token) => token.text).join("");
+    if (last && reason === "stop" && before === this.content) last.ends = true;
   }
 }
 
