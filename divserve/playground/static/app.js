@@ -24,10 +24,13 @@ async function connect() {
   try {
     const [models, list] = await Promise.all([api.list("/models"), api.list("/decoding/methods")]);
     model = models[0].id;
-    methods = list;
     $("server").textContent = model;
     $("key").removeAttribute("aria-invalid");
-    apply(state);
+    // Another key changes no method: answers on the page stay.
+    if (JSON.stringify(list) !== JSON.stringify(methods)) {
+      methods = list;
+      apply(state);
+    }
   } catch (error) {
     $("server").textContent = error.message;
     if (error.place === "key") {
