@@ -30,7 +30,7 @@ CONTRASTS = """(count) => {
         });
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
     };
-    const token = document.querySelector(".token.has-level");
+    const token = document.querySelector(".has-level .word");
     token.style.setProperty("transition", "none");
     return [...Array(count).keys()].map((i) => {
         token.style.setProperty("--level", i / (count - 1));

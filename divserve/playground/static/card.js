@@ -23,7 +23,7 @@ export class TokenCard extends HTMLElement {
   connectedCallback() {
     this.popover = "manual";
     this.id = "token-card";
-    this.addEventListener("pointerenter", () => clearTimeout(this.#timer));
+    this.addEventListener("pointerenter", () => this.stay());
     this.addEventListener("pointerleave", () => this.hideSoon());
     addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
     addEventListener("scroll", () => this.#place(), { passive: true });
@@ -46,6 +46,11 @@ export class TokenCard extends HTMLElement {
 
   #place() {
     if (this.matches(":popover-open")) place(this, this.#anchor.getBoundingClientRect());
+  }
+
+  /** Takes back that it should hide. */
+  stay() {
+    clearTimeout(this.#timer);
   }
 
   hideSoon() {

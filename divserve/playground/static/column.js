@@ -57,7 +57,8 @@ export class AnswerColumn extends HTMLElement {
         h("label", { class: "visually-hidden", for: this.#id }, "Method"), select,
         button("Remove", "Remove this column", "remove")),
       this.#about, this.#fields,
-      h("p", { class: "status quiet" }, this.#said, this.#count), this.#view, this.#error,
+      h("p", { class: "status quiet" }, this.#said, this.#count),
+      h("div", { class: "answer" }, this.#view, this.#error),
       h("footer", { class: "column-foot" }, this.#means, button("Copy as code", null, "snippet")));
     this.#describe();
     this.clear();
@@ -65,8 +66,8 @@ export class AnswerColumn extends HTMLElement {
 
   #options() {
     const entries = this.methods.map(({ method, title, available, needs }) => h("option",
-      { value: method, disabled: !available }, available ? `${title} · ${method}` : `${title}: ${needs}`));
-    return [h("option", { value: PLAIN }, "Plain · no method"), ...entries];
+      { value: method, disabled: !available }, available ? `${method} · ${title}` : `${method}: ${needs}`));
+    return [h("option", { value: PLAIN }, "plain · no method"), ...entries];
   }
 
   #describe() {

@@ -7,7 +7,7 @@ import { level } from "./scale.js";
 import { visible } from "./text.js";
 import "./strip.js";
 
-const TOKEN_PX = 46;
+const TOKEN_PX = 40;
 const MOST_LINES = 14;
 
 const card = () => document.querySelector("token-card");
@@ -18,6 +18,7 @@ export class AnswerView extends HTMLElement {
   #tokens = [];
   #levels = [];
   #room = 0;
+  #shown = null;
   #name = "";
   /** What the guide of the answer lacks: "document", "instruction" or "". */
   lacks = "";
@@ -25,12 +26,14 @@ export class AnswerView extends HTMLElement {
   connectedCallback() {
     this.append(this.#strip, this.#list);
     this.#strip.clear();
-    this.#strip.addEventListener("pointerover", (event) => this.#point(event.target.dataset.index));
-    this.#list.addEventListener("pointerover", (event) => this.#point(event.target.dataset.index));
+    this.addEventListener("pointermove", (event) => {
+      // Not where the page moved under a pointer at rest, as the arrow keys make it.
+      if (event.movementX || event.movementY) this.#point(event.target);
+    });
     this.addEventListener("pointerleave", () => this.#leave());
-    this.#list.addEventListener("focusin", (event) => this.#point(event.target.dataset.index));
+    this.#list.addEventListener("focusin", (event) => this.#point(event.target));
     this.#list.addEventListener("focusout", () => this.#leave());
-    this.#list.addEventListener("click", (event) => event.target.focus());
+    this.#list.addEventListener("click", ({ target }) => target.closest(".token")?.focus());
     this.#list.addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -43,17 +46,19 @@ export class AnswerView extends HTMLElement {
     this.#room = room;
     // Kept free, so that nothing moves while the answer comes.
     const perLine = Math.max(4, this.clientWidth / TOKEN_PX);
-    this.style.setProperty("--lines", Math.min(MOST_LINES, Math.ceil(room / perLine) + 1));
+    this.parentElement.style.setProperty("--lines", Math.min(MOST_LINES, Math.ceil(room / perLine) + 1));
     this.#strip.clear();
   }
 
   add(tokens) {
     for (const token of tokens) {
       const index = this.#tokens.push(token) - 1;
+      // Spaces before a word stay uncoloured, so that none hang coloured at the end of a line.
+      const [, space, word] = token.text.match(/^( *)(.*)$/s);
       this.#list.append(h("span", {
         class: "token", role: "option", "aria-selected": "false", tabindex: index ? -1 : 0,
         "data-index": index,
-      }, token.text));
+      }, ...(word ? [space, h("span", { class: "word" }, word)] : [h("span", { class: "word" }, space)])));
     }
     this.#paint(this.#tokens.length - tokens.length);
   }
@@ -64,7 +69,7 @@ export class AnswerView extends HTMLElement {
     this.#tokens.forEach(({ ends }, i) => {
       if (!ends) return;
       this.#list.children[i].classList.add("is-end");
-      this.#list.children[i].textContent = "end";
+      this.#list.children[i].replaceChildren(h("span", { class: "word" }, "end"));
     });
     this.colour(this.#name);
   }
@@ -93,9 +98,15 @@ export class AnswerView extends HTMLElement {
     return `${visible(token.text)}${number}`;
   }
 
-  #point(index) {
-    if (index === undefined) return;
-    const number = Number(index);
+  #point(target) {
+    const pointed = target.closest("[data-index]");
+    if (!pointed) return;
+    const number = Number(pointed.dataset.index);
+    if (number === this.#shown) {
+      card().stay();
+      return;
+    }
+    this.#shown = number;
     const element = this.#list.children[number];
     this.#strip.mark(number);
     this.#mark(element);
@@ -112,6 +123,7 @@ export class AnswerView extends HTMLElement {
   }
 
   #leave() {
+    this.#shown = null;
     this.#strip.mark(null);
     this.#mark(null);
     card().hideSoon();
