@@ -17,7 +17,14 @@ from divserve.decoding import METHODS, Method
 MODEL, KEY = "smol", "sk-1"
 PLAIN = ["The", " Eiffel", " Tower", " is", " now", " in", " Paris", ".", "<|im_end|>"]
 GUIDED = ["The", " Eiffel", " Tower", " now", " stands", " in", " Berlin", ".", "<|im_end|>"]
-ODD = ["<b>bold</b>", "\n", " tab\t", b"\xf0\x9f\xa6", b"\x8a", " <img src=x onerror=alert(1)>"]
+ODD: list[str | bytes] = [
+    "<b>bold</b>",
+    "\n",
+    " tab\t",
+    b"\xf0\x9f\xa6",
+    b"\x8a",
+    " <img src=x onerror=alert(1)>",
+]
 """Tokens that must be shown as text; two are halves of one character."""
 FIGURES = {"temperature": 0.4, "scale": 1.5, "sum_p2": 0.5, "candidates": 12.0, "overlap": 0.75}
 
