@@ -55,7 +55,7 @@ export class AnswerColumn extends HTMLElement {
     this.append(
       h("header", { class: "column-head" },
         h("label", { class: "visually-hidden", for: this.#id }, "Method"), select,
-        button("Remove", "Remove this column", "remove")),
+        button("×", "Remove this column", "remove")),
       this.#about, this.#fields,
       h("p", { class: "status quiet" }, this.#said, this.#count),
       h("div", { class: "answer" }, this.#view, this.#error),
