@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { column, initial, PLAIN } from "./state.js";
 
-/** The examples: {title, about, method, prompt, document, system, parameters}. */
+/** The examples: {title, about, method, prompt, document, system, parameters}; `shows` is for the tests. */
 export async function examples() {
   return (await fetch(new URL("examples.json", import.meta.url))).json();
 }
