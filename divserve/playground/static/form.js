@@ -24,9 +24,14 @@ export function fieldsOf(schema, values, prefix, changed) {
     const words = `${property.description ?? ""} ${range(property)}`.trim();
     return h("div", { class: "field" },
       h("span", { class: "label-row" },
-        h("label", { for: id }, name), tip(`About ${name}`, words)),
+        h("label", { for: id }, breakable(name)), tip(`About ${name}`, words)),
       input);
   });
+}
+
+// A long name may break after an underscore.
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((part, i) => i ? [h("wbr"), part] : [part]);
 }
 
 function inputOf(property, value, attributes) {
@@ -38,7 +43,7 @@ function inputOf(property, value, attributes) {
       h("option", { value: option, selected: option === known }, option || "default")));
   }
   if (kind.type === "string") {
-    const area = h("textarea", { ...attributes, rows: 3, maxlength: kind.maxLength });
+    const area = h("textarea", { ...attributes, rows: 2, maxlength: kind.maxLength });
     area.value = known;
     return area;
   }
