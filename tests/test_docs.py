@@ -22,7 +22,7 @@ PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Documents that describe the present: a changelog may name what is gone."""
 
 FOLDERS = ("bench", "deploy", "divserve", "docs", "kernels", "loadtest", "requirements", "tests")
-WRITTEN = {"loadtest/out"}
+WRITTEN = {"loadtest/out", "tests/out/playground"}
 """Paths that exist only after a command has written them."""
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

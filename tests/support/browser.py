@@ -18,9 +18,10 @@ PATIENCE_MS = 15_000
 """Longest wait for something on the page; the machine may be busy."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests of a worker."""
+    """One Chromium for a file. Its driver keeps an event loop running, beside which tests of other
+    files could not use ``asyncio.run``."""
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no Chromium here: make setup-browser installs Debian's")
