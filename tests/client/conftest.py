@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
 
 import pytest
 
@@ -17,10 +20,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the OpenAI API is, with batches; the model is called ``smol``."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    from divserve.batches.folder import prepare
     from divserve.server import build_app
 
-    args = arguments(BatchSettings(batch_dir=tmp_path_factory.mktemp("batches")))
+    folder = tmp_path_factory.mktemp("batches")
+    prepare(folder)
+    args = arguments(BatchSettings(batch_dir=folder))
     engine = FakeClient(AsyncEngineArgs.from_cli_args(args).create_engine_config())
     app = asyncio.run(build_app(engine, args))  # type: ignore[arg-type]
-    with listening(app) as (host, port):
+    with listening(app, lifespan="on") as (host, port):
         yield f"http://{host}:{port}/v1"
+
+
+@pytest.fixture(scope="package")
+def compose_schema() -> Any:
+    """The schema of the Compose specification, from the package check-jsonschema."""
+    files = metadata.files("check-jsonschema") or []
+    (found,) = [file for file in files if file.name == "compose-spec.json"]
+    return json.loads(found.read_text(encoding="utf-8"))
