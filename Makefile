@@ -55,7 +55,7 @@ endef
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, test-clients, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
