@@ -36,11 +36,14 @@ def without_between(
         for opening, closing in pairs:
             for start, stop in _spans(opening, closing, place, param):
                 spans.append((start, stop))
+                # While they are found: collecting the spans of a large text takes gigabytes.
+                if documents + len(spans) > MOST_FOUND:
+                    raise InvalidRequest(
+                        f"There are more than {MOST_FOUND} documents.", param=param
+                    )
                 inner = place[start + len(opening) : stop - len(closing)]
                 says = says or (not inner.isspace() and inner != "")
         documents += len(spans)
-        if documents > MOST_FOUND:
-            raise InvalidRequest(f"There are more than {MOST_FOUND} documents.", param=param)
         left.append(_cut(place, sorted(spans)))
     if not says:
         names = " or ".join(f"{opening!r} and {closing!r}" for opening, closing in pairs)

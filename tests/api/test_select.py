@@ -73,7 +73,24 @@ def test_a_document_that_does_not_end() -> None:
 def test_documents_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(between, "MOST_FOUND", 2)
     with pytest.raises(InvalidRequest, match="more than 2 documents"):
-        without_between([PAIR], ["<d>a</d>" * 3], "p")
+        without_between([PAIR], ["<d>a</d>", "<d>a</d>" * 2], "p")
+
+
+def test_documents_are_counted_as_they_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of two megabytes with sixteen pairs would take gigabytes before it is refused."""
+    seen: list[Any] = []
+    spans = between._spans
+
+    def counted(*given: Any) -> Any:
+        for span in spans(*given):
+            seen.append(span)
+            yield span
+
+    monkeypatch.setattr(between, "_spans", counted)
+    monkeypatch.setattr(between, "MOST_FOUND", 5)
+    with pytest.raises(InvalidRequest, match="more than 5 documents"):
+        without_between([PAIR] * 16, ["<d>a</d>" * 1000], "p")
+    assert len(seen) == 6
 
 
 def test_markers_work_in_parts_and_documents() -> None:
