@@ -18,6 +18,9 @@ from tests.client.test_real import BIN, NEEDED, environment
 from tests.support.fake_client import ANSWER
 from tests.support.models import ROOT
 
+# vLLM reads its own deprecated field.
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
 EXAMPLES = ROOT / "examples"
 LM_EVAL = EXAMPLES / "lm-eval"
 

@@ -17,6 +17,9 @@ from tests.client.real import CLIENTS
 from tests.support.fake_client import ANSWER
 from tests.support.models import ROOT
 
+# vLLM reads its own deprecated field.
+pytestmark = pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")
+
 BIN = ROOT / ".venv-clients" / "bin"
 NEEDED = "needs the clients of other projects: make test-clients"
 AI_SDK = ROOT / "examples" / "ai-sdk"
