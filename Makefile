@@ -31,6 +31,7 @@ DEV := $(ENV)/.stamps/dev-$(call sum,< requirements/dev.lock)
 DEPLOY := $(ENV)/.stamps/deploy-$(call sum,< requirements/deploy.lock)
 MUTATION := $(ENV)/.stamps/mutation-$(call sum,< requirements/mutation.lock)
 DOCS := $(ENV)/.stamps/docs-$(call sum,< requirements/docs.lock)
+CLIENTS := $(ENV)/.stamps/clients-$(call sum,< requirements/clients.lock)
 PROJECT := $(ENV)/.stamps/project-$(call sum,< pyproject.toml)
 CONVERTED := $(ENV)/.stamps/model-$(call sum,< divserve/models.py)
 
@@ -49,14 +50,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -W ignore -m compileall -qq -j 0 $(ENV)/lib || true
 endef
 
-.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy coverage mutants soak docs lint types format bench load clean
+.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy test-clients coverage mutants soak docs lint types format bench load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, test-clients, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -91,6 +92,15 @@ gpu-ready: $(DEV) runtime
 
 test-deploy: setup $(DEPLOY) prometheus  ## check all of deploy/: Helm, schemas, Prometheus, Ray (installs another 800 MB)
 	@$(BIN)/pytest tests/deploy $(ARGS)
+
+test-clients: setup  ## try divserve.client with the clients of other projects, in an environment of their own (800 MB)
+	@$(MAKE) ENV=.venv-clients clients-ready
+	@$(BIN)/pytest tests/client $(ARGS)
+
+.PHONY: clients-ready
+clients-ready: $(CLIENTS)
+	@if command -v npm > /dev/null; then npm ci --silent --no-fund --no-audit --prefix examples/ai-sdk; \
+	else echo "There is no npm, and examples/ai-sdk is skipped." >&2; fi
 
 # Left out: three that ask a server in another process, and one whose bodies are drawn at random.
 coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
@@ -140,7 +150,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove everything that make has built: environment, model, caches
-	rm -rf .venv .venv-gpu .models build/site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
+	rm -rf .venv .venv-gpu .venv-clients examples/ai-sdk/node_modules .models build/site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)
@@ -202,6 +212,11 @@ $(MUTATION): $(VENV)
 	@echo "→ installing mutmut"
 	@$(call install,mutation)
 	@$(call done,mutation)
+
+$(CLIENTS): $(VENV)
+	@echo "→ installing $$(grep -c == requirements/clients.lock) packages of other clients (half a minute)"
+	@$(call install,clients)
+	@$(call done,clients)
 
 # It shares packages with cpu.lock.
 $(DOCS): $(LOCKED)

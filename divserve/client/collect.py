@@ -9,9 +9,9 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from divserve.client.accounts import Account, plain
+from divserve.client.accounts import Account, Token, plain
 
-__all__ = ["Collected", "Collector", "acollect", "collect"]
+__all__ = ["Collected", "Collector", "acollect", "collect", "merged"]
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 """Events of /v1/responses whose response has the whole account."""
@@ -35,10 +35,16 @@ class Collector:
         self._accounts: dict[int, dict[str, Any]] = {}
         self._finish: dict[int, str] = {}
         self._usage: Mapping[str, Any] | None = None
+        self._carried: list[Any] = []
 
-    def add(self, chunk: Any) -> None:
-        """Adds a chunk: an object of a client, or its JSON."""
+    def add(self, chunk: Any) -> list[Token]:
+        """Adds a chunk: an object of a client, or its JSON.
+
+        Returns:
+            The entries of the trace that it carries, of all choices.
+        """
         body = plain(chunk)
+        self._carried = []
         if "choices" in body:
             self._usage = body.get("usage") or self._usage
             for choice in body["choices"]:
@@ -48,9 +54,13 @@ class Collector:
             self._usage = response.get("usage") or self._usage
             self._finish[0] = response.get("status") or ""
             # It has what the events before it had, too.
-            self._accounts[0] = dict(response.get("decoding") or {})
+            account = dict(response.get("decoding") or {})
+            if "trace" not in self._accounts.get(0, {}):
+                self._carried = account.get("trace", [])
+            self._accounts[0] = account
         else:
             self._add_event(body)
+        return [Token.model_validate(entry) for entry in self._carried]
 
     def result(self) -> Collected:
         """What there is so far."""
@@ -85,11 +95,14 @@ class Collector:
 
     def _merge(self, place: int, account: Mapping[str, Any] | None) -> None:
         if account:
-            known = self._accounts.setdefault(place, {})
-            trace = [*known.get("trace", ()), *account.get("trace", ())]
-            known |= account
-            if trace:
-                known["trace"] = trace
+            self._carried += account.get("trace", ())
+            self._accounts[place] = merged(self._accounts.get(place, {}), account)
+
+
+def merged(known: Mapping[str, Any], account: Mapping[str, Any]) -> dict[str, Any]:
+    """The account so far and what a chunk adds to it: entries of the trace are appended."""
+    trace = [*known.get("trace", ()), *account.get("trace", ())]
+    return {**known, **account, **({"trace": trace} if trace else {})}
 
 
 def collect(stream: Iterable[Any]) -> Collected:
