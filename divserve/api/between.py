@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from divserve.api.cut import MOST_FOUND
+from divserve.api.cut import MOST_FOUND, excerpt
 from divserve.errors import InvalidRequest, NoDocument
 
 __all__ = ["without_between"]
+
+SHOWN = 2
+"""Pairs of markers that a message names."""
 
 Span = tuple[int, int]
 
@@ -41,14 +44,18 @@ def without_between(
                     raise InvalidRequest(
                         f"There are more than {MOST_FOUND} documents.", param=param
                     )
-                inner = place[start + len(opening) : stop - len(closing)]
-                says = says or (not inner.isspace() and inner != "")
+                says = says or bool(place[start + len(opening) : stop - len(closing)].strip())
         documents += len(spans)
         left.append(_cut(place, sorted(spans)))
     if not says:
-        names = " or ".join(f"{opening!r} and {closing!r}" for opening, closing in pairs)
-        raise NoDocument(f"There is no text between {names}.", param=param)
+        raise NoDocument(f"There is no text between {_names(pairs)}.", param=param)
     return left
+
+
+def _names(pairs: Sequence[tuple[str, str]]) -> str:
+    """The first pairs: each choice of an answer may have to say it."""
+    shown = [f"{excerpt(opening)} and {excerpt(closing)}" for opening, closing in pairs[:SHOWN]]
+    return " or ".join(shown) + (" or other markers" if len(pairs) > SHOWN else "")
 
 
 def _cut(place: str, spans: Sequence[Span]) -> str:
@@ -66,7 +73,8 @@ def _spans(opening: str, closing: str, place: str, param: str) -> Iterator[Span]
         end = place.find(closing, start + len(opening))
         if end < 0:
             raise InvalidRequest(
-                f"{opening!r} has no {closing!r} behind it in the same text.", param=param
+                f"{excerpt(opening)} has no {excerpt(closing)} behind it in the same text.",
+                param=param,
             )
         yield start, end + len(closing)
         start = place.find(opening, end + len(closing))

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from divserve.errors import InvalidRequest
 
-__all__ = ["MOST_FOUND", "beside_loop", "found", "removed", "replaced"]
+__all__ = ["MOST_FOUND", "beside_loop", "excerpt", "found", "removed", "replaced"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,11 @@ Span = tuple[int, int]
 async def beside_loop(places: Iterable[str], work: Callable[[], T]) -> T:
     """The result of `work`, which reads these places: in a thread if they are large."""
     return await asyncio.to_thread(work) if sum(map(len, places)) > LARGE else work()
+
+
+def excerpt(text: str) -> str:
+    """A text that a client has sent, as messages show it: at most its first 57 characters."""
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}…"
 
 
 def found(text: str, places: Sequence[str]) -> bool:

@@ -17,10 +17,13 @@ from divserve.api.noise import noisy_messages, noisy_prompt
 from divserve.api.select import ChatTwin, Twin, chat_twin, twin_prompts
 from divserve.decoding import Instructive, Method
 from divserve.decoding.guide import SELECTS
-from divserve.errors import InvalidRequest
+from divserve.errors import InvalidRequest, NoDocument
 from divserve.http.openai import ChatCompletionMessageParam, VLLMValidationError
 
-__all__ = ["Twin", "chat_fields", "checked", "completion_prompt", "known_ids", "not_rendered"]
+__all__ = [
+    "Twin", "chat_fields", "check_differs", "checked", "completion_prompt", "known_ids",
+    "not_rendered",
+]  # fmt: skip
 
 T = TypeVar("T")
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -110,6 +113,19 @@ def _needs_text(method: Method, param: str) -> str:
         return f"{param}.instruction"
     selects = next((name for name in SELECTS if getattr(guide, name) is not None), "first_of")
     return f"{param}.guide.{selects}"
+
+
+def check_differs(
+    guides: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], param: str
+) -> None:
+    """Raises `NoDocument` if a guide equals its prompt: the method would have no effect."""
+    if any(list(one) == list(other) for one, other in zip(guides, prompts, strict=True)):
+        raise NoDocument(
+            "Without the part that the guide lacks, the prompt stays the same: a chat template may "
+            "leave it out, or put the same text there by itself. Put the document into a user "
+            "message.",
+            param=param,
+        )
 
 
 def checked(token_ids: Sequence[int], limit: int, param: str) -> list[int]:

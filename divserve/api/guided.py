@@ -216,9 +216,15 @@ class Guided(BaseModel):
 
     def _adapters_of(self) -> list[Adapter | None]:
         """By method of the stack: the adapter of its guide; None: the request's own."""
-        guides = [method.guide for method in cast(Stack, self.stack).methods]
-        names = [None if guide is None else guide.model for guide in guides]
-        return [None if name is None else self._adapters[name] for name in names]
+        return [self._adapter_of(method) for method in cast(Stack, self.stack).methods]
+
+    def _adapter_of(self, method: Method) -> Adapter | None:
+        name = None if method.guide is None else method.guide.model
+        return None if name is None else self._adapters[name]
+
+    def read_by_another(self, method: Method) -> bool:
+        """Whether another model than the request's own reads the guide of this method."""
+        return self._adapter_of(method) is not None
 
     def side_tokens(self, prompt: int) -> int:
         """Number of tokens read beside the prompt of this index."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ T = TypeVar("T", bound=Guided)
 
 ITSELF = ("There is no preset", "The preset ")
 """How errors begin that are about a preset as a whole."""
+GUIDE = re.compile(r"decoding(\.\d+)?\.guide(?=\.|$)")
+"""The path of a method's guide."""
 
 
 def aliases_of(args: Namespace) -> dict[str, Any]:
@@ -73,7 +76,11 @@ def preset_named(request: Guided, raw_request: Request) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if told is not None and _of_preset(error):
+        own = GUIDE.match(error.param or "")
+        if isinstance(ref, PresetRef) and ref.guide is not None and own:
+            # It stands beside the preset's name, whichever of the methods takes it.
+            error.param = f"decoding.guide{(error.param or '')[own.end() :]}"
+        elif told is not None and _of_preset(error):
             error.message = told + error.message
         raise
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from divserve.api.between import without_between
-from divserve.api.cut import removed
+from divserve.api.cut import excerpt, removed
 from divserve.api.documents import without_documents
 from divserve.api.messages import Message, edited_all, texts_of
 from divserve.decoding import Guide, Selector
@@ -175,11 +175,7 @@ def _without_texts(selector: Selector, places: Sequence[str], where: str, param:
         index = missing[0]
         raise NoDocument(
             f"The text to leave out does not occur in {where}: give it exactly as it stands "
-            f"there, with the same spaces and line breaks ({_excerpt(selector.texts()[index])}).",
+            f"there, with the same spaces and line breaks ({excerpt(selector.texts()[index])}).",
             param=f"{path}.{index}" if isinstance(selector.without, list) else path,
         )
     return left
-
-
-def _excerpt(text: str) -> str:
-    return repr(text) if len(text) <= 60 else f"{text[:57]!r}…"

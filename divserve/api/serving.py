@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from divserve import metrics
-from divserve.api.guide import Twin, checked, not_rendered
+from divserve.api.guide import Twin, check_differs, checked, not_rendered
 from divserve.api.guided import Guided
 from divserve.api.record import Noted, Record
 from divserve.api.report import ChoiceReport, PlainReport
@@ -142,9 +142,8 @@ class GuidedServing(OwnErrors):
             if method.guided:
                 twin = next((one for other, one in made if _same_guide(method, other)), None)
                 if twin is None:
-                    path = request.param_of(method)
                     try:
-                        twin = await self._guides_of(source, method, path, primaries)
+                        twin = await self._twin(request, source, method, primaries)
                     except NoDocument as error:
                         if cast(Guide, method.guide).if_missing == "refuse":
                             raise
@@ -161,6 +160,17 @@ class GuidedServing(OwnErrors):
         for tokens in filter(None, read_beside):
             metrics.GUIDE_TOKENS.observe(tokens)
         request.record.guide_tokens = sum(read_beside)
+
+    async def _twin(
+        self, request: Any, source: Any, method: Method, primaries: Sequence[Any]
+    ) -> Twin[list[list[int]]]:
+        """The guides of a method, which differ from their prompts if they lack a part of them."""
+        path = request.param_of(method)
+        twin = await self._guides_of(source, method, path, primaries)
+        if twin.by is not None and not request.read_by_another(method):
+            prompts = [primary["prompt_token_ids"] for primary in primaries]
+            check_differs(twin.read, prompts, f"{path}.guide")
+        return twin
 
     @abstractmethod
     async def _guides_of(

@@ -26,7 +26,7 @@ from divserve.decoding.kl_temperature import KlTemperature
 from divserve.decoding.linear_alignment import LinearAlignment
 from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
-from divserve.decoding.preset_ref import PresetRef
+from divserve.decoding.preset_ref import PresetField, PresetRef
 from divserve.decoding.proxy_tuning import ProxyTuning
 from divserve.decoding.spec import BASE, Adapter, Spec
 from divserve.decoding.stack import Stack, share_guide
@@ -99,7 +99,7 @@ Decoding = Annotated[
         BeforeValidator(_shared),
         Tag("list"),
     ]
-    | Annotated[PresetRef, Tag("preset")],
+    | Annotated[PresetField, Tag("preset")],
     Discriminator(_shape),
 ]
 """Type of the ``decoding`` field."""

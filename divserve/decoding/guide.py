@@ -32,10 +32,18 @@ def quoted(names: tuple[str, ...]) -> str:
 
 
 def _pairs(value: Any) -> Any:
-    """One pair of markers as a list of one."""
-    if isinstance(value, list | tuple) and any(isinstance(one, str) for one in value):
-        return [value]
-    return value
+    """One pair of markers as a list of one; pydantic would call a pair a tuple."""
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [value] if any(isinstance(one, str) for one in value) else value
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise PydanticCustomError(
+                "markers_pair",
+                "pair {number} is not an opening and a closing marker, such as {example}",
+                {"number": number, "example": '["<document>", "</document>"]'},
+            )
+    return pairs
 
 
 class Selector(BaseModel):
@@ -73,10 +81,8 @@ class Selector(BaseModel):
         max_length=64,
         description="The guide lacks the messages of this role (chat only).",
     )
-    message: int | None = Field(
+    message: Annotated[int, Field(strict=True, ge=-(10**6), le=10**6)] | None = Field(
         default=None,
-        ge=-(10**6),
-        le=10**6,
         description="The guide lacks the message of this index; -1 is the last (chat only).",
     )
 

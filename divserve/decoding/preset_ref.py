@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from divserve.decoding.guide import Guide
 from divserve.decoding.trace import TraceField
 
-__all__ = ["LARGEST_WEIGHT", "PresetRef"]
+__all__ = ["LARGEST_WEIGHT", "PresetField", "PresetRef"]
 
 LARGEST_WEIGHT = 2.0
+
+Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 def _weight(value: Any) -> Any:
@@ -24,14 +26,12 @@ def _weight(value: Any) -> Any:
 
 
 class PresetRef(BaseModel):
-    """A preset by its name, which alone is short for the object, with what is changed in it."""
+    """A preset by its name, with what is changed in it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: str | None = Field(
+    preset: Name | None = Field(
         default=None,
-        min_length=1,
-        max_length=128,
         description="One of /v1/decoding/presets. By default: that of the model's alias, else "
         '"faithful".',
     )
@@ -58,7 +58,12 @@ class PresetRef(BaseModel):
         json_schema_extra={"default": False},
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"preset": value} if isinstance(value, str) else value
+
+def _by_name(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+PresetField = Annotated[
+    PresetRef, BeforeValidator(_by_name, json_schema_input_type=Name | PresetRef)
+]
+"""Type of a reference as it is sent: a name alone is short for the object."""

@@ -47,6 +47,8 @@ SUFFIXES = {
     "guide_long": "without",
     "guide_missing": "guide",
     "guide_unused": "guide",
+    "markers_equal": "between",
+    "nothing_missing": "if_missing",
     "gate_choice": "s0",
     "union_tag_invalid": "method",
     "union_tag_not_found": "method",

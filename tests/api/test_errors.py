@@ -23,6 +23,7 @@ EXAMPLE = (
     'Input should be an object, such as {"method": "cad", "guide": {"without": "the document"}}'
 )
 MISSING = "missing_required_parameter"
+INVALID = "invalid_value"
 
 
 class Body(BaseModel):
@@ -119,8 +120,10 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
             "decoding.guide.between.0.1",
             "invalid_value",
         ),
-        ({"method": "cad", "guide": {"between": ["a"]}}, "decoding.guide.between.0.1", MISSING),
-        ({"method": "cad", "guide": {"between": ["a", "a"]}}, "decoding.guide", "invalid_value"),
+        *(
+            ({"method": "cad", "guide": {"between": wrong}}, "decoding.guide.between", INVALID)
+            for wrong in (["a"], ["a", "b", "c"], [["a", "b"], ["c"]], ["a", "a"], [1], "ab")
+        ),
         ({"method": "cad", "guide": {"between": []}}, "decoding.guide.between", "invalid_value"),
         (
             {"method": "cad", "guide": {"between": [["a", "b"]] * 17}},
@@ -128,7 +131,10 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
             "invalid_value",
         ),
         ({"method": "cad", "guide": {"role": ""}}, "decoding.guide.role", "invalid_value"),
-        ({"method": "cad", "guide": {"message": "x"}}, "decoding.guide.message", "invalid_value"),
+        *(
+            ({"method": "cad", "guide": {"message": wrong}}, "decoding.guide.message", INVALID)
+            for wrong in ("x", "1", 1.0, True, 10**30)
+        ),
         (
             {"method": "cad", "guide": {"role": "system", "message": 0}},
             "decoding.guide",
@@ -142,7 +148,7 @@ def error_of(client: TestClient, decoding: Any) -> dict[str, Any]:
         ),
         (
             {"method": "cad", "guide": {"prompt": "x", "if_missing": "plain"}},
-            "decoding.guide",
+            "decoding.guide.if_missing",
             "invalid_value",
         ),
         (

@@ -109,6 +109,15 @@ def test_a_text_under_another_model(
     assert QUESTION in made["text"][0]
 
 
+@pytest.mark.parametrize(("reader", "status"), [("tax", 200), ("law", 400)])
+def test_the_same_text_under_another_model(http: TestClient, reader: str, status: int) -> None:
+    """The other model makes the difference, where the template has this system message itself."""
+    own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    messages = [{"role": "system", "content": own}, *MESSAGES]
+    decoding = {"method": "cad", "guide": {"role": "system", "model": reader}}
+    assert ask(http, decoding, messages=messages).status_code == status
+
+
 def test_documents_under_another_model(http: TestClient, fake_engine: FakeClient) -> None:
     parts = [{"type": "text", "text": f"{DOCUMENT} ", "name": "document"}]
     parts.append({"type": "text", "text": QUESTION})

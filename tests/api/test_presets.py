@@ -286,6 +286,31 @@ def test_a_preset_by_its_name(http: TestClient, engine: FakeClient) -> None:
     assert "trace" not in untraced["decoding"]
 
 
+def test_the_schema_shows_names_and_weights(http: TestClient) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    shown = json.dumps(schemas["ChatRequest"]["properties"]["decoding"])
+    name = {"type": "string", "maxLength": 128, "minLength": 1}
+    assert json.dumps({"anyOf": [name, {"$ref": "#/components/schemas/PresetRef"}]}) in shown
+    weight = schemas["PresetRef"]["properties"]["context_weight"]["anyOf"]
+    assert {"type": "number", "maximum": 2.0, "minimum": 0.0} in weight
+
+
+def test_the_template_may_put_the_same_text_there(http: TestClient) -> None:
+    """SmolLM2's has a system message of its own, so the guide would equal the prompt."""
+    own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    messages = [{"role": "system", "content": own}, {"role": "user", "content": QUESTION}]
+    refused = error(ask(http, model="smol@diverse", messages=messages))
+    assert refused["param"] == "decoding.guide"
+    assert refused["message"].startswith("The preset of smol@diverse: Without the part that the")
+    guide = {"role": "system", "if_missing": "plain"}
+    plain = ask(http, decoding={"method": "cad", "guide": guide}, messages=messages).json()
+    account = plain["choices"][0]["decoding"]
+    assert account["applied_steps"] == 0
+    assert "Without the part" in account["reason"]
+    in_full = {"method": "cad", "guide": {"messages": messages}}
+    assert ask(http, decoding=in_full, messages=messages).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("decoding", "model", "method"),
     [
@@ -323,8 +348,10 @@ def test_mistakes_about_presets(http: TestClient) -> None:
     refused = error(ask(http, decoding=clash))
     assert refused["param"] == "decoding.context_weight"
     assert "needs a guide" in refused["message"]
-    guide = {"preset": "faithful", "guide": {"without": "nowhere"}}
-    assert error(ask(http, decoding=guide))["message"].startswith("The preset faithful: The text")
+    # The guide is the client's own, not the preset's.
+    missing = error(ask(http, decoding={"preset": "faithful", "guide": {"without": "nowhere"}}))
+    assert missing["param"] == "decoding.guide.without"
+    assert missing["message"].startswith("The text to leave out")
     listed = http.get("/v1/decoding/presets").json()
     assert {"preset", "context_weight", "guide", "trace"} == set(listed["parameters"]["properties"])
 

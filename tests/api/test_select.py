@@ -63,6 +63,41 @@ def test_what_is_outside_stays(parts: list[tuple[str, str]], end: str) -> None:
             without_between([(opening, closing)], [place], "p")
 
 
+MARKER = st.text("ab", min_size=1, max_size=2)
+PAIRS = st.lists(st.tuples(MARKER, MARKER).filter(lambda pair: pair[0] != pair[1]), min_size=1)
+
+
+def plainly(pairs: list[tuple[str, str]], place: str) -> str | None:
+    """What no document covers, character by character; None if one does not end."""
+    covered: set[int] = set()
+    for opening, closing in pairs:
+        at = 0
+        while at < len(place):
+            if not place.startswith(opening, at):
+                at += 1
+                continue
+            stop = at + len(opening)
+            while stop <= len(place) and not place.startswith(closing, stop):
+                stop += 1
+            if stop > len(place):
+                return None
+            covered.update(range(at, stop + len(closing)))
+            at = stop + len(closing)
+    return "".join(char for at, char in enumerate(place) if at not in covered)
+
+
+@given(PAIRS, st.text("ab.", max_size=30))
+def test_every_character_of_a_document_goes(pairs: list[tuple[str, str]], place: str) -> None:
+    """Whatever the markers: they may contain, overlap and repeat each other."""
+    expected = plainly(pairs, place)
+    try:
+        assert without_between(pairs, [place], "p") == [expected]
+    except NoDocument:
+        assert expected is not None
+    except InvalidRequest:
+        assert expected is None
+
+
 def test_a_document_that_does_not_end() -> None:
     with pytest.raises(InvalidRequest, match="has no '</d>' behind it") as refused:
         left([user("<d>a"), user("</d>")], between=PAIR)
@@ -91,6 +126,16 @@ def test_documents_are_counted_as_they_are_found(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidRequest, match="more than 5 documents"):
         without_between([PAIR] * 16, ["<d>a</d>" * 1000], "p")
     assert len(seen) == 6
+
+
+def test_messages_about_markers_are_short() -> None:
+    """A stream of many choices repeats them."""
+    pairs = [(str(number) * 256, "x" * 256) for number in range(4)]
+    with pytest.raises(NoDocument, match="or other markers") as missing:
+        without_between(pairs, ["a"], "p")
+    assert len(missing.value.message) < 400
+    assert repr("0" * 57) in missing.value.message
+    assert repr("2" * 57) not in missing.value.message
 
 
 def test_markers_work_in_parts_and_documents() -> None:

@@ -81,6 +81,24 @@ def test_a_preset_by_its_model_name(client: openai.OpenAI) -> None:
     assert preset.choices[0].message.content == spelt_out.choices[0].message.content
 
 
+@pytest.mark.parametrize("place", ["between", "role"])
+def test_a_preset_on_an_ordinary_chat(client: openai.OpenAI, place: str) -> None:
+    """The document stands between markers or in the system message: as with the guide in full."""
+    marked, question = f"<document>{DOCUMENT}</document>", {"role": "user", "content": QUESTION}
+    messages: list[Any] = [{"role": "system", "content": DOCUMENT}, question]
+    if place == "between":
+        messages = [{"role": "user", "content": marked + QUESTION}]
+    preset = chat(client, model="smol@faithful", messages=messages)
+    guide = {"messages": [question]}
+    body = [{"method": m, "guide": guide} for m in ("adacad", "kl_temperature")]
+    spelt_out = chat(client, body, messages=messages)
+    assert preset.choices[0].message.content == spelt_out.choices[0].message.content
+    found, given = account(preset.choices[0]), account(spelt_out.choices[0])
+    assert found.pop("guides") == {"adacad": place, "kl_temperature": place}
+    assert found == given
+    assert found["mean"]["jsd"] > 0.01
+
+
 def test_two_methods_that_clash(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="'cad' and 'adacad' clash"):
         chat(client, [guided("cad"), guided("adacad")])
