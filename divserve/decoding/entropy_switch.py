@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from divserve.decoding.base import Method
-from divserve.decoding.switch import ModelSize, Switch
+from divserve.decoding.switch import NATS_PER_BIT, ModelSize, Switch
 from divserve_contract import Form, Program
 
 __all__ = ["EntropySwitch"]
@@ -57,4 +56,4 @@ class EntropySwitch(Method):
 
     def report(self, statistics: Mapping[str, float], temperature: float) -> dict[str, float]:
         """The entropy in the unit of the threshold."""
-        return {"entropy_bits": statistics["entropy"] / math.log(2)}
+        return {"entropy_bits": statistics["entropy"] / NATS_PER_BIT}

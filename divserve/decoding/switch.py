@@ -7,15 +7,14 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["SMALL_SUFFIX", "ModelSize", "Switch", "SwitchRule"]
+__all__ = ["NATS_PER_BIT", "SMALL_SUFFIX", "ModelSize", "Switch", "SwitchRule"]
 
 ModelSize = Literal["small", "large"]
 
 SMALL_SUFFIX = "@small"
 """Suffix of a model name that selects the small engine."""
 
-BITS = 1 / math.log(2)
-"""Bits per nat."""
+NATS_PER_BIT = math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +60,13 @@ class SwitchRule:
         Returns:
             Whether the other model decodes the next token.
         """
-        self._recent.append(entropy * BITS)
+        self._recent.append(entropy / NATS_PER_BIT)
         self._run += 1
         given = self._given
         if len(self._recent) < given.window or self._run < given.min_run:
             return False
-        mean = sum(self._recent) / given.window
+        # Exact, so that the bits of the account say which model is wanted at the threshold too.
+        mean = math.fsum(self._recent) / given.window
         wanted: ModelSize = "large" if mean >= given.threshold else "small"
         if wanted == self._active:
             return False

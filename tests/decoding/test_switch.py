@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,7 +30,8 @@ def producers(switch: Switch, bits: list[float]) -> str:
 
 
 def replayed(switch: Switch, bits: list[float]) -> str:
-    """The same as the paper words it, computed from the whole list."""
+    """The same as the paper words it, computed from all bits that the account shows."""
+    bits = [entropy * math.log(2) / math.log(2) for entropy in bits]
     active, since, letters = switch.active[0], 0, ""
     for t in range(len(bits)):
         letters += active
@@ -55,10 +56,11 @@ def test_no_switch_before_the_window_is_full() -> None:
     assert producers(Switch(0.0, 4, 1), [9.0] * 6) == "ssssll"
 
 
-# Sixteenths: sums are exact in any order, so rounding moves no mean across the threshold.
+# Sixteenths: many means are at a threshold.
 ENTROPIES = st.lists(st.integers(0, 64).map(lambda n: n / 16), max_size=60)
 
 
+@example(bits=[1.625, 1.75, 1.75, 1.75, 0.0], threshold=1.71875, window=4, min_run=1, start="small")
 @given(
     bits=ENTROPIES,
     threshold=st.integers(1, 64).map(lambda n: (n - 0.5) / 16),
@@ -71,6 +73,12 @@ def test_the_rule_is_the_papers(
 ) -> None:
     switch = Switch(threshold, window, min_run, start)
     assert producers(switch, bits) == replayed(switch, bits)
+
+
+def test_a_mean_at_the_threshold() -> None:
+    """In nats and back, as the engine reports them, these bits are the same again."""
+    switch = Switch(1.71875, 4, 1)
+    assert producers(switch, [1.625, 1.75, 1.75, 1.75, 0.0]) == "ssssl"
 
 
 @given(bits=ENTROPIES, cuts=st.lists(st.integers(0, 60), max_size=4))
