@@ -62,13 +62,16 @@ help:  ## list the targets
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
 
-# Playwright would download a browser of its own; Debian's is enough.
+# Playwright would download a browser of its own; Debian's is enough. It never fails nor waits for a
+# password that nobody can type: CI runs it anywhere.
 setup-browser:  ## install Debian's Chromium, which the playground's tests need (as root, or with sudo)
 	@if ! command -v chromium > /dev/null; then \
 		echo "→ installing Chromium"; \
-		if [ "$$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi; \
-		($$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium) \
-			> /dev/null || echo "It cannot be installed here, and what needs it is skipped." >&2; \
+		as_root=; \
+		if [ "$$(id -u)" != 0 ]; then as_root="sudo$$([ -t 0 ] || echo ' -n')"; fi; \
+		apt="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::http::Timeout=20"; \
+		($$apt update && $$apt install -y --no-install-recommends chromium) > /dev/null \
+			|| echo "It cannot be installed here, and what needs it is skipped." >&2; \
 	fi
 
 serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000

@@ -22,7 +22,7 @@ export function fieldsOf(schema, values, prefix, changed) {
       changed();
     });
     const words = `${property.description ?? ""} ${range(property)}`.trim();
-    return h("div", { class: "field" },
+    return h("div", { class: hasLongOption(property) ? "field is-long" : "field" },
       h("span", { class: "label-row" },
         h("label", { for: id }, breakable(name)), tip(`About ${name}`, words)),
       input);
@@ -51,6 +51,11 @@ function inputOf(property, value, attributes) {
     ...attributes, type: "number", step: kind.type === "integer" ? 1 : "any", value: known,
     inputmode: "decimal", placeholder: kind.nullable ? "default" : null,
   });
+}
+
+// One that a narrow field would cut.
+function hasLongOption(property) {
+  return kindOf(property).enum?.some((option) => option.length > 10) ?? false;
 }
 
 function kindOf(property) {
