@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from divserve.api import anthropic_documents
 from divserve.api.guided import Guided
@@ -17,6 +17,7 @@ from divserve.api.report import ChoiceReport
 from divserve.api.requests import ChatRequest, check_chat, unfold
 from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
+from divserve.http.errors import invalid_body
 from divserve.http.openai import (
     AnthropicMessagesRequest,
     BatchChatCompletionRequest,
@@ -139,7 +140,10 @@ class BatchRequest(Guided, BatchChatCompletionRequest):
         """
         unfold(messages)
         fields = self.model_dump(exclude={"messages", "decoding"}, exclude_none=True)
-        chat = ChatRequest.model_validate({**fields, "messages": messages})
+        try:
+            chat = ChatRequest.model_validate({**fields, "messages": messages})
+        except ValidationError as error:
+            raise invalid_body(error.errors()) from None
         chat.take(self)
         return chat
 
