@@ -19,12 +19,13 @@ from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
 from divserve.http.errors import invalid_body
 from divserve.http.openai import (
+    AnthropicCountTokensRequest,
     AnthropicMessagesRequest,
     BatchChatCompletionRequest,
     ResponsesRequest,
 )
 
-__all__ = ["BatchRequest", "GuidedResponsesRequest", "MessagesRequest"]
+__all__ = ["BatchRequest", "CountRequest", "GuidedResponsesRequest", "MessagesRequest"]
 
 
 class GuidedResponsesRequest(Guided, ResponsesRequest):
@@ -104,6 +105,15 @@ class MessagesRequest(Guided, AnthropicMessagesRequest):
     """Body of /v1/messages."""
 
     length_fields: ClassVar[tuple[str, ...]] = ("max_tokens",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_documents(cls, body: Any) -> Any:
+        return anthropic_documents.as_text(body)
+
+
+class CountRequest(AnthropicCountTokensRequest):
+    """Body of /v1/messages/count_tokens."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """Which field of the body an error of vLLM's is about, in the words of the route.
 
-vLLM turns the bodies of several routes into one inner request and checks that: its errors name inner
-fields that the client did not send, or none at all.
+vLLM turns the bodies of several routes into one inner request and checks that: its errors name
+inner fields that the client did not send, or none at all.
 """
 
 from __future__ import annotations
