@@ -123,3 +123,8 @@ def test_the_texts_of_an_answer() -> None:
     assert texts({"choices": [{"text": "a"}]}) == "a"
     chat = [{"message": {"content": text}} for text in ("a", "b")]
     assert texts({"choices": chat}) == ["a", "b"]
+    assert texts({"content": [{"type": "text", "text": "a"}]}) == "a"
+    assert texts({"output": [{"content": [{"text": "a"}]}, {"content": [{"text": "b"}]}]}) == [
+        "a",
+        "b",
+    ]

@@ -15,21 +15,19 @@ chunk that does not validate.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from divserve.api.anthropic_documents import marked
-from divserve.api.bodies import MessagesRequest
+from divserve.api.bodies import CountRequest, MessagesRequest
 from divserve.api.chat import GuidedChat
 from divserve.api.documents import MARK
 from divserve.api.requests import ChatRequest
 from divserve.api.stream import error_in
-from divserve.errors import ApiError
-from divserve.http.errors import error_body
 from divserve.http.foreign import foreign_body, status_of, tell
 from divserve.http.openai import (
     AnthropicMessagesResponse,
@@ -38,7 +36,7 @@ from divserve.http.openai import (
     ErrorResponse,
 )
 
-__all__ = ["GuidedMessages", "answer_message"]
+__all__ = ["GuidedMessages", "answer_count", "answer_message"]
 
 
 async def answer_message(request: MessagesRequest, raw_request: Request) -> Response:
@@ -53,6 +51,15 @@ async def answer_message(request: MessagesRequest, raw_request: Request) -> Resp
     if isinstance(answer, AnthropicMessagesResponse):
         return JSONResponse(answer.model_dump(exclude_none=True))
     return StreamingResponse(answer, media_type="text/event-stream")
+
+
+async def answer_count(request: CountRequest, raw_request: Request) -> Response:
+    """The number of tokens of a message; vLLM's own function is left out for the same reason."""
+    serving = raw_request.app.state.anthropic_serving_messages
+    answer = await serving.count_tokens(request, raw_request)
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    return JSONResponse(answer.model_dump(exclude_none=True))
 
 
 class GuidedMessage(AnthropicMessagesResponse):
@@ -76,11 +83,6 @@ class GuidedMessages(GuidedChat, AnthropicServingMessages):
         tell(raw_request.scope, failed)
         info = {"message": failed["message"], "type": failed["type"], "code": status_of(failed)}
         return ErrorResponse(error=ErrorInfo(**info))
-
-    async def count_tokens(self, request: Any, raw_request: Any = None) -> Any:
-        """vLLM's count; if it fails, the HTTP response says why."""
-        with _telling(raw_request):
-            return await super().count_tokens(request, raw_request)
 
     @classmethod
     def to_chat_completion_request(cls, anthropic_request: Any, **kwargs: Any) -> Any:
@@ -182,16 +184,6 @@ class Account:
         data = {**json.loads(event.partition("data: ")[2]), "decoding": told}
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         return f"event: {name}\ndata: {text}\n\n"
-
-
-@contextmanager
-def _telling(raw_request: Any) -> Iterator[None]:
-    """Makes the response of a request report what is raised, which vLLM's route would not."""
-    try:
-        yield
-    except ApiError as error:
-        tell(raw_request.scope, error_body(error)["error"])
-        raise
 
 
 async def _going_on(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from divserve.api import anthropic_documents
 from divserve.api.guided import Guided
@@ -17,13 +17,15 @@ from divserve.api.report import ChoiceReport
 from divserve.api.requests import ChatRequest, check_chat, unfold
 from divserve.decoding import Stack
 from divserve.errors import InvalidRequest
+from divserve.http.errors import invalid_body
 from divserve.http.openai import (
+    AnthropicCountTokensRequest,
     AnthropicMessagesRequest,
     BatchChatCompletionRequest,
     ResponsesRequest,
 )
 
-__all__ = ["BatchRequest", "GuidedResponsesRequest", "MessagesRequest"]
+__all__ = ["BatchRequest", "CountRequest", "GuidedResponsesRequest", "MessagesRequest"]
 
 
 class GuidedResponsesRequest(Guided, ResponsesRequest):
@@ -110,6 +112,15 @@ class MessagesRequest(Guided, AnthropicMessagesRequest):
         return anthropic_documents.as_text(body)
 
 
+class CountRequest(AnthropicCountTokensRequest):
+    """Body of /v1/messages/count_tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_documents(cls, body: Any) -> Any:
+        return anthropic_documents.as_text(body)
+
+
 class BatchRequest(Guided, BatchChatCompletionRequest):
     """Body of /v1/chat/completions/batch: several conversations, each with one answer."""
 
@@ -139,7 +150,10 @@ class BatchRequest(Guided, BatchChatCompletionRequest):
         """
         unfold(messages)
         fields = self.model_dump(exclude={"messages", "decoding"}, exclude_none=True)
-        chat = ChatRequest.model_validate({**fields, "messages": messages})
+        try:
+            chat = ChatRequest.model_validate({**fields, "messages": messages})
+        except ValidationError as error:
+            raise invalid_body(error.errors()) from None
         chat.take(self)
         return chat
 

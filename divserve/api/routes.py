@@ -9,8 +9,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from divserve.api import extras, guide_models
-from divserve.api.anthropic import answer_message
-from divserve.api.bodies import BatchRequest, GuidedResponsesRequest, MessagesRequest
+from divserve.api.anthropic import answer_count, answer_message
+from divserve.api.bodies import (
+    BatchRequest,
+    CountRequest,
+    GuidedResponsesRequest,
+    MessagesRequest,
+)
 from divserve.api.guided import Guided
 from divserve.api.limits import check_request, rows_of
 from divserve.api.presets import preset_named, with_preset
@@ -29,7 +34,14 @@ from divserve.http.openai import (
     validate_json_request,
     with_cancellation,
 )
-from divserve.http.paths import CHAT, CHAT_BATCH, COMPLETIONS, MESSAGES, RESPONSES
+from divserve.http.paths import (
+    CHAT,
+    CHAT_BATCH,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    MESSAGES,
+    RESPONSES,
+)
 from divserve.http.scope import weigh
 
 __all__ = ["install"]
@@ -45,7 +57,7 @@ router = APIRouter()
 
 
 def generates(path: str, responses: dict[int | str, dict[str, Any]] = OR_STREAM) -> Any:
-    """The decorator of a route that generates, with what vLLM puts around its own."""
+    """The decorator of a route that asks the model, with what vLLM puts around its own."""
     checked = [Depends(validate_json_request)]
 
     def decorated(endpoint: Any) -> Any:
@@ -85,6 +97,12 @@ async def create_message(request: MessagesRequest, raw_request: Request) -> Resp
     with preset_named(request, raw_request):
         request = await _admitted(request, raw_request)
         return _primed(await answer_message(request, raw_request))
+
+
+@generates(COUNT_TOKENS, ERRORS)
+async def count_message_tokens(request: CountRequest, raw_request: Request) -> Response:
+    """How many tokens the input of a message takes; ``decoding`` does not change that."""
+    return await answer_count(request, raw_request)
 
 
 @generates(CHAT_BATCH, ERRORS)

@@ -119,7 +119,7 @@ class Answering:
         def write(lines: list[_Ready]) -> None:
             for line in lines:
                 record = _record(line.custom_id, None, EXPIRED)
-                self._journal.append(line.custom_id, record, failed=True)
+                self._journal.append(record, failed=True)
 
         reader, written = self._unanswered(), 0
         while (lines := await to_thread.run_sync(next, reader, None)) is not None:
@@ -214,7 +214,7 @@ class Answering:
             body = answer.body.decode(errors="replace")
         response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
         record = _record(line.custom_id, response, None)
-        self._journal.append(line.custom_id, record, failed=answer.status != 200)
+        self._journal.append(record, failed=answer.status != 200)
         if time.monotonic() - self._counted >= COUNT_S:
             self._counted = time.monotonic()
             # The answer is safe; its count can wait.
@@ -222,12 +222,13 @@ class Answering:
                 self._parts.store.count(self._batch.id, self.counts)
 
 
-def _record(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
-    """A line of the results; in ASCII, as some readers take more than a line feed for its end."""
-    value = {
+def _record(
+    custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None
+) -> dict[str, Any]:
+    """A line of the results."""
+    return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": custom_id,
         "response": response,
         "error": error,
     }
-    return json.dumps(value).encode() + b"\n"

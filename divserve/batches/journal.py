@@ -11,9 +11,14 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
+
+from divserve.batches.tokens import tokens_in
 
 __all__ = ["ERRORS", "OUTPUT", "Journal", "key_of"]
 
@@ -44,31 +49,34 @@ class Journal:
     """Keys of the ``custom_id`` of all lines that have been answered."""
     completed: int = 0
     failed: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    """Of all answers, as `tokens_in` names them."""
 
     def __post_init__(self) -> None:
         self._lock = Lock()
         self._synced = time.monotonic()
         self._files = {name: _Appended(self.folder / name) for name in (OUTPUT, ERRORS)}
         for name, file in self._files.items():
-            for custom_id in file.recover():
-                self._count(custom_id, name)
+            for record in file.recover():
+                self._count(record, name)
 
-    def append(self, custom_id: str, record: bytes, *, failed: bool) -> None:
+    def append(self, record: Mapping[str, Any], *, failed: bool) -> None:
         """Appends an answer as a whole, or not at all; once, however often it is called.
 
         Args:
-            custom_id: of its line.
-            record: a line of JSON with its line break.
+            record: a line of the results; it is written in ASCII, as some readers take more than a
+                line feed for the end of a line.
             failed: whether it belongs to the errors.
 
         Raises:
             OSError: it was not written, or not made durable; it may be tried again.
         """
         name = ERRORS if failed else OUTPUT
+        text = json.dumps(record).encode() + b"\n"
         with self._lock:
-            if key_of(custom_id) not in self.done:
-                self._files[name].append(record)
-                self._count(custom_id, name)
+            if key_of(record["custom_id"]) not in self.done:
+                self._files[name].append(text)
+                self._count(record, name)
             if time.monotonic() - self._synced >= SYNC_S:
                 self._sync()
 
@@ -81,8 +89,9 @@ class Journal:
                 for file in self._files.values():
                     file.close()
 
-    def _count(self, custom_id: str, name: str) -> None:
-        self.done.add(key_of(custom_id))
+    def _count(self, record: Mapping[str, Any], name: str) -> None:
+        self.done.add(key_of(record["custom_id"]))
+        self.tokens += tokens_in(record)
         if name == OUTPUT:
             self.completed += 1
         else:
@@ -102,18 +111,16 @@ class _Appended:
         self._path = path
         self._size = 0
 
-    def recover(self) -> list[str]:
-        """The ``custom_id`` of each whole line; cuts the file at the first that is none."""
-        found = []
+    def recover(self) -> Iterator[dict[str, Any]]:
+        """Each whole line; cuts the file at the first that is none."""
         with self._path.open("rb") as file:
             for line in file:
-                custom_id = _id_in(line)
-                if custom_id is None:
+                record = _whole(line)
+                if record is None:
                     break
-                found.append(custom_id)
                 self._size += len(line)
+                yield record
         self._file.truncate(self._size)
-        return found
 
     def append(self, record: bytes) -> None:
         rest = memoryview(record)
@@ -132,11 +139,11 @@ class _Appended:
         self._file.close()
 
 
-def _id_in(line: bytes) -> str | None:
-    """The ``custom_id`` of a whole line; None of a torn one."""
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """A whole line; None for a torn one."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    custom_id = value.get("custom_id") if isinstance(value, dict) else None
-    return custom_id if isinstance(custom_id, str) else None
+    known = isinstance(value, dict) and isinstance(value.get("custom_id"), str)
+    return value if known else None

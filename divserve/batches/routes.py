@@ -20,7 +20,7 @@ from divserve.batches.folder import BATCH_ID, FILE_ID, Folder, new_id
 from divserve.batches.owner import Owner
 from divserve.batches.parts import Parts
 from divserve.batches.room import Room
-from divserve.batches.shapes import CreateBatch, Expiry, page
+from divserve.batches.shapes import EXPIRY, FORM, CreateBatch, Expiry, page
 from divserve.batches.store import BatchStore
 from divserve.batches.upload import Upload, receive
 from divserve.errors import InvalidRequest, NotFound, TooManyRequests
@@ -33,7 +33,6 @@ WRAPPED = 65_536
 """Bytes of a line beside its body."""
 MOST_UPLOADS = 8
 """Of one process; each holds a mebibyte of memory."""
-EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
 
 router = APIRouter(prefix="/v1")
 
@@ -109,7 +108,7 @@ Batches = Annotated[Service, Depends(service)]
 Client = Annotated[str | None, Depends(client)]
 
 
-@router.post("/files")
+@router.post("/files", openapi_extra={"requestBody": FORM})
 async def create_file(request: Request, batches: Batches, owner: Client) -> FileObject:
     """Uploads a file, as multipart/form-data with ``purpose=batch``."""
     settings, file_id = batches.settings, new_id("file-")

@@ -22,6 +22,7 @@ from divserve.batches.journal import ERRORS, OUTPUT, Journal
 from divserve.batches.lines import Check, chunks
 from divserve.batches.parts import Parts
 from divserve.batches.store import StoredBatch
+from divserve.batches.tokens import usage_of
 
 __all__ = ["Run"]
 
@@ -107,6 +108,7 @@ class Run:
             if self._reason == "expired" and await answering.write_off():
                 self.stored.outcome = "expired"
             counts = self.stored.batch.request_counts = answering.counts
+            self.stored.batch.usage = usage_of(journal.tokens)
             if self._reason == "cancelled" and counts.total > counts.completed + counts.failed:
                 self.stored.outcome = "cancelled"
         finally:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from divserve.errors import InvalidRequest
 
-__all__ = ["ENDPOINTS", "CreateBatch", "Expiry", "page", "window_s"]
+__all__ = ["ENDPOINTS", "EXPIRY", "FORM", "CreateBatch", "Expiry", "page", "window_s"]
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 """The routes that a line may name."""
@@ -19,6 +19,27 @@ WINDOW = re.compile(r"([1-9][0-9]{0,2})([mhd])")
 UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
 LONGEST_S = 30 * 86_400
 HOUR_S = 3600
+
+EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
+"""Fields of an upload: when the file expires."""
+FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "purpose"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"type": "string", "enum": ["batch"]},
+                    EXPIRY[0]: {"type": "string", "enum": ["created_at"]},
+                    EXPIRY[1]: {"type": "integer", "minimum": HOUR_S, "maximum": LONGEST_S},
+                },
+            }
+        }
+    },
+}
+"""The body of an upload, which the route reads by itself, for /openapi.json."""
 
 Key = Annotated[str, StringConstraints(max_length=64)]
 Value = Annotated[str, StringConstraints(max_length=512)]

@@ -15,6 +15,7 @@ from divserve.edges.request_id import request_id_of
 from divserve.errors import ApiError
 from divserve.http.errors import error_response
 from divserve.http.foreign import INTERNAL, foreign_body, status_of, told_of
+from divserve.http.named import named
 from divserve.http.paths import PROBES, path_of
 
 __all__ = ["ShapeErrors"]
@@ -102,6 +103,8 @@ class _Answer:
             body = {**(body if isinstance(body, dict) else {}), "error": told}
             start = {**start, "status": status_of(told)}
         status, shaped = foreign_body(start["status"], body)
+        if status < 500:
+            shaped["error"] = named(shaped["error"], path_of(self._scope))
         if start["status"] >= 500 and shaped != body:
             said = self._body[:MOST_TEXT].decode(errors="replace")
             logger.error("Request %s failed: %s", request_id_of(self._scope), said)

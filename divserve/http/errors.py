@@ -10,6 +10,7 @@ elsewhere (vLLM's have the HTTP status as their ``code``) get this shape in `div
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import ceil
@@ -54,6 +55,10 @@ SUFFIXES = {
     "union_tag_not_found": "method",
 }
 """Errors that pydantic reports for the object although they concern one of its fields."""
+
+UNIONS = ("input", "messages", "response_format", "system", "text", "tool_choice", "tools")
+"""Fields of one of several types; pydantic puts the name of the type into the path."""
+CLASS = re.compile(r"[A-Z][A-Za-z]+")
 
 LONGEST_NAME = 64
 """Characters of an unknown name that are compared with the known ones."""
@@ -145,6 +150,8 @@ def _param(error: Mapping[str, Any]) -> str | None:
         loc.append(suffix)
     if error["type"] == "guide_empty":
         loc.append(error["ctx"]["name"])
+    if loc[:1] and loc[0] in UNIONS:
+        loc = [part for part in loc if not CLASS.fullmatch(str(part))]
     param = clean_loc_for_param(tuple(loc))
     # With nothing but internal markers in it, the path comes back as it was.
     return None if not param or "[" in param else param
@@ -194,7 +201,7 @@ def _fields_beside(loc: Sequence[Any]) -> Iterable[str]:
 
 def _method_goes_here(loc: Sequence[Any]) -> bool:
     """Whether the path is that of a whole method."""
-    return "decoding" in loc[:2] and loc[-1] != "guide"
+    return "decoding" in loc[:2] and "guide" not in loc
 
 
 def _example(given: Any) -> dict[str, Any]:

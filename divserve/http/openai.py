@@ -8,8 +8,8 @@
 | `CompletionRequest` | entrypoints/openai/completion/protocol.py | as above |
 | `OpenAIServingChat` | entrypoints/openai/chat_completion/serving.py | ``render_chat_request``, ``chat_completion_full_generator``, ``chat_completion_stream_generator`` are methods that a subclass may wrap; a stream pulls the next result only after the chunks of the last one are out |
 | `OpenAIServingCompletion` | entrypoints/openai/completion/serving.py | ``render_completion_request``, ``request_output_to_completion_response``, ``completion_stream_generator``, likewise; choice index = prompt index · n + output index |
-| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; the route of ``count_tokens`` turns whatever it raises into a 500; ``anthropic_serving_messages`` on ``app.state`` |
-| `AnthropicMessagesRequest`, `AnthropicMessagesResponse` | entrypoints/anthropic/protocol.py | ``messages`` are objects, not dicts; a subclass of the answer is sent with its own fields |
+| `AnthropicServingMessages` | entrypoints/anthropic/serving.py | ``create_messages`` converts what ``message_stream_converter`` gets from the chat's own stream; ``count_tokens`` raises what fails; ``anthropic_serving_messages`` on ``app.state`` |
+| `AnthropicCountTokensRequest`, `AnthropicMessagesRequest`, `AnthropicMessagesResponse` | entrypoints/anthropic/protocol.py | ``messages`` are objects, not dicts; a subclass of the answer is sent with its own fields |
 | `BatchChatCompletionRequest` | entrypoints/openai/chat_completion/protocol.py | ``to_chat_completion_request`` makes the chat of each conversation |
 | `OpenAIServingChatBatch` | entrypoints/openai/chat_completion/batch_serving.py | ``render_batch_chat_request`` returns the chats that are sampled from; choice index = index of the conversation |
 | `construct_tool_dicts` | entrypoints/openai/responses/utils.py | the tools of a response as a chat template takes them |
@@ -40,6 +40,7 @@ from typing import Any
 
 from vllm import envs
 from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
     AnthropicMessagesRequest,
     AnthropicMessagesResponse,
 )
@@ -79,6 +80,7 @@ from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_c
 from vllm.v1.engine.logprobs import LogprobsProcessor
 
 __all__ = [
+    "AnthropicCountTokensRequest",
     "AnthropicMessagesRequest",
     "AnthropicMessagesResponse",
     "AnthropicServingMessages",

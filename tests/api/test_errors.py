@@ -204,6 +204,8 @@ def test_a_field_that_does_not_validate(
          'decoding.0: Input should be an object, such as {"method": "entropy_temperature"}'),
         (5, f"decoding: {EXAMPLE}"),
         ({"method": "cad", "guide": "x"}, "decoding.guide: Input should be an object"),
+        ({"method": "cad", "guide": {"first_of": ["role"]}},
+         "decoding.guide.first_of.0: Input should be an object"),
         ({"method": "cad", "alpha": "x", "guide": GUIDE},
          "decoding.alpha: Input should be a number"),
     ],

@@ -141,7 +141,21 @@ def test_documents_of_plain_messages_are_text(http: TestClient) -> None:
         ask(http, None, messages=content(block)).json()["usage"]["input_tokens"]
         for block in (titled, text)
     ]
-    assert counts[0] == counts[1]
+    body = {"model": "smol", "messages": content(titled)}
+    counts.append(http.post(f"{PATH}/count_tokens", json=body).json()["input_tokens"])
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_what_cannot_be_counted(http: TestClient) -> None:
+    wrong = document(source={"type": "url", "url": "https://example.com/a.pdf"})
+    for body, found in (
+        ({"model": "smol", "messages": wrong}, (400, "messages.0.content.0.source.type")),
+        ({"model": "gone", "messages": MESSAGES}, (404, "model")),
+        ({"model": "smol", "messages": []}, (400, "messages")),
+    ):
+        response = http.post(f"{PATH}/count_tokens", json=body)
+        assert error_of(response) == found
+        assert response.json()["type"] == "error"
 
 
 RESULT = {"content": [5, {"type": "tool_result", "content": [5, {"type": "text", "text": "a"}]}]}

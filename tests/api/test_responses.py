@@ -165,7 +165,7 @@ def test_a_response_that_is_not_stored(http: TestClient) -> None:
     """vLLM ignores `store` unless it is told to store."""
     first = ask(http, store=True).json()
     response = ask(http, input="Sure?", previous_response_id=first["id"])
-    assert error_of(response) == (404, "response_id")
+    assert error_of(response) == (404, "previous_response_id")
     assert first["id"] in response.json()["error"]["message"]
 
 

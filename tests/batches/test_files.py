@@ -177,3 +177,19 @@ def test_without_the_flag_the_routes_say_so() -> None:
             assert answer.status_code == 404, path
             assert "--batch-dir" in answer.json()["error"]["message"]
             assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_the_form_is_in_the_schema(tmp_path: Path) -> None:
+    """The route reads it by itself, so FastAPI does not know it."""
+    paths = TestClient(batch_app(tmp_path)).get("/openapi.json").json()["paths"]
+    form = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file", "purpose"]
+    with serving(batch_app(tmp_path)) as client:
+        made = client.files.create(
+            file=("in.jsonl", b"{}"),
+            purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+    assert made.expires_at == made.created_at + 3600
+    anchor = form["properties"]["expires_after[anchor]"]
+    assert anchor["enum"] == ["created_at"]

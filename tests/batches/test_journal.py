@@ -13,14 +13,19 @@ import pytest
 from divserve.batches.journal import ERRORS, OUTPUT, Journal, key_of
 
 
+def answer(custom_id: str) -> dict[str, Any]:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    return {"custom_id": custom_id, "response": {"body": {"text": "x" * 50, "usage": usage}}}
+
+
 def record(custom_id: str) -> bytes:
-    return json.dumps({"custom_id": custom_id, "response": {"body": "x" * 50}}).encode() + b"\n"
+    return json.dumps(answer(custom_id)).encode() + b"\n"
 
 
 def written(folder: Path, *ids: str) -> Journal:
     journal = Journal(folder)
     for custom_id in ids:
-        journal.append(custom_id, record(custom_id), failed=custom_id.startswith("bad"))
+        journal.append(answer(custom_id), failed=custom_id.startswith("bad"))
     return journal
 
 
@@ -29,8 +34,10 @@ def test_answers_are_known_after_a_restart(tmp_path: Path) -> None:
     again = Journal(tmp_path)
     assert again.done == {key_of("a"), key_of("bad b"), key_of("c")}
     assert (again.completed, again.failed) == (2, 1)
-    again.append("d", record("d"), failed=False)
+    again.append(answer("d"), failed=False)
     again.close()
+    # Of four answers.
+    assert (again.tokens["input"], again.tokens["output"]) == (28, 8)
     assert (tmp_path / OUTPUT).read_bytes() == record("a") + record("c") + record("d")
     assert (tmp_path / ERRORS).read_bytes() == record("bad b")
 
@@ -42,7 +49,7 @@ def test_a_torn_line_is_cut_and_answered_again(tmp_path: Path, kept: int) -> Non
         file.write(record("torn")[:kept])
     again = Journal(tmp_path)
     assert again.done == {key_of("a")}
-    again.append("torn", record("torn"), failed=False)
+    again.append(answer("torn"), failed=False)
     again.close()
     assert (tmp_path / OUTPUT).read_bytes() == record("a") + record("torn")
 
@@ -61,7 +68,7 @@ def test_what_follows_a_line_that_is_none_is_not_trusted(tmp_path: Path, junk: b
 
 def test_an_answer_is_written_once(tmp_path: Path) -> None:
     journal = written(tmp_path, "a", "a")
-    journal.append("a", record("a"), failed=True)
+    journal.append(answer("a"), failed=True)
     journal.close()
     assert (tmp_path / OUTPUT).read_bytes() == record("a")
     assert (tmp_path / ERRORS).read_bytes() == b""
@@ -91,11 +98,11 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     real, file._file = file._file, Full(file._file)  # type: ignore[assignment]
     with pytest.raises(OSError, match="No space"):
-        journal.append("b", record("b"), failed=False)
+        journal.append(answer("b"), failed=False)
     assert key_of("b") not in journal.done
     assert (tmp_path / OUTPUT).read_bytes() == record("a")
     file._file = real
-    journal.append("b", record("b"), failed=False)
+    journal.append(answer("b"), failed=False)
     journal.close()
     assert (tmp_path / OUTPUT).read_bytes() == record("a") + record("b")
 
@@ -110,8 +117,8 @@ def test_answers_become_durable_once_a_second(
     journal = written(tmp_path, "a", "b")
     assert synced == []
     now[0] += 1.0
-    journal.append("c", record("c"), failed=False)
-    journal.append("d", record("d"), failed=False)
+    journal.append(answer("c"), failed=False)
+    journal.append(answer("d"), failed=False)
     assert len(synced) == 2
     journal.close()
     assert len(synced) == 4

@@ -49,6 +49,11 @@ def test_lines_are_decoded_as_on_the_route(client: openai.OpenAI) -> None:
     assert batch.status == "completed"
     found = {each["custom_id"]: each for each in lines_of(client, batch.output_file_id)}
     assert found.keys() == {"plain", "guided", "alias", "many"}
+    usages = [each["response"]["body"]["usage"] for each in found.values()]
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages)
+    assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in usages)
     choices = {name: each["response"]["body"]["choices"] for name, each in found.items()}
     assert "decoding" not in choices["plain"][0]
     assert choices["guided"][0]["decoding"]["method"] == "cad"
@@ -80,4 +85,8 @@ def test_every_endpoint_is_served(
     batch = ended(client, begin(client, one, endpoint=endpoint))
     assert batch.error_file_id is None, lines_of(client, batch.error_file_id)
     (answer,) = lines_of(client, batch.output_file_id)
-    assert "Lyon is the capital" in str(answer["response"]["body"])
+    body = answer["response"]["body"]
+    assert "Lyon is the capital" in str(body)
+    assert batch.usage is not None
+    counted = body["usage"].get("output_tokens", body["usage"].get("completion_tokens"))
+    assert (batch.usage.output_tokens, batch.usage.input_tokens > 0) == (counted, True)

@@ -78,7 +78,7 @@ def test_a_kill_while_results_are_published(tmp_path: Path, moved: bool) -> None
     stored: StoredBatch = store.load(batch_id)
     journal = Journal(store.path(batch_id))
     for name in ("a", "b"):
-        journal.append(name, json.dumps({"custom_id": name}).encode() + b"\n", failed=name == "b")
+        journal.append({"custom_id": name}, failed=name == "b")
     journal.close()
     stored.batch.status = "finalizing"
     store.save(stored)

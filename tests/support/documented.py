@@ -113,7 +113,7 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
         return {"output": printed(place.here(example.request.text))}
     url, body = curl(place.here(example.request.text))
     answer = place.post(url, body)
-    account = answer["choices"][0].get("decoding", {})
+    account = answer.get("choices", [answer])[0].get("decoding", {})
     trace = ",\n ".join(json.dumps(entry, ensure_ascii=False) for entry in account.pop("trace", []))
     shown = {"decoding": json.dumps(account, ensure_ascii=False) + "\n", "trace": f"[{trace}]\n"}
     if any(block.title == "answers" for block in example.outputs):
@@ -128,8 +128,12 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
 
 
 def texts(answer: dict[str, Any]) -> str | list[str]:
-    """The texts of an answer's choices; one text alone if there is one choice."""
-    found = [choice.get("text") or choice["message"]["content"] for choice in answer["choices"]]
+    """The texts of an answer of any route; one text alone if there is one."""
+    if "choices" in answer:
+        found = [choice.get("text") or choice["message"]["content"] for choice in answer["choices"]]
+    else:
+        parts = answer.get("content") or [p for item in answer["output"] for p in item["content"]]
+        found = [part["text"] for part in parts]
     return found[0] if len(found) == 1 else found
 
 

@@ -53,6 +53,7 @@ from divserve.engine.scheduler.governor import OPTION, Governor
 from divserve.engine.scheduler.group import Group
 from divserve.engine.scheduler.groups import Groups
 from divserve.engine.scheduler.host import Unit
+from divserve.engine.scheduler.parent import end_with_parent
 from divserve.engine.scheduler.preflight import Preflight
 from divserve.engine.scheduler.reports import Reports
 from divserve.engine.scheduler.switch_rules import SwitchRules
@@ -117,6 +118,7 @@ class LockstepScheduler(Scheduler):
         # Kept as attributes because they are looked up for every row in every step.
         self._held, self._entering = self.groups.held, self.entry.entering
         self._updating = False
+        end_with_parent()
 
     def _governor(self) -> Governor | None:
         options = self.vllm_config.additional_config

@@ -64,7 +64,7 @@ HTTP_SEAMS: tuple[Seam, ...] = (
     ),
     *seams(
         MESSAGES, API_MESSAGES, "overridden",
-        create_messages="errors are told", count_tokens="errors are told",
+        create_messages="errors are told",
         to_chat_completion_request="the chat decodes as the message asks",
         _convert_block="keeps the mark of a document",
         _convert_message_content="a message that is one document stays a part",
