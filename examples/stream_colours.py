@@ -31,8 +31,12 @@ with client.chat.completions.create(
     for chunk in stream:
         for step in collector.add(chunk):
             red = round(min(step.figure("jsd") or 0.0, LARGEST) / LARGEST * 255)
-            console.print(Text(step.token, style=f"rgb({red},{160 - red // 2},{255 - red})"), end="")
+            console.print(
+                Text(step.token, style=f"rgb({red},{160 - red // 2},{255 - red})"), end=""
+            )
 console.print()
 answer = collector.result()
 if account := answer.accounts[0]:
-    console.print(f"{account.method}, {account.applied_steps} tokens, {dict(account.mean)}", style="dim")
+    console.print(
+        f"{account.method}, {account.applied_steps} tokens, {dict(account.mean)}", style="dim"
+    )

@@ -125,7 +125,6 @@ def llama_index(url: str, model: str) -> Sequence[Told]:
 
 def litellm(url: str, model: str) -> Sequence[Told]:
     import litellm as package
-
     from divserve.client.litellm import account, collected
 
     fields: Any = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ def run(python: str | Path, file: str, address: str, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,7 +41,7 @@ def run(python: str | Path, file: str, address: str, *arguments: str) -> str:
 
 def test_retrieval(address: str) -> None:
     found, answer, account = run(sys.executable, "rag.py", address).splitlines()
-    assert found == "found:   Since May, the bus to the airport costs 9 crowns and leaves every 12 minutes."
+    assert found.startswith("found:   Since May, the bus to the airport costs 9 crowns")
     assert answer == f"answer:  {ANSWER}"
     assert json.loads(account.removeprefix("account: "))["applied_steps"] == 4
     other = run(sys.executable, "rag.py", address, "May my dog run in the park in May?")
@@ -81,7 +81,7 @@ def test_a_task_of_lm_eval(address: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     variables = environment(address) | {"HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=180
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = tmp_path.rglob("results_*.json")

@@ -45,6 +45,7 @@ def test_a_client_keeps_the_account(client: str, address: str) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])["answers"]
@@ -67,6 +68,7 @@ def test_the_ai_sdk_keeps_the_account(address: str) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     whole, account, streamed, summed = done.stdout.splitlines()
@@ -87,6 +89,8 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     """The test's own environment has none of them."""
     import importlib
 
-    for module, package in {"langchain": "langchain-openai", "pydantic_ai": "pydantic-ai-slim"}.items():
-        with pytest.raises(ImportError, match=f"divserve.client.{module} needs the package {package}"):
+    needed = {"langchain": "langchain-openai", "pydantic_ai": "pydantic-ai-slim"}
+    for module, package in needed.items():
+        expected = f"divserve.client.{module} needs the package {package}"
+        with pytest.raises(ImportError, match=expected):
             importlib.import_module(f"divserve.client.{module}")
