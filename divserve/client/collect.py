@@ -1,6 +1,6 @@
 """What the chunks of a stream add up to: texts and accounts, the whole trace included.
 
-Stream helpers of several clients keep the last ``decoding`` that they see, or none; these add them up.
+Stream helpers of several clients keep the last ``decoding`` that they see, or none of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LiteLLM: the account of an answer, and of a stream with the chunks that LiteLLM drops.
 
-``completion(…, extra_body=decoding(…))``. LiteLLM makes a finishing chunk of its own, which lacks the
-account and, with ``"trace": "final"``, the whole trace: `watch` reads what it makes its chunks of.
+``completion(…, extra_body=decoding(…))``. LiteLLM makes a finishing chunk of its own, which lacks
+the account and, with ``"trace": "final"``, the trace: `watch` reads what LiteLLM reads.
 """
 
 from __future__ import annotations
