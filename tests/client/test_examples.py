@@ -40,15 +40,14 @@ def test_retrieval(address: str) -> None:
 def test_a_stream_in_colours(address: str) -> None:
     answer, account = run(sys.executable, "stream_colours.py", address).splitlines()
     assert answer == ANSWER
-    assert account.startswith(f"adacad, {TOKENS} tokens, {'entropy': 1.0,")
+    assert account.startswith(f"adacad, {TOKENS} tokens, {{'entropy': 1.0,")
 
 
 def test_a_batch(address: str) -> None:
     status, *answers = run(sys.executable, "batch.py", address).splitlines()
     assert status == "completed BatchRequestCounts(completed=3, failed=0, total=3)"
-    assert sorted(answers) == [
-        f"{country}: {ANSWER!r} (adacad, {TOKENS} tokens)" for country in ("France", "Italy", "Spain")
-    ]
+    said = f"{ANSWER!r} (adacad, {TOKENS} tokens)"
+    assert sorted(answers) == [f"{country}: {said}" for country in ("France", "Italy", "Spain")]
 
 
 @pytest.mark.skipif(not BIN.exists(), reason=NEEDED)
