@@ -194,9 +194,8 @@ def litellm(url: str, model: str) -> Told:
 
     found["acompletion, stream"] = asyncio.run(asynchronous())
     for name, body in {"chunks alone": BODY, "chunks alone, final": FINAL}.items():
-        chunks = [
-            x.model_dump() for x in package.completion(**fields | {"extra_body": body}, stream=True)
-        ]
+        stream = package.completion(**{**fields, "extra_body": body}, stream=True)
+        chunks = [chunk.model_dump() for chunk in stream]
         kept = [x["choices"][0].get("decoding") or {} for x in chunks]
         text = "".join(x["choices"][0]["delta"]["content"] or "" for x in chunks)
         found[name] = (text, {"trace": [entry for x in kept for entry in x.get("trace", ())]})

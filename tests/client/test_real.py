@@ -109,9 +109,8 @@ def test_versions_of_the_page_are_those_of_the_locks() -> None:
     pinned = dict(line.split("==") for line in lock if "==" in line)
     for distribution in ("lm-eval", *(name for name, _ in CLIENTS.values())):
         assert f"{distribution} {pinned[distribution]}" in page
-    for name, version in json.loads((JAVASCRIPT / "package.json").read_text())[
-        "dependencies"
-    ].items():
+    javascript = json.loads((JAVASCRIPT / "package.json").read_text())["dependencies"]
+    for name, version in javascript.items():
         assert f"{name} {version}" in page
     for name in ("openai", "anthropic"):
         assert metadata.version(name) in page
