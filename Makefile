@@ -103,8 +103,9 @@ clients-ready: $(CLIENTS)
 	else echo "There is no npm, and examples/javascript is skipped." >&2; fi
 
 # Left out: three that ask a server in another process, and one whose bodies are drawn at random.
-coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
-	@$(BIN)/coverage run -m pytest tests/api tests/batches --ignore tests/api/test_fuzz.py \
+CLIENT_TESTS := $(addprefix tests/client/test_,build.py collect.py without_packages.py)
+coverage: setup  ## line and branch coverage of the HTTP packages and of divserve.client; fails below 100 % (two minutes)
+	@$(BIN)/coverage run -m pytest tests/api tests/batches $(CLIENT_TESTS) --ignore tests/api/test_fuzz.py \
 		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py \
 		--ignore tests/batches/test_drain.py $(ARGS)
 	@$(BIN)/coverage report

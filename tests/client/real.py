@@ -115,11 +115,15 @@ def langchain(url: str, model: str) -> Told:
         return sum(others, first)
 
     whole, streamed = asyncio.run(asynchronous())
+    # With a format LangChain asks through other helpers of the openai client.
+    formatted = chat.bind(response_format={"type": "text"})
     answers = {
         "invoke": chat.invoke(TEXT),
         "stream": added(chat.stream(TEXT)),
         "ainvoke": whole,
         "astream": streamed,
+        "invoke, response_format": formatted.invoke(TEXT),
+        "stream, response_format": added(formatted.stream(TEXT)),
     }
     return {
         name: (answer.content, answer.response_metadata.get("decoding"))
