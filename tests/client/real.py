@@ -88,12 +88,14 @@ def anthropic(url: str, model: str) -> Told:
 
     client = package.Anthropic(base_url=url.removesuffix("/v1"), api_key=KEY)
     fields: Any = {"model": model, "messages": ASK, "max_tokens": TOKENS}
-    whole: Any = client.messages.create(**fields, extra_body=BODY)
+    # This package's methods have no temperature.
+    fields["extra_body"] = {**BODY, "temperature": 0}
+    whole: Any = client.messages.create(**fields)
     found: Told = {
         "create": (whole.content[0].text, accounts(whole)[0]),
-        "create, stream": summed(client.messages.create(**fields, extra_body=BODY, stream=True)),
+        "create, stream": summed(client.messages.create(**fields, stream=True)),
     }
-    with client.messages.stream(**fields, extra_body=BODY) as stream:
+    with client.messages.stream(**fields) as stream:
         found["helper's events"] = summed(stream)
         final: Any = stream.get_final_message()
     found["helper's final answer"] = (final.content[0].text, accounts(final)[0])
