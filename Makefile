@@ -102,12 +102,13 @@ test-clients: setup  ## try divserve.client with the clients of other projects, 
 
 .PHONY: clients-ready
 clients-ready: $(CLIENTS)
-	@if command -v npm > /dev/null; then npm ci --silent --no-fund --no-audit --prefix examples/ai-sdk; \
-	else echo "There is no npm, and examples/ai-sdk is skipped." >&2; fi
+	@if command -v npm > /dev/null; then npm ci --silent --no-fund --no-audit --prefix examples/javascript; \
+	else echo "There is no npm, and examples/javascript is skipped." >&2; fi
 
 # Left out: three that ask a server in another process, and one whose bodies are drawn at random.
-coverage: setup  ## line and branch coverage of the HTTP packages; fails below 100 % (two minutes)
-	@$(BIN)/coverage run -m pytest tests/api tests/batches --ignore tests/api/test_fuzz.py \
+CLIENT_TESTS := $(addprefix tests/client/test_,build.py collect.py without_packages.py)
+coverage: setup  ## line and branch coverage of the HTTP packages and of divserve.client; fails below 100 % (two minutes)
+	@$(BIN)/coverage run -m pytest tests/api tests/batches $(CLIENT_TESTS) --ignore tests/api/test_fuzz.py \
 		--ignore tests/api/test_edges_drain.py --ignore tests/api/test_schema.py \
 		--ignore tests/batches/test_drain.py $(ARGS)
 	@$(BIN)/coverage report
@@ -153,7 +154,7 @@ load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--m
 	@$(BIN)/python -m loadtest $(ARGS)
 
 clean:  ## remove everything that make has built: environment, model, caches
-	rm -rf .venv .venv-gpu .venv-clients examples/ai-sdk/node_modules .models build/site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
+	rm -rf .venv .venv-gpu .venv-clients examples/javascript/node_modules .models build/site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out tests/out
 	find divserve kernels tests bench loadtest -name __pycache__ -prune -exec rm -rf {} +
 
 runtime: $(PROJECT)

@@ -3,7 +3,7 @@
     python examples/rag.py "How much is the bus to the airport?"
 
 Needs divserve, numpy, openai, and a server (OPENAI_BASE_URL, by default 127.0.0.1:8000). Texts
-become vectors by hashing their words, so no second model is needed; yours takes the place of `embed`.
+become vectors by hashing their words; an embedding model takes the place of `embed`.
 """
 
 from __future__ import annotations

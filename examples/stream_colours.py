@@ -30,9 +30,14 @@ with client.chat.completions.create(
 ) as stream:
     for chunk in stream:
         for step in collector.add(chunk):
-            red = round(min(step.figure("jsd") or 0.0, LARGEST) / LARGEST * 255)
-            console.print(Text(step.token, style=f"rgb({red},{160 - red // 2},{255 - red})"), end="")
+            # The token that ends the answer is in the trace, and not in its text.
+            if step.token in (chunk.choices[0].delta.content or ""):
+                red = round(min(step.figure("jsd") or 0.0, LARGEST) / LARGEST * 255)
+                style = f"rgb({red},{160 - red // 2},{255 - red})"
+                console.print(Text(step.token, style=style), end="")
 console.print()
 answer = collector.result()
 if account := answer.accounts[0]:
-    console.print(f"{account.method}, {account.applied_steps} tokens, {dict(account.mean)}", style="dim")
+    console.print(
+        f"{account.method}, {account.applied_steps} tokens, {dict(account.mean)}", style="dim"
+    )

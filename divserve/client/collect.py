@@ -1,6 +1,6 @@
 """What the chunks of a stream add up to: texts and accounts, the whole trace included.
 
-Helpers of several clients keep only the last ``decoding`` that they see; these add them up.
+Stream helpers of several clients keep the last ``decoding`` that they see, or none of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Collector:
         Returns:
             The entries of the trace that it carries, of all choices.
         """
-        body = plain(chunk)
+        # Of the events of openai's stream helper those of type "chunk" have what came.
+        body = plain(getattr(chunk, "chunk", chunk))
         self._carried = []
         if "choices" in body:
             self._usage = body.get("usage") or self._usage

@@ -1,7 +1,7 @@
 """LlamaIndex: the accounts of its chat responses.
 
 ``OpenAILike(…, additional_kwargs={"extra_body": decoding(…)})``. Its responses keep what the
-``openai`` client made of the answer in ``raw``, each chunk of a stream too, so this needs no import.
+``openai`` client made of the answer in ``raw``, and so do the chunks of a stream.
 """
 
 from __future__ import annotations

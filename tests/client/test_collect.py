@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_stream_that_was_cut_off(http: TestClient) -> None:
     assert ANSWER.startswith(found.texts[0])
     assert (found.accounts, found.finish_reasons) == ([None], [None])
     assert collect([]).texts == []
+
+
+def test_events_of_the_stream_helper_of_openai(http: TestClient) -> None:
+    """Those of type ``chunk`` have what came; others tell the same again."""
+    text = ask(http, "/v1/chat/completions", stream=True, **decoding("cfg", trace=True)).text
+    events: list[Any] = []
+    for _, data in events_of(text):
+        chunk = ChatCompletionChunk.model_validate(data)
+        events.append(SimpleNamespace(type="chunk", chunk=chunk))
+        events.append({"type": "content.delta", "delta": "x", "snapshot": "x"})
+    found = collect(events)
+    assert found.texts == [ANSWER]
+    assert found.accounts[0] is not None
+    assert len(found.accounts[0].trace) == 4
 
 
 def test_something_else() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import yaml
 
 from divserve.client import decoding
 from divserve.decoding import presets
-from tests.client.test_real import BIN, NEEDED, environment
+from tests.client.test_real import BIN, NEEDED, TOKENS, printed
 from tests.support.fake_client import ANSWER
 from tests.support.models import ROOT
 
@@ -27,23 +25,14 @@ LM_EVAL = EXAMPLES / "lm-eval"
 
 def run(python: str | Path, file: str, address: str, *arguments: str) -> str:
     """What an example prints."""
-    done = subprocess.run(
-        [python, EXAMPLES / file, *arguments],
-        cwd=ROOT,
-        env=environment(address) | {"MODEL": "smol"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return printed([python, EXAMPLES / file, *arguments], address, MODEL="smol")
 
 
 def test_retrieval(address: str) -> None:
     found, answer, account = run(sys.executable, "rag.py", address).splitlines()
-    assert found == "found:   Since May, the bus to the airport costs 9 crowns and leaves every 12 minutes."
+    assert found.startswith("found:   Since May, the bus to the airport costs 9 crowns")
     assert answer == f"answer:  {ANSWER}"
-    assert json.loads(account.removeprefix("account: "))["applied_steps"] == 4
+    assert json.loads(account.removeprefix("account: "))["applied_steps"] == TOKENS
     other = run(sys.executable, "rag.py", address, "May my dog run in the park in May?")
     assert other.startswith("found:   Dogs are allowed in the park")
 
@@ -51,15 +40,14 @@ def test_retrieval(address: str) -> None:
 def test_a_stream_in_colours(address: str) -> None:
     answer, account = run(sys.executable, "stream_colours.py", address).splitlines()
     assert answer == ANSWER
-    assert account.startswith("adacad, 4 tokens, {'entropy': 1.0,")
+    assert account.startswith(f"adacad, {TOKENS} tokens, {{'entropy': 1.0,")
 
 
 def test_a_batch(address: str) -> None:
     status, *answers = run(sys.executable, "batch.py", address).splitlines()
     assert status == "completed BatchRequestCounts(completed=3, failed=0, total=3)"
-    assert sorted(answers) == [
-        f"{country}: {ANSWER!r} (adacad, 4 tokens)" for country in ("France", "Italy", "Spain")
-    ]
+    said = f"{ANSWER!r} (adacad, {TOKENS} tokens)"
+    assert sorted(answers) == [f"{country}: {said}" for country in ("France", "Italy", "Spain")]
 
 
 @pytest.mark.skipif(not BIN.exists(), reason=NEEDED)
@@ -79,11 +67,7 @@ def test_a_task_of_lm_eval(address: str, tmp_path: Path) -> None:
         "--apply_chat_template", "--model", "local-chat-completions",
         "--model_args", json.dumps(model), "--output_path", tmp_path,
     ]  # fmt: skip
-    variables = environment(address) | {"HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed(command, address, HF_HOME=str(tmp_path / "hf"))
     (file,) = tmp_path.rglob("results_*.json")
     results = json.loads(file.read_text())["results"]
     assert {name: found["exact_match,contains"] for name, found in results.items()} == {

@@ -7,7 +7,7 @@
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 
 /** Adds the account in a chunk to what is known: entries of the trace are appended. */
-function merge(known, account) {
+export function merge(known, account) {
   const trace = [...(known.trace ?? []), ...(account.trace ?? [])];
   return { ...known, ...account, ...(trace.length > 0 && { trace }) };
 }

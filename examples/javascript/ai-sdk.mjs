@@ -1,4 +1,4 @@
-// A whole answer and a streamed one, with their accounts: npm ci && node chat.mjs
+// A whole answer and a streamed one, with their accounts: npm ci && node ai-sdk.mjs
 // OPENAI_BASE_URL names the server (127.0.0.1:8000), MODEL its model.
 
 import { generateText, streamText } from "ai";
@@ -19,12 +19,12 @@ const request = {
   },
 };
 
-const print = (text, { trace, ...account }) =>
-  console.log(`${text}\n${JSON.stringify(account)}, trace of ${trace.length} tokens`);
+const print = (name, text, { trace, ...account }) =>
+  console.log(`${name}: ${text}\n${JSON.stringify(account)}, trace of ${trace.length} tokens`);
 
 const whole = await generateText(request);
-print(whole.text, whole.providerMetadata.divserve.decoding);
+print("generateText", whole.text, whole.providerMetadata.divserve.decoding);
 
 const stream = streamText(request);
 const text = await stream.text;
-print(text, (await stream.providerMetadata).divserve.decoding);
+print("streamText", text, (await stream.providerMetadata).divserve.decoding);
