@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "Flips", "entropy", "first_divergence", "flips", "mcnemar", "moved_tokens", "tempered",
-    "wilson",
+    "Flips", "changed_by", "entropy", "first_divergence", "flips", "mcnemar", "moved_tokens",
+    "quantiles", "tempered", "wilson",
 ]  # fmt: skip
 
 Z = 1.959963984540054
 """Of a two-sided 95 % interval."""
+RESAMPLES = 2000
 TEMPERATURES = (0.02, 5.0)
 """Between these `tempered` searches."""
 
@@ -78,6 +80,28 @@ def flips(before: Sequence[tuple[bool, str]], after: Sequence[tuple[bool, str]])
         changed=sum(one != other for (_, one), (_, other) in pairs),
         total=len(pairs),
     )
+
+
+def changed_by(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Mean change of paired figures, with a 95 % interval (percentile bootstrap over the pairs)."""
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    draw = random.Random(0)
+    means = sorted(
+        sum(draw.choices(changes, k=len(changes))) / len(changes) for _ in range(RESAMPLES)
+    )
+    cut = RESAMPLES // 40
+    return sum(changes) / len(changes), means[cut], means[-1 - cut]
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean, median, 90 % and 99 % quantile (nearest rank) and maximum."""
+    ranked = sorted(values)
+
+    def at(share: float) -> float:
+        return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
+
+    mean = sum(ranked) / len(ranked)
+    return {"mean": mean, "50 %": at(0.5), "90 %": at(0.9), "99 %": at(0.99), "max": ranked[-1]}
 
 
 def first_divergence(base: Sequence[object], other: Sequence[object]) -> int:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from divserve.evaluation.statistics import (
+    changed_by,
     entropy,
     first_divergence,
     flips,
     mcnemar,
     moved_tokens,
+    quantiles,
     tempered,
     wilson,
 )
@@ -80,3 +82,19 @@ def test_repetition() -> None:
     assert diversity("aaaaaa") == pytest.approx(1 / 5 * 1 / 4 * 1 / 3)
     assert distinct(["a", "b", "a"]) == pytest.approx(2 / 3)
     assert distinct([]) == 0
+
+
+def test_the_interval_of_a_change() -> None:
+    before = [0.1 * number for number in range(40)]
+    after = [value + 1 + 0.1 * (-1) ** number for number, value in enumerate(before)]
+    mean, low, high = changed_by(before, after)
+    assert mean == pytest.approx(1)
+    # The normal interval of forty changes with a deviation of 0.1.
+    assert (low, high) == pytest.approx((1 - 0.031, 1 + 0.031), abs=0.005)
+    assert changed_by([1, 2], [1, 2]) == (0, 0, 0)
+
+
+def test_quantiles() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert quantiles(values) == {"mean": 50.5, "50 %": 50, "90 %": 90, "99 %": 99, "max": 100}
+    assert set(quantiles([3.0]).values()) == {3}
