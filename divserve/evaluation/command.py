@@ -23,7 +23,8 @@ INTERRUPTED = 130
 
 def evaluate(
     tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK…", help="Names of built-in tasks, or JSONL files.")
+        list[str],
+        typer.Argument(metavar="TASK…", help="Names, data sets as NAME=FOLDER, or JSONL files."),
     ],
     method: Annotated[
         list[str], typer.Option(help="NAME, NAME=JSON or NAME=FILE.json; may be repeated.")
@@ -75,14 +76,19 @@ def evaluate(
     return 0
 
 
-def _task(name: str) -> Task:
+def _task(given: str) -> Task:
+    from divserve.evaluation.adapters import ADAPTERS, adapted
     from divserve.evaluation.tasks import TASKS
 
-    if name in TASKS:
-        return TASKS[name]()
-    if not name.endswith(".jsonl"):
-        raise StartupError(f"there is no task '{name}': give a .jsonl file, or {', '.join(TASKS)}")
-    return load(Path(name))
+    name, equals, place = given.partition("=")
+    if name in ADAPTERS and bool(equals) == bool(place):
+        return adapted(name, place)
+    if given in TASKS:
+        return TASKS[given]()
+    if not given.endswith(".jsonl"):
+        known = ", ".join((*TASKS, *ADAPTERS))
+        raise StartupError(f"there is no task '{given}': give a .jsonl file, or {known}")
+    return load(Path(given))
 
 
 class _Display:
