@@ -31,7 +31,7 @@ from tests.support.server import API_KEY, serving
 
 WORK = ROOT / "build" / "eval"
 RESULTS = ROOT / "docs" / "results"
-KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "4"}
+KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 """GiB: the prompts of all arms of a study fit."""
 SERVER = ("--max-model-len", "2048", "--block-size", "32")
 """Blocks so short that the prefix cache finds short prompts again."""
@@ -54,17 +54,18 @@ CAD = 'cad={"method": "cad", "alpha": 1}'
 FROM_THE_SYSTEM = 'linear_alignment={"method": "linear_alignment", "guide": {"role": "system"}}'
 AMATEUR = ("--amateur", "drop:4")
 STUDIES = (
-    Study("conflict", ("conflict",), ("adacad", CAD, "coiecd", "kl_temperature"), 120, 60, 24),
-    Study("distractors", ("distractors",), ("instructive", FROM_THE_SYSTEM, "adacad"), 100, 50, 24),
-    Study("extractive", ("extractive",), ("adacad", CAD, "vdgd"), 60, 40, 24),
+    Study("conflict", ("conflict",), ("adacad", CAD, "coiecd", "kl_temperature"), 120, 60, 16),
+    Study("distractors", ("distractors",), ("instructive", FROM_THE_SYSTEM, "adacad"), 80, 40, 16),
     Study(
-        "texts", ("continuation", "enumeration"), ("look_back", "entropy_temperature"), 40, 40, 96,
+        "texts", ("continuation", "enumeration"), ("look_back", "entropy_temperature"), 40, 30, 64,
         ("--look-back",),
     ),
-    Study("arithmetic", ("arithmetic",), ("contrastive", "cfg"), 60, 30, 96, AMATEUR),
-    Study("code", ("code",), ("contrastive", "uscd"), 32, 0, 128, AMATEUR),
+    Study("arithmetic", ("arithmetic",), ("contrastive", "cfg"), 40, 24, 80, AMATEUR),
+    Study("code", ("code",), ("contrastive", "uscd"), 32, 0, 96, AMATEUR),
+    Study("extractive", ("extractive",), ("adacad", CAD, "vdgd"), 60, 30, 16),
 )  # fmt: skip
-"""Sizes for 40 minutes with SmolLM2 on two cores that do nothing else."""
+"""In this order, so that a run that is stopped has the first ones. Short answers, so that SmolLM2 on
+two cores is done within 40 minutes."""
 
 
 def command(study: Study, url: str, name: str, parallel: int) -> list[str]:
