@@ -64,8 +64,8 @@ STUDIES = (
     Study("code", ("code",), ("contrastive", "uscd"), 32, 0, 96, AMATEUR),
     Study("extractive", ("extractive",), ("adacad", CAD, "vdgd"), 60, 30, 16),
 )  # fmt: skip
-"""In this order, so that a run that is stopped has the first ones. Short answers, so that SmolLM2 on
-two cores is done within 40 minutes."""
+"""In this order, so that a run that is stopped has the first ones. Short answers, so that two cores
+are done with SmolLM2 within 40 minutes."""
 
 
 def command(study: Study, url: str, name: str, parallel: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from divserve.evaluation.table import Row
+from divserve.evaluation.table import Group, Row
 from divserve.evaluation.verdicts import beside_controls, verdict
 
 __all__ = ["VERDICTS", "answers", "groups", "of_tokens", "table", "verdicts"]
@@ -59,9 +59,17 @@ def answers(rows: Sequence[Row]) -> str:
 
 
 def groups(rows: Sequence[Row]) -> str:
-    """Right answers by group."""
-    lines = [(row.arm, *(f"{r} of {n}" for r, n in row.groups.values())) for row in rows]
-    return table(("right", *rows[0].groups), lines)
+    """Right answers by group; and won, lost and p against the first row."""
+    lines = [
+        (row.arm, *(_group(one, first=row is rows[0]) for one in row.groups.values()))
+        for row in rows
+    ]
+    return table(("right (won, lost, p)", *rows[0].groups), lines)
+
+
+def _group(group: Group, first: bool) -> str:
+    right = f"{group.right} of {group.judged}"
+    return right if first else f"{right} ({group.won}, {group.lost}, {group.p:.3f})"
 
 
 def of_tokens(rows: Sequence[Row]) -> str:

@@ -12,7 +12,10 @@ from divserve.evaluation.arms import Arm
 from divserve.evaluation.items import Task
 from divserve.evaluation.run import Done
 from divserve.evaluation.statistics import (
-    changed_by,
+    Change,
+    Flips,
+    change_of_mean,
+    change_of_share,
     first_divergence,
     flips,
     moved_tokens,
@@ -21,7 +24,7 @@ from divserve.evaluation.statistics import (
 )
 from divserve.evaluation.texts import distinct, diversity, rep
 
-__all__ = ["Control", "Row", "rows"]
+__all__ = ["Control", "Group", "Row", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,17 @@ class Control:
     lost: int
     p: float
     """Of McNemar's test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A part of the items, against the same part of the first arm."""
+
+    right: int
+    judged: int
+    won: int
+    lost: int
+    p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,8 @@ class Row:
     flips: float
     all_flips: float
     p: float
+    change: Change
+    """Of the accuracy against the first arm; where nothing is judged, of the mean diversity."""
     first_divergence: float
     """Mean number of tokens before the first that differs (FDT)."""
     first_share: float
@@ -68,9 +84,6 @@ class Row:
     rep_3: float
     rep_4: float
     diversity: float
-    diversity_change: tuple[float, float, float] | None
-    """Mean change of an item's diversity against the first arm, and its 95 % interval; None where
-    answers are judged."""
     distinct: float
     """Share of the arm's texts that differ from each other."""
     tokens: float
@@ -90,8 +103,7 @@ class Row:
     """The account's figures, averaged over the tokens (divergences and entropies in nats)."""
     kl: dict[str, float] | None
     """Mean, quantiles and maximum of KL(primary‖guide) over the tokens, nats."""
-    groups: dict[str, tuple[int, int]]
-    """Right and judged items by group."""
+    groups: dict[str, Group]
 
 
 def rows(done: Done, task: Task, arms: Sequence[Arm]) -> list[Row]:
@@ -140,6 +152,7 @@ def _row(
         flips=changed.share,
         all_flips=changed.all,
         p=changed.p,
+        change=_change(base, own, changed),
         **_texts(base, own),
         rows=_mean([answer.rows for answer in own]),
         tokens_per_s=speed,
@@ -149,24 +162,26 @@ def _row(
         swapped=_share([(answer.swapped, answer.tokens) for answer in own]),
         means=_means(own),
         kl=quantiles(kls) if kls else None,
-        groups=_groups(task, own),
+        groups=_groups(task, base, own),
     )
+
+
+def _change(base: Sequence[Answer], own: Sequence[Answer], changed: Flips) -> Change:
+    if any(answer.right is not None for answer in own):
+        return change_of_share(changed.won, changed.lost, changed.total)
+    return change_of_mean(*([diversity(one.tokens) for one in side] for side in (base, own)))
 
 
 def _texts(base: Sequence[Answer], own: Sequence[Answer]) -> dict[str, Any]:
     """The columns about the tokens themselves."""
     pairs = [(a.tokens, b.tokens) for a, b in zip(base, own, strict=True) if a.tokens]
     tokens = [answer.tokens for answer in own]
-    diverse = [diversity(one) for one in tokens]
     return {
         "first_divergence": _mean([first_divergence(a, b) for a, b in pairs]),
         "first_share": _mean([first_divergence(a, b) / len(a) for a, b in pairs]),
         "moved_share": _mean([moved_tokens(a, b) / len(a) for a, b in pairs]),
         **{f"rep_{n}": _mean([rep(one, n) for one in tokens]) for n in (2, 3, 4)},
-        "diversity": _mean(diverse),
-        "diversity_change": None
-        if any(answer.right is not None for answer in own)
-        else changed_by([diversity(one.tokens) for one in base], diverse),
+        "diversity": _mean([diversity(one) for one in tokens]),
         "distinct": distinct([answer.text for answer in own]),
         "tokens": _mean([len(one) for one in tokens]),
     }
@@ -195,13 +210,16 @@ def _means(own: Sequence[Answer]) -> dict[str, float]:
     return found
 
 
-def _groups(task: Task, own: Sequence[Answer]) -> dict[str, tuple[int, int]]:
+def _groups(task: Task, base: Sequence[Answer], own: Sequence[Answer]) -> dict[str, Group]:
     group_of = {item.id: item.group for item in task.items}
-    names = sorted({group_of[answer.item] for answer in own} - {""})
     found = {}
-    for name in names:
-        marks = [a.right for a in own if group_of[a.item] == name and a.right is not None]
-        found[name] = (sum(marks), len(marks))
+    for name in sorted({group_of[answer.item] for answer in own} - {""}):
+        before, after = (
+            [one for one in side if group_of[one.item] == name] for side in (base, own)
+        )
+        changed = flips(_marks(before), _marks(after))
+        marks = [one.right for one in after if one.right is not None]
+        found[name] = Group(sum(marks), len(marks), changed.won, changed.lost, changed.p)
     return found
 
 

@@ -15,11 +15,10 @@ def verdict(row: Row) -> str:
     """An arm against the first one of its table."""
     if row.all_flips == 0:
         return "does nothing"
-    if row.diversity_change is not None:
-        _, low, high = row.diversity_change
-        if low <= 0 <= high:
+    if row.accuracy is None:
+        if row.change.low <= 0 <= row.change.high:
             return "no difference shown"
-        return "more diverse" if low > 0 else "less diverse"
+        return "more diverse" if row.change.low > 0 else "less diverse"
     if row.p >= SIGNIFICANT:
         return "no difference shown"
     return "helps" if row.won > row.lost else "hurts"

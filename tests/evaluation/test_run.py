@@ -18,7 +18,7 @@ from divserve.evaluation.arms import Arm, Listed
 from divserve.evaluation.items import Item, Task
 from divserve.evaluation.origin import Origin
 from divserve.evaluation.settings import Settings
-from divserve.evaluation.table import Control, Row, rows
+from divserve.evaluation.table import Control, Group, Row, rows
 from divserve.evaluation.verdicts import beside_controls, verdict
 from tests.evaluation.listed import LISTED
 
@@ -102,7 +102,9 @@ def test_arms_controls_and_the_report(tmp_path: Path) -> None:
     assert cad.kl == {"mean": 0.25, "50 %": 0.25, "90 %": 0.5, "99 %": 0.5, "max": 0.5}
     assert (cad.means, cad.applied, cad.swapped) == ({"alpha": 0.5, "kl": 0.25}, 1, 1 / 3)
     assert (greedy[0].applied, greedy[0].swapped, greedy[0].kl) == (None, None, None)
-    assert cad.groups == {"even": (5, 5), "odd": (4, 5)}
+    assert cad.groups == {"even": Group(5, 5, 0, 0, 1), "odd": Group(4, 5, 4, 0, 0.125)}
+    assert cad.change.mean == 0.4
+    assert cad.change.low < 0.4 < cad.change.high
     assert cad.tokens_per_s == 6
     names = [arm.name for arm in done.sampled["own"]]
     assert names[:2] == ["plain at 1", "cad at 1"]
@@ -122,6 +124,8 @@ def test_arms_controls_and_the_report(tmp_path: Path) -> None:
     assert verdict_of in text
     assert "| cad | 100.0% | 33.3% | 0.250 | 0.250 | 0.500 | 0.500 | 0.500 | alpha 0.500 |" in text
     assert "| 2, 0, 0.500 |" in text
+    assert "| plain | 5 of 5 | 0 of 5 |" in text
+    assert "| cad | 5 of 5 (0, 0, 1.000) | 4 of 5 (4, 0, 0.125) |" in text
     assert "cad: 2 of 10 items have no document and were decoded plainly." in text
     assert ("![each arm" in text) == plots.is_installed()
     whole = json.loads((tmp_path / "report.json").read_text())
