@@ -25,6 +25,7 @@ from typing import Annotated
 
 import typer
 
+from bench import plot_evaluation
 from tests.support.models import ROOT, SMOLLM2
 from tests.support.platform import ON_GPU
 from tests.support.server import API_KEY, serving
@@ -111,6 +112,7 @@ def publish(name: str, results: Path) -> None:
     text = "\n\n".join([parts[0], *(one.strip() for one in studies)])
     (results / name / "report.md").write_text(text + "\n", encoding="utf-8")
     (results / name / "report.json").write_text(json.dumps(figures, indent=1) + "\n")
+    plot_evaluation.draw(results / name)
 
 
 def main(
