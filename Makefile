@@ -20,7 +20,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOAKED := tests/api/test_schema.py tests/engine/test_draws.py tests/e2e/test_chaos.py
 # The order of the files is that of tests/support/sharing.py.
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 50
-MODEL := .models/smollm2-135m-instruct
+SMOLLM2 := .models/smollm2-135m-instruct
+# What `make eval` asks.
+MODEL ?= $(SMOLLM2)
 
 # A step is done when its stamp exists. The stamp's name carries a checksum of what the step
 # installs, not a date: switching branches back and forth installs again only what differs.
@@ -50,14 +52,14 @@ $(PIP) install --no-compile --no-deps -r requirements/$(1).lock; \
 $(BIN)/python -W ignore -m compileall -qq -j 0 $(ENV)/lib || true
 endef
 
-.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy test-clients coverage mutants soak docs lint types format bench load clean
+.PHONY: help setup setup-browser runtime model serve test test-all gpu test-deploy test-clients coverage mutants soak docs lint types format bench eval load clean
 
 help:  ## list the targets
 	@echo "divserve: an OpenAI-compatible server that decodes by comparing distributions"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, test-clients, coverage, mutants, soak, docs, bench and load; PYTHON=… names the Python (3.11 or 3.12)"
+	@echo "  ARGS=… is passed on to serve, test, test-all, gpu, test-deploy, test-clients, coverage, mutants, soak, docs, bench, eval and load; PYTHON=… names the Python (3.11 or 3.12)"
 
 setup: $(DEV) runtime model  ## install everything into .venv and prepare the model
 	@echo "ready: make serve, make test"
@@ -75,7 +77,7 @@ setup-browser:  ## install Debian's Chromium, which the playground's tests need 
 	fi
 
 serve: runtime model  ## install what serving needs, then serve SmolLM2-135M on 127.0.0.1:8000
-	@exec $(BIN)/divserve serve $(MODEL) --served-model-name $(notdir $(MODEL)) $(ARGS)
+	@exec $(BIN)/divserve serve $(SMOLLM2) --served-model-name $(notdir $(SMOLLM2)) $(ARGS)
 
 test: setup lint types  ## set up, then lint, type check and run the tests, but for the long ones
 	@$(PYTEST) -m "not long" --times tests/out/test.txt $(ARGS)
@@ -149,6 +151,9 @@ bench: setup  ## measure throughput, methods, two models, kernels and overhead (
 	@$(BIN)/python -m bench.step_overhead
 	@$(BIN)/python -m bench.plot_kernels
 	@$(BIN)/python -m bench.performance
+
+eval: $(DEV) runtime $(if $(filter $(SMOLLM2),$(MODEL)),model)  ## compare methods on tasks with SmolLM2 or MODEL=…, and write docs/results (40 minutes)
+	@$(BIN)/python -m bench.evaluate --model $(MODEL) $(ARGS)
 
 load: setup  ## five minutes of load on a fresh server, with a report (ARGS="--minutes 1 --users 8 …")
 	@$(BIN)/python -m loadtest $(ARGS)
@@ -234,8 +239,8 @@ $(PROJECT): $(LOCKED)
 	@$(call done,project)
 
 # The folder may have been deleted behind the stamp's back.
-$(CONVERTED): $(PROJECT) $(if $(wildcard $(MODEL)/divserve.json),,FORCE)
-	@$(BIN)/divserve prepare-model --out $(MODEL)
+$(CONVERTED): $(PROJECT) $(if $(wildcard $(SMOLLM2)/divserve.json),,FORCE)
+	@$(BIN)/divserve prepare-model --out $(SMOLLM2)
 	@$(call done,model)
 
 .PHONY: FORCE

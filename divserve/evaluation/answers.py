@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from divserve.errors import StartupError
+from divserve.evaluation.origin import Origin
 
 __all__ = ["Answer", "Answers"]
 
@@ -34,7 +36,13 @@ class Answer(BaseModel):
     rows: int = 1
     """Rows of the batch that it took, the guide's included."""
     means: dict[str, float] = {}
-    """The account's means over the tokens (nats)."""
+    """The account's means over the tokens (divergences and entropies in nats)."""
+    applied: int | None = None
+    """Tokens that the account counts as decoded with the method; None of plain decoding."""
+    kls: list[float] = []
+    """KL(primary‖guide) of each token, nats; of greedy answers, if the method reports it."""
+    swapped: int | None = None
+    """Tokens that are not the primary's likeliest after the same text; only of greedy answers."""
     entropy: float | None = None
     """Mean entropy of the 20 likeliest tokens, renormalised, nats; only of sampled answers."""
     likeliest: list[list[float]] = []
@@ -45,22 +53,27 @@ class Answers:
     """Answers on disk.
 
     Args:
-        folder: where ``answers.jsonl`` and ``run.json`` are.
+        folder: where ``answers.jsonl``, ``run.json`` and ``origins.jsonl`` are.
         settings: what must be the same when a run goes on.
+        origin: of the answers that are added.
         resume: False: begin anew.
 
     Raises:
         StartupError: the folder holds a run with other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool = True) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], origin: Origin, resume: bool = True
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "answers.jsonl"
+        self._origins, self._origin = folder / "origins.jsonl", origin
         run = folder / "run.json"
         if resume and run.exists():
             _refuse_other(folder, json.loads(run.read_text()), settings)
         else:
-            self.file.unlink(missing_ok=True)
+            for file in (self.file, self._origins):
+                file.unlink(missing_ok=True)
             run.write_text(json.dumps(settings, indent=2) + "\n")
         self.of: dict[tuple[str, str, str], Answer] = {}
         for answer in self._read():
@@ -68,6 +81,9 @@ class Answers:
 
     def add(self, answer: Answer) -> None:
         """Keeps an answer, on disk at once."""
+        if self._origin not in self.origins():
+            with self._origins.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self._origin)) + "\n")
         with self.file.open("a", encoding="utf-8") as file:
             file.write(answer.model_dump_json() + "\n")
         self.of[answer.task, answer.arm, answer.item] = answer
@@ -75,6 +91,13 @@ class Answers:
     def all(self, task: str, arm: str, items: Iterable[str]) -> list[Answer]:
         """The answers to these items, in their order."""
         return [self.of[task, arm, item] for item in items]
+
+    def origins(self) -> list[Origin]:
+        """Where the answers come from; more than one if the run went on elsewhere."""
+        if not self._origins.exists():
+            return []
+        lines = self._origins.read_text(encoding="utf-8").splitlines()
+        return [Origin(**json.loads(line)) for line in lines]
 
     def _read(self) -> list[Answer]:
         """What the file holds; a line that was cut off at the end is dropped from it."""

@@ -14,6 +14,7 @@ from divserve.evaluation.answers import Answer
 from divserve.evaluation.arms import Arm, Listed
 from divserve.evaluation.items import Item
 from divserve.evaluation.statistics import entropy
+from divserve.evaluation.traces import TRACE, divergences, swapped
 
 __all__ = ["LIKELIEST", "Server"]
 
@@ -70,7 +71,9 @@ class Server:
         decoding = arm.decoding_of(item, listed)
         extra: dict[str, Any] = {"return_token_ids": True, **arm.sampling}
         if decoding is not None:
-            extra["decoding"] = decoding
+            extra |= {"decoding": decoding, "return_tokens_as_token_ids": True}
+            if not arm.sampled:
+                decoding[0]["trace"] = TRACE
         body: dict[str, Any] = {
             "model": model, "messages": item.messages, "max_tokens": item.max_tokens,
             "temperature": arm.temperature, "seed": zlib.crc32(f"{seed} {item.id}".encode()),
@@ -112,6 +115,7 @@ class _Parts:
     def answer(self, task: str, arm: Arm, item: Item, guided: bool) -> Answer:
         end = time.monotonic()
         entropies = [entropy(row) for row in self.rows]
+        trace = self.account.get("trace", ())
         return Answer(
             task=task,
             arm=arm.name,
@@ -123,7 +127,10 @@ class _Parts:
             seconds=end - self.begin,
             first_s=(self.first or end) - self.begin,
             rows=2 if self.account.get("guide_prompt_tokens") else 1,
-            means=self.account.get("mean", {}),
+            means={k: v for k, v in self.account.get("mean", {}).items() if v is not None},
+            applied=self.account.get("applied_steps"),
+            kls=divergences(trace),
+            swapped=swapped(trace) if trace else None,
             entropy=sum(entropies) / len(entropies) if entropies else None,
             likeliest=[[round(value, 4) for value in row] for row in self.rows]
             if arm.sampled and not arm.decoding

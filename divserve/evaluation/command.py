@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
-import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,7 +23,8 @@ INTERRUPTED = 130
 
 def evaluate(
     tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK…", help="Names of built-in tasks, or JSONL files.")
+        list[str],
+        typer.Argument(metavar="TASK…", help="Names, data sets as NAME=FOLDER, or JSONL files."),
     ],
     method: Annotated[
         list[str], typer.Option(help="NAME, NAME=JSON or NAME=FILE.json; may be repeated.")
@@ -35,6 +33,9 @@ def evaluate(
     url: Annotated[str, typer.Option(help="Of a server of divserve.")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Served model; else the first one.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task, at most.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer, at most; else as the task says.")
+    ] = None,
     sampled: Annotated[
         int, typer.Option(min=0, help="Items of each task that are also sampled; 0 is none.")
     ] = 100,
@@ -46,54 +47,48 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option(help="Go on with what --out holds, or start anew.")
     ] = True,
+    hardware: Annotated[
+        str | None, typer.Option(help="Of the server, for the report; else this machine's.")
+    ] = None,
+    note: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
 ) -> int:
     """Compare methods with plain decoding on tasks, through a running server.
 
     The server's key is read from DIVSERVE_API_KEY. Ctrl-C stops; the same command goes on.
     """
     settings = Settings(
-        tuple(tasks), tuple(method), url, out, model, os.environ.get(KEY), limit, sampled,
-        temperature, parallel, seed, resume,
+        tuple(tasks), tuple(method), url, out, model, os.environ.get(KEY), limit,
+        max_tokens, sampled, temperature, parallel, seed, resume,
     )  # fmt: skip
     from divserve.evaluation import report, run
+    from divserve.evaluation.origin import Origin
 
+    origin = Origin.here(hardware, note)
     loaded = [_task(name) for name in tasks]
     try:
         with _Display() as display:
-            done = asyncio.run(run.evaluate(settings, loaded, display.show))
+            done = asyncio.run(run.evaluate(settings, loaded, origin, display.show))
     except KeyboardInterrupt:
         typer.echo(f"stopped: the same command goes on from {out}", err=True)
         return INTERRUPTED
-    report.write(settings, done, hardware(), commit())
+    report.write(settings, done)
     typer.echo(f"{out / 'report.md'} is ready")
     return 0
 
 
-def hardware() -> str:
-    """The machine in words."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((li.split(":", 1)[1].strip() for li in lines if "model name" in li), name)
-    return f"{os.cpu_count()} cores {name}"
-
-
-def commit() -> str | None:
-    """The commit of the source tree that runs; None for an installed package."""
-    with suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
-
-
-def _task(name: str) -> Task:
+def _task(given: str) -> Task:
+    from divserve.evaluation.adapters import ADAPTERS, adapted
     from divserve.evaluation.tasks import TASKS
 
-    if name in TASKS:
-        return TASKS[name]()
-    if not name.endswith(".jsonl"):
-        raise StartupError(f"there is no task '{name}': give a .jsonl file, or {', '.join(TASKS)}")
-    return load(Path(name))
+    name, equals, place = given.partition("=")
+    if name in ADAPTERS and bool(equals) == bool(place):
+        return adapted(name, place)
+    if given in TASKS:
+        return TASKS[given]()
+    if not given.endswith(".jsonl"):
+        known = ", ".join((*TASKS, *ADAPTERS))
+        raise StartupError(f"there is no task '{given}': give a .jsonl file, or {known}")
+    return load(Path(given))
 
 
 class _Display:

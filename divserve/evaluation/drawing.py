@@ -1,4 +1,4 @@
-"""Draws the accuracy of the arms of a task."""
+"""Draws the arms of a task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTROL, METHOD, PLAIN = plots.GREY, plots.BLUE, plots.ORANGE
 
 @plots.styled()
 def drawing(title: str, greedy: Sequence[Row], sampled: Sequence[Row]) -> Figure:
-    """Accuracies with their 95 % intervals, or 1 − rep-4 where nothing is judged."""
+    """Accuracies with their 95 % intervals, or diversity where nothing is judged."""
     table = [*greedy, *sampled]
     figure = plots.figure(760, 90 + ROW * len(table))
     axes = figure.subplots()
@@ -28,8 +28,8 @@ def drawing(title: str, greedy: Sequence[Row], sampled: Sequence[Row]) -> Figure
     axes.set_title(title, parse_math=False)
     for place, row in enumerate(reversed(table)):
         first = row in (*greedy[:1], *sampled[:1])
-        colour = CONTROL if row.control_of else PLAIN if first else METHOD
-        value = row.accuracy if row.accuracy is not None else row.diversity
+        colour = CONTROL if row.control else PLAIN if first else METHOD
+        value = row.diversity if row.accuracy is None else row.accuracy
         axes.plot([100 * value], [place], "o", color=colour)
         if judged:
             axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, linewidth=2)

@@ -53,6 +53,8 @@ class Task(BaseModel):
 
     name: str
     items: list[Item] = Field(min_length=1)
+    greedy: bool = True
+    """False: its items differ by their seeds only, so greedy answers would be the same."""
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Task:
@@ -72,7 +74,16 @@ class Task(BaseModel):
             ids = [item.id for item in self.items if item.group == name]
             share = max(1, limit * len(ids) // total)
             kept |= {ids[place * len(ids) // share] for place in range(share)}
-        return Task(name=self.name, items=[item for item in self.items if item.id in kept])
+        return self.model_copy(update={"items": [one for one in self.items if one.id in kept]})
+
+    def capped(self, tokens: int | None) -> Task:
+        """The same items with answers of at most `tokens` tokens."""
+        if tokens is None:
+            return self
+        items = [
+            one.model_copy(update={"max_tokens": min(tokens, one.max_tokens)}) for one in self.items
+        ]
+        return self.model_copy(update={"items": items})
 
 
 def load(path: Path) -> Task:

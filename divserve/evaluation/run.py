@@ -15,6 +15,7 @@ from divserve.evaluation.arms import Arm, Listed
 from divserve.evaluation.client import Server
 from divserve.evaluation.items import Item, Task
 from divserve.evaluation.judges import judged
+from divserve.evaluation.origin import Origin
 from divserve.evaluation.settings import Settings
 from divserve.evaluation.statistics import tempered
 
@@ -31,10 +32,14 @@ class Done:
     model: str
     tasks: Sequence[Task]
     greedy: Sequence[Arm]
-    sampled: Mapping[str, Sequence[Arm]]
+    sampled: dict[str, Sequence[Arm]]
     """By task: plain decoding, the methods, and their controls."""
     answers: Answers
     sampled_items: int | None
+
+    def greedy_of(self, task: Task) -> Sequence[Arm]:
+        """The greedy arms of a task."""
+        return self.greedy if task.greedy else ()
 
     def items(self, task: Task, arm: Arm) -> list[str]:
         """The ids of the items that an arm answered."""
@@ -46,28 +51,32 @@ class Done:
         return self.answers.all(task.name, arm.name, self.items(task, arm))
 
 
-async def evaluate(settings: Settings, tasks: Sequence[Task], progress: Progress) -> Done:
+async def evaluate(
+    settings: Settings, tasks: Sequence[Task], origin: Origin, progress: Progress
+) -> Done:
     """Asks for all answers that are not there yet.
 
     Raises:
         StartupError: the server is not there, refuses a request, or `settings.out` holds another
-            run.
+            run; or a task has nothing to ask.
     """
+    if unasked := [task.name for task in tasks if not task.greedy and settings.sampled == 0]:
+        raise StartupError(f"{unasked[0]} has only sampled answers: --sampled must be at least 1")
     server = Server(settings.url, settings.key)
     try:
         listed = await server.methods()
         methods = arms.given(settings.methods, listed)
         model = settings.model or await server.model()
-        answers = Answers(settings.out, settings.fingerprint(model), settings.resume)
+        answers = Answers(settings.out, settings.fingerprint(model), origin, settings.resume)
         run = _Run(settings, server, model, listed, answers, progress)
-        tasks = [task.spread(settings.limit) for task in tasks]
+        tasks = [task.spread(settings.limit).capped(settings.max_tokens) for task in tasks]
         greedy = [arms.plain(0), *(arms.of_method(n, d, 0) for n, d in methods.items())]
-        sampled: dict[str, list[Arm]] = {}
+        done = Done(model, tasks, greedy, {}, answers, settings.sampled)
         for task in tasks:
-            for arm in greedy:
+            for arm in done.greedy_of(task):
                 await run.arm(task, arm)
-            sampled[task.name] = await run.sampled(task, methods)
-        return Done(model, tasks, greedy, sampled, answers, settings.sampled)
+            done.sampled[task.name] = await run.sampled(task, methods)
+        return done
     finally:
         await server.close()
 

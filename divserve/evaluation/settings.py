@@ -22,6 +22,8 @@ class Settings:
     key: str | None = None
     limit: int | None = None
     """Items of each task, at most."""
+    max_tokens: int | None = None
+    """Tokens of an answer, at most; None: as each item says."""
     sampled: int | None = 100
     """Items of each task that are also sampled; 0 is none."""
     temperature: float = 1.0
@@ -37,6 +39,7 @@ class Settings:
             "methods": list(self.methods),
             "model": model,
             "limit": self.limit,
+            "max_tokens": self.max_tokens,
             "sampled": self.sampled,
             "temperature": self.temperature,
             "parallel": self.parallel,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
-    "Flips", "entropy", "first_divergence", "flips", "mcnemar", "moved_tokens", "tempered",
-    "wilson",
+    "Change", "Flips", "change_of_mean", "change_of_share", "entropy", "first_divergence", "flips",
+    "mcnemar", "moved_tokens", "quantiles", "tempered", "wilson",
 ]  # fmt: skip
 
 Z = 1.959963984540054
 """Of a two-sided 95 % interval."""
+RESAMPLES = 2000
 TEMPERATURES = (0.02, 5.0)
 """Between these `tempered` searches."""
 
@@ -69,6 +72,14 @@ class Flips:
         return mcnemar(self.lost, self.won)
 
 
+class Change(NamedTuple):
+    """A change and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def flips(before: Sequence[tuple[bool, str]], after: Sequence[tuple[bool, str]]) -> Flips:
     """Compares the answers of two arms to the same items: whether each is right, and its text."""
     pairs = list(zip(before, after, strict=True))
@@ -78,6 +89,35 @@ def flips(before: Sequence[tuple[bool, str]], after: Sequence[tuple[bool, str]])
         changed=sum(one != other for (_, one), (_, other) in pairs),
         total=len(pairs),
     )
+
+
+def change_of_share(won: int, lost: int, total: int) -> Change:
+    """Of right answers, by Bonett and Price (2012), for the same items before and after."""
+    up, down = (won + 1) / (total + 2), (lost + 1) / (total + 2)
+    half = Z * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    return Change((won - lost) / total if total else 0.0, up - down - half, up - down + half)
+
+
+def change_of_mean(before: Sequence[float], after: Sequence[float]) -> Change:
+    """Of paired figures, by the percentile bootstrap over the pairs."""
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    draw = random.Random(0)
+    means = sorted(
+        sum(draw.choices(changes, k=len(changes))) / len(changes) for _ in range(RESAMPLES)
+    )
+    cut = RESAMPLES // 40
+    return Change(sum(changes) / len(changes), means[cut], means[-1 - cut])
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean, median, 90 % and 99 % quantile (nearest rank) and maximum."""
+    ranked = sorted(values)
+
+    def at(share: float) -> float:
+        return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
+
+    mean = sum(ranked) / len(ranked)
+    return {"mean": mean, "50 %": at(0.5), "90 %": at(0.9), "99 %": at(0.99), "max": ranked[-1]}
 
 
 def first_divergence(base: Sequence[object], other: Sequence[object]) -> int:

@@ -41,8 +41,8 @@ def test_a_run_and_ctrl_c(
 ) -> None:
     seen: list[Any] = []
 
-    async def evaluate(settings: Any, tasks: Any, progress: Any) -> str:
-        seen.append(settings)
+    async def evaluate(settings: Any, tasks: Any, origin: Any, progress: Any) -> str:
+        seen.extend((settings, origin))
         progress("conflict: plain", 1, 1)
         if settings.seed == 1:
             raise KeyboardInterrupt
@@ -55,7 +55,8 @@ def test_a_run_and_ctrl_c(
     assert cli.main(args) == 0
     assert (seen[0].methods, seen[0].key) == (("cad", "x={}"), "secret")
     assert "conflict: plain: 1" in capsys.readouterr().err
-    assert seen[1][1] == "done"
-    assert "cores" in seen[1][2]
+    assert "cores" in seen[1].hardware
+    assert seen[1].commit
+    assert seen[2][1] == "done"
     assert cli.main([*args, "--seed", "1"]) == 130
     assert "the same command goes on" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import stdev
 
 import pytest
 from hypothesis import given
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from divserve.evaluation.statistics import (
+    change_of_mean,
+    change_of_share,
     entropy,
     first_divergence,
     flips,
     mcnemar,
     moved_tokens,
+    quantiles,
     tempered,
     wilson,
 )
@@ -80,3 +84,31 @@ def test_repetition() -> None:
     assert diversity("aaaaaa") == pytest.approx(1 / 5 * 1 / 4 * 1 / 3)
     assert distinct(["a", "b", "a"]) == pytest.approx(2 / 3)
     assert distinct([]) == 0
+
+
+def test_the_interval_of_a_change() -> None:
+    before = [0.1 * number for number in range(40)]
+    after = [value + 1 + 0.1 * (-1) ** number for number, value in enumerate(before)]
+    mean, low, high = change_of_mean(before, after)
+    assert mean == pytest.approx(1)
+    # The normal interval of forty changes with a deviation of 0.1.
+    assert (low, high) == pytest.approx((1 - 0.031, 1 + 0.031), abs=0.005)
+    assert change_of_mean([1, 2], [1, 2]) == (0, 0, 0)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_the_interval_of_a_share_is_that_of_the_differences(won: int, lost: int, same: int) -> None:
+    """Bonett and Price: that of the mean of +1, −1 and 0, with one more item of each change."""
+    total = won + lost + same
+    found = change_of_share(won, lost, total)
+    marks = [1] * (won + 1) + [-1] * (lost + 1) + [0] * same
+    half = 1.959964 * stdev(marks) * math.sqrt((len(marks) - 1) / len(marks)) / len(marks) ** 0.5
+    middle = sum(marks) / len(marks)
+    assert found[1:] == pytest.approx((middle - half, middle + half), abs=1e-5)
+    assert found.mean == (pytest.approx((won - lost) / total) if total else 0)
+
+
+def test_quantiles() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert quantiles(values) == {"mean": 50.5, "50 %": 50, "90 %": 90, "99 %": 99, "max": 100}
+    assert set(quantiles([3.0]).values()) == {3}

@@ -31,6 +31,7 @@ def task() -> Task:
     """Twenty items for each set, which differ by their seeds only."""
     return Task(
         name="enumeration",
+        greedy=False,
         items=[
             Item(
                 id=f"{name}-{number}",
