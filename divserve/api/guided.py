@@ -230,6 +230,10 @@ class Guided(BaseModel):
         """Whether the prompt of this index is compared with two different streams."""
         return cast(Stack, self.stack).two_seconds(self._guides[prompt], self._adapters_of())
 
+    def spec_of(self, prompt: int) -> Spec:
+        """The order for the engine of the prompt of this index, once it has its guides."""
+        return self._order(self._guides[prompt])
+
     def _order(self, guides: Guides) -> Spec:
         stack, adapters = cast(Stack, self.stack), self._adapters_of()
         return stack.spec(self._temperature, guides, self._grounding, adapters)

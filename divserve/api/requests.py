@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from divserve.api.guided import Guided
 from divserve.errors import InvalidRequest
 from divserve.http.fields import TEXTS, prompts_in
@@ -112,6 +114,16 @@ class CompletionsRequest(Guided, CompletionRequest):
     ) -> Any:
         """vLLM's parameters; called once per prompt, in the order of the prompts."""
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
+
+    @model_validator(mode="after")
+    def _refuse_best_of(self) -> CompletionsRequest:
+        """vLLM ignores ``best_of``; as many as ``n`` is what it does anyway."""
+        if getattr(self, "best_of", None) not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of is not supported: send n alone, and choose among its answers.",
+                param="best_of",
+            )
+        return self
 
     def _check_guided(self) -> None:
         for param, guide in self.guides():
