@@ -16,9 +16,8 @@ uses pickle, which keeps objects as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -27,8 +26,8 @@ from divserve.decoding import Look, Program, Reading, Spec, Switch
 
 __all__ = [
     "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "OnSmall", "Order", "ProbeOrder", "ReadOrder",
-    "RowOrder", "TextOrder", "chosen_of", "row_order_of", "row_order_params", "set_chosen", "spec_of",
-    "with_spec", "without_orders",
+    "RowOrder", "TextOrder", "chosen_of", "row_order_of", "row_order_params", "set_chosen",
+    "spec_of", "with_spec", "without_orders",
 ]  # fmt: skip
 
 ORDER_KEY = "divserve"
