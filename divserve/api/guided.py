@@ -8,13 +8,14 @@ order for the engine. Whatever would make vLLM drop or distort that order is rej
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
-from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Spec, Stack
+from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Reading, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
 
@@ -45,6 +46,8 @@ class Guided(BaseModel):
 
     _guides: Sequence[Guides] = PrivateAttr(default=())
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
+    _readings: Sequence[Reading | None] = PrivateAttr(default=())
+    _unread: Iterator[Reading | None] = PrivateAttr(default=iter(()))
     _found_by: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _reason: str | None = PrivateAttr(default=None)
     _grounding: list[int] = PrivateAttr(default_factory=list)
@@ -195,6 +198,16 @@ class Guided(BaseModel):
         self._unpacked = iter(guides)
         self._grounding = list(grounding)
 
+    def read_prompts(self, readings: Sequence[Reading | None]) -> None:
+        """Has the end of each prompt scored; None: it has no token that can be."""
+        self._readings = readings
+        self._unread = iter(readings)
+
+    @property
+    def readings(self) -> Sequence[Reading | None]:
+        """What is scored of each prompt; empty if nothing is."""
+        return self._readings
+
     def decode_plainly(self, reason: str) -> None:
         """Decodes without the methods; the account says why."""
         self._reason = reason
@@ -248,6 +261,8 @@ class Guided(BaseModel):
         # vLLM scores the prompt of a chat with `echo` unasked; the numbers would be the plain ones.
         params.prompt_logprobs = None
         spec = self._order(next(self._unpacked))
+        if (reading := next(self._unread, None)) is not None:
+            spec = replace(spec, reading=reading)
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params

@@ -139,7 +139,7 @@ class ScoreRequest(BaseModel):
         if self.method is None:
             return
         stack = Stack(self.method)
-        if stack.look_back or stack.switches or stack.grounded:
+        if not stack.scores_texts:
             raise InvalidRequest(
                 f"{stack.name} depends on earlier steps or on a text that is read first: a given "
                 "text can only be scored under methods that need neither.",

@@ -56,7 +56,7 @@ def request(name: str, prompt: list[int]) -> Any:
 
 
 def order(reading: Reading, guides: tuple[str, ...]) -> GroupOrder:
-    return GroupOrder(Program(), guides, None, False, 0, None, (), None, (0, 0), reading)
+    return GroupOrder(Program(), guides, None, False, 0, None, (), None, reading=reading)
 
 
 def step(reader: Reader, head: Head, parts: dict[str, tuple[int, int]]) -> None:
@@ -103,6 +103,8 @@ def test_rows_at_different_paces_and_again_from_the_start() -> None:
     step(reader, head, {"p": (25, 31), "g": (12, 32)})
     assert head.positions == 2 * 30
     assert reader.found(["p", "other"]).keys() == {"p"}
+    step(reader, head, {"p": (31, 32), "g": (32, 33)})
+    assert reader.found(["p"]) == {}
     reader.end("p")
     reader.end("g")
     assert reader.found(["p"]) == {}

@@ -123,6 +123,28 @@ def test_beside_requests_that_decode(engine: Engine, cases: list[Case]) -> None:
     check(cases, outputs[3:])
 
 
+def test_an_answer_behind_a_text(engine: Engine, cases: list[Case]) -> None:
+    """It is what it is without the text being scored; the figures come with its first token."""
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    requests, plain = [], []
+    for one in cases:
+        prompt, params = one.request()
+        for name, value in settings.items():
+            setattr(params, name, value)
+        requests.append((prompt, params))
+        own = SamplingParams(**settings, detokenize=False)
+        if one.guide is not None:
+            own.extra_args = order("cad", one.guide + one.text, alpha=0)
+        plain.append((prompt, own))
+    alone = engine.generate(plain)
+    outputs = engine.generate(requests)
+    check(cases, outputs)
+    for output, other in zip(outputs, alone, strict=True):
+        assert output.outputs[0].token_ids == other.outputs[0].token_ids
+        assert len(output.outputs[0].token_ids) == 12
+    assert set(engine.leftovers().values()) == {0}
+
+
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
     """Rows are preempted and read again; positions that are known are not reduced twice."""
     engine = Engine(tiny, blocks=17, max_model_len=256, max_num_seqs=12)

@@ -78,10 +78,14 @@ class Reader:
         return groups.select(np.array(read, np.bool_))
 
     def found(self, names: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
-        """What was found in the texts of these primaries."""
+        """What was found in the texts of these primaries, in the step of their first token.
+
+        In a step of a later one, the part that is computed begins behind the prompt.
+        """
         if not self._texts:
             return {}
-        return {name: self._texts[name].found for name in names if name in self._texts}
+        first = [n for n in names if n in self._texts and self._computed[n] < self._rows[n][2]]
+        return {name: self._texts[name].found for name in first}
 
     def read(self, req_ids: list[str], starts: np.ndarray, forward: Forward, ranks: Ranks) -> None:
         """Reduces the part of each text that was read in this step.
