@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from divserve.decoding import METHODS, Decoding, Guide, Method, Stack
+from divserve.decoding import METHODS, Decoding, Guide, Method, PresetRef, Stack
 from divserve.errors import InvalidRequest
 from divserve.http.fields import FieldLimits, prompts_in, too_much
 from divserve.scores import SCORES
@@ -138,7 +138,17 @@ class ScoreRequest(BaseModel):
     def _check_method(self) -> None:
         if self.method is None:
             return
+        if isinstance(self.method, PresetRef):
+            raise InvalidRequest(
+                "A preset scores nothing: send its methods (/v1/decoding/presets).", param="method"
+            )
         stack = Stack(self.method)
+        if stack.trace:
+            raise InvalidRequest(
+                "A method's trace is of tokens that it decodes: 'tokens' returns the figures of "
+                "every scored token.",
+                param="method",
+            )
         if not stack.scores_texts:
             raise InvalidRequest(
                 f"{stack.name} depends on earlier steps or on a text that is read first: a given "
@@ -162,7 +172,7 @@ class ScoreRequest(BaseModel):
     @property
     def methods(self) -> list[Method]:
         """The methods; none if the plain model scores."""
-        if self.method is None:
+        if self.method is None or isinstance(self.method, PresetRef):
             return []
         return [*self.method] if isinstance(self.method, list) else [self.method]
 

@@ -56,6 +56,10 @@ async def _asked_of(body: ScoreRequest, raw_request: Request) -> list[Asked]:
     state = raw_request.app.state
     serving = _serving(state, body)
     rendered = [ids["prompt_token_ids"] for ids in await _rendered(serving, twin, body)]
+    if twin.reason is not None:
+        raise InvalidRequest(
+            f"{twin.reason} There is nothing to compare with.", param="decoding.guide"
+        )
     spec = twin.spec_of(0) if twin.decoding is not None else Spec(Program())
     tokenizer = serving.renderer.tokenizer
     if tokenizer is None:

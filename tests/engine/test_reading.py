@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import torch
 from vllm import SamplingParams
 
-from divserve.decoding import METHODS, Reading
+from divserve.decoding import METHODS, Read, Reading
 from divserve.engine.faults import LOST, NOT_NUMBERS
+from divserve.engine.reported import Report
 from divserve.engine.worker import reduction
 from divserve_kernels import text_figures
 from tests.engine.test_runners import EAGER, GRAPHS, V1, Way, case, gpu_case, ran
@@ -123,26 +125,41 @@ def test_beside_requests_that_decode(engine: Engine, cases: list[Case]) -> None:
     check(cases, outputs[3:])
 
 
-def test_an_answer_behind_a_text(engine: Engine, cases: list[Case]) -> None:
+def test_an_answer_behind_a_text(
+    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is what it is without the text being scored; the figures come with its first token."""
+    reads: defaultdict[str, list[Read | None]] = defaultdict(list)
+    whole = Report.put_on
+
+    def noted(self: Report, output: Any) -> None:
+        reads[output.request_id.partition("-")[0]].append(self.read)
+        whole(self, output)
+
     settings: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
-    requests, plain = [], []
-    for one in cases:
-        prompt, params = one.request()
-        for name, value in settings.items():
-            setattr(params, name, value)
-        requests.append((prompt, params))
-        own = SamplingParams(**settings, detokenize=False)
-        if one.guide is not None:
-            own.extra_args = order("cad", one.guide + one.text, alpha=0)
-        plain.append((prompt, own))
-    alone = engine.generate(plain)
-    outputs = engine.generate(requests)
-    check(cases, outputs)
-    for output, other in zip(outputs, alone, strict=True):
+    alone = engine.generate([answered(case, settings, scored_too=False) for case in cases])
+    monkeypatch.setattr(Report, "put_on", noted)
+    outputs = engine.generate([answered(case, settings) for case in cases])
+    for one, output, other in zip(cases, outputs, alone, strict=True):
         assert output.outputs[0].token_ids == other.outputs[0].token_ids
-        assert len(output.outputs[0].token_ids) == 12
+        first, *later = reads[output.request_id]
+        assert (len(later), set(later)) == (11, {None})
+        assert first is not None
+        assert differences(first, one.wanted)["logprob"] < CLOSE
     assert set(engine.leftovers().values()) == {0}
+
+
+def answered(
+    case: Case, settings: dict[str, Any], scored_too: bool = True
+) -> tuple[list[int], Any]:
+    """A request for an answer behind the text, with a guide that changes nothing or without."""
+    prompt, params = case.request()
+    if not scored_too:
+        guide = None if case.guide is None else order("cad", case.guide + case.text, alpha=0)
+        params = SamplingParams(detokenize=False, extra_args=guide)
+    for name, value in settings.items():
+        setattr(params, name, value)
+    return prompt, params
 
 
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:
