@@ -21,6 +21,7 @@ from divserve.engine.reported import Report
 from divserve.engine.worker import reduction
 from divserve_kernels import text_figures
 from tests.engine.test_runners import EAGER, GRAPHS, V1, Way, case, gpu_case, ran
+from tests.engine.test_switching_drafts import LOOKUP
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, report_of
 from tests.support.models import TINY_VOCAB, make_tiny
@@ -128,7 +129,23 @@ def test_beside_requests_that_decode(engine: Engine, cases: list[Case]) -> None:
 def test_an_answer_behind_a_text(
     engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is what it is without the text being scored; the figures come with its first token."""
+    answers_behind_texts(engine, cases, monkeypatch)
+
+
+def test_an_answer_with_drafts(
+    tiny: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts are read the same on a server that drafts, and answers behind them take drafts."""
+    engine = Engine(tiny, max_num_seqs=48, speculative_config=LOOKUP)
+    check(cases, engine.generate([case.request() for case in cases]))
+    answers_behind_texts(engine, cases, monkeypatch)
+    engine.close()
+
+
+def answers_behind_texts(
+    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what they are without the texts being scored; figures come with the first token."""
     reads: defaultdict[str, list[Read | None]] = defaultdict(list)
     whole = Report.put_on
 
@@ -143,7 +160,7 @@ def test_an_answer_behind_a_text(
     for one, output, other in zip(cases, outputs, alone, strict=True):
         assert output.outputs[0].token_ids == other.outputs[0].token_ids
         first, *later = reads[output.request_id]
-        assert (len(later), set(later)) == (11, {None})
+        assert set(later) == {None}
         assert first is not None
         assert differences(first, one.wanted)["logprob"] < CLOSE
     assert set(engine.leftovers().values()) == {0}
