@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from divserve.decoding import FIGURES, Program, Reading
+from divserve.decoding import FIGURES, METHODS, Program, Reading
 from divserve.engine.order import GroupOrder, ReadOrder
 from divserve.engine.worker import reduction
 from divserve.engine.worker.forward import Forward
@@ -19,6 +21,7 @@ from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.reader import Reader
 from divserve_kernels import text_figures
+from tests.support.counted_bytes import CountedBytes
 
 CPU = torch.device("cpu")
 VOCAB, HIDDEN, CHUNK = 151_936, 8, 2048
@@ -59,7 +62,9 @@ def order(reading: Reading, guides: tuple[str, ...]) -> GroupOrder:
     return GroupOrder(Program(), guides, None, False, 0, None, (), None, reading=reading)
 
 
-def step(reader: Reader, head: Head, parts: dict[str, tuple[int, int]]) -> None:
+def step(
+    reader: Reader, head: Callable[[Tensor], Tensor], parts: dict[str, tuple[int, int]]
+) -> None:
     """One step that feeds these parts of the rows."""
     names, places = [*parts], [start for start, _ in parts.values()]
     cached = SimpleNamespace(req_ids=names, num_computed_tokens=places)
@@ -85,6 +90,39 @@ def test_memory_does_not_grow_with_the_text(tokens: int) -> None:
     assert head.most <= 4 * 4 * reduction.MOST_ENTRIES
     assert head.alive == 0
     assert sum(part.nbytes for part in found) == 4 * len(FIGURES) * tokens
+
+
+@pytest.mark.parametrize("method", [None, "cad"])
+def test_every_tensor_of_a_slice(method: str | None) -> None:
+    """Also with the arithmetic, a method and likeliest tokens: four slices, however long a text."""
+    slice_bytes, most = 4 * reduction.slice_length(VOCAB) * VOCAB, []
+    for tokens in (64, 192):
+        with CountedBytes() as counted:
+            reading = Reading(tokens, top=20, guided=method is not None)
+            reader, text = under(method, reading), [5] * tokens
+            reader.add(0, order(reading, ("g",)), request("p", [1, *text]))
+            reader.add_guide(ReadOrder("p", 1), request("g", [2, *text]))
+            step(reader, random_head, {"p": (0, tokens + 1), "g": (0, tokens + 1)})
+            (found,) = reader.found(["p"]).values()
+        most.append(counted.most)
+        assert 2 * slice_bytes < counted.most < 4.1 * slice_bytes
+        assert sum(part.nbytes for part in found) == 4 * (len(FIGURES) + 2 * 20) * tokens
+    # The results, and the states of the chunk.
+    assert most[1] - most[0] < 1024 * 128
+
+
+def random_head(states: Tensor) -> Tensor:
+    return torch.randn(len(states), VOCAB)
+
+
+def under(method: str | None, reading: Reading) -> Reader:
+    """A reader whose first slot has this program."""
+    programs = GroupPrograms(CPU)
+    if method is not None:
+        body = METHODS[method].model_validate({"method": method, "guide": {"prompt": "x"}})
+        programs.add(0, replace(order(reading, ("g",)), program=body.program(1.0)))
+        programs.send()
+    return Reader(VOCAB, CPU, programs)
 
 
 @pytest.mark.usefixtures("without_arithmetic")
