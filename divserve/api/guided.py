@@ -46,8 +46,6 @@ class Guided(BaseModel):
 
     _guides: Sequence[Guides] = PrivateAttr(default=())
     _unpacked: Iterator[Guides] = PrivateAttr(default=iter(()))
-    _readings: Sequence[Reading | None] = PrivateAttr(default=())
-    _unread: Iterator[Reading | None] = PrivateAttr(default=iter(()))
     _found_by: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _reason: str | None = PrivateAttr(default=None)
     _grounding: list[int] = PrivateAttr(default_factory=list)
@@ -198,16 +196,6 @@ class Guided(BaseModel):
         self._unpacked = iter(guides)
         self._grounding = list(grounding)
 
-    def read_prompts(self, readings: Sequence[Reading | None]) -> None:
-        """Has the end of each prompt scored; None: it has no token that can be."""
-        self._readings = readings
-        self._unread = iter(readings)
-
-    @property
-    def readings(self) -> Sequence[Reading | None]:
-        """What is scored of each prompt; empty if nothing is."""
-        return self._readings
-
     def decode_plainly(self, reason: str) -> None:
         """Decodes without the methods; the account says why."""
         self._reason = reason
@@ -251,6 +239,10 @@ class Guided(BaseModel):
         stack, adapters = cast(Stack, self.stack), self._adapters_of()
         return stack.spec(self._temperature, guides, self._grounding, adapters)
 
+    def _next_reading(self) -> Reading | None:
+        """What is scored of the next prompt; None: nothing."""
+        return None
+
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
         if self.decoding is None or self._reason is not None:
@@ -260,9 +252,7 @@ class Guided(BaseModel):
         self._temperature = params.temperature
         # vLLM scores the prompt of a chat with `echo` unasked; the numbers would be the plain ones.
         params.prompt_logprobs = None
-        spec = self._order(next(self._unpacked))
-        if (reading := next(self._unread, None)) is not None:
-            spec = replace(spec, reading=reading)
+        spec = replace(self._order(next(self._unpacked)), reading=self._next_reading())
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, cast
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_echo
 from divserve.api.echo import reading_of
 from divserve.api.guided import Guided
-from divserve.decoding import Stack
+from divserve.decoding import Reading, Stack
 from divserve.errors import InvalidRequest
 from divserve.http.fields import TEXTS, prompts_in
 from divserve.http.openai import (
@@ -108,6 +108,9 @@ class CompletionsRequest(Guided, CompletionRequest):
     field_names: ClassVar[set[str] | None] = None
     prompt_field: ClassVar[str] = "prompt"
 
+    _readings: Sequence[Reading | None] = PrivateAttr(default=())
+    _unread: Iterator[Reading | None] = PrivateAttr(default=iter(()))
+
     @property
     def prompts(self) -> int:
         """Number of texts, lists of token ids and embeddings."""
@@ -146,6 +149,14 @@ class CompletionsRequest(Guided, CompletionRequest):
             )
 
     @property
+    def readings(self) -> Sequence[Reading | None]:
+        """What is scored of each prompt; None: it is a single token; empty: nothing of any."""
+        return self._readings
+
+    def _next_reading(self) -> Reading | None:
+        return next(self._unread, None)
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether it asks for the log-probs of the prompt's own tokens."""
         return bool(self.echo) and self.logprobs is not None
@@ -176,9 +187,8 @@ class CompletionsRequest(Guided, CompletionRequest):
         guided = next((method for method in self.methods if method.guided), None)
         param = "echo" if guided is None else f"{self.param_of(guided)}.guide"
         top = cast(int, self.logprobs)
-        self.read_prompts(
-            [
-                reading_of(ids, self.spec_of(place).guides, top, param)
-                for place, ids in enumerate(prompts)
-            ]
-        )
+        self._readings = [
+            reading_of(ids, self.spec_of(place).guides, top, param)
+            for place, ids in enumerate(prompts)
+        ]
+        self._unread = iter(self._readings)
