@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,11 @@ import pytest
 import torch
 from vllm import SamplingParams
 
-from divserve.decoding import METHODS, Read, Reading
+from divserve.decoding import METHODS, Reading
 from divserve.engine.faults import LOST, NOT_NUMBERS
-from divserve.engine.reported import Report
 from divserve.engine.worker import reduction
 from divserve_kernels import text_figures
 from tests.engine.test_runners import EAGER, GRAPHS, V1, Way, case, gpu_case, ran
-from tests.engine.test_switching_drafts import LOOKUP
 from tests.support import hf
 from tests.support.engine import Engine, counted, order, random_prompt, report_of
 from tests.support.models import TINY_VOCAB, make_tiny
@@ -124,59 +121,6 @@ def test_beside_requests_that_decode(engine: Engine, cases: list[Case]) -> None:
     outputs = engine.generate([*decoding, *(case.request() for case in cases)])
     assert [output.outputs[0].token_ids for output in outputs[:3]] == alone
     check(cases, outputs[3:])
-
-
-def test_an_answer_behind_a_text(
-    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers_behind_texts(engine, cases, monkeypatch)
-
-
-def test_an_answer_with_drafts(
-    tiny: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Texts are read the same on a server that drafts, and answers behind them take drafts."""
-    engine = Engine(tiny, max_num_seqs=48, speculative_config=LOOKUP)
-    check(cases, engine.generate([case.request() for case in cases]))
-    answers_behind_texts(engine, cases, monkeypatch)
-    engine.close()
-
-
-def answers_behind_texts(
-    engine: Engine, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are what they are without the texts being scored; figures come with the first token."""
-    reads: defaultdict[str, list[Read | None]] = defaultdict(list)
-    whole = Report.put_on
-
-    def noted(self: Report, output: Any) -> None:
-        reads[output.request_id.partition("-")[0]].append(self.read)
-        whole(self, output)
-
-    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
-    alone = engine.generate([answered(case, settings, scored_too=False) for case in cases])
-    monkeypatch.setattr(Report, "put_on", noted)
-    outputs = engine.generate([answered(case, settings) for case in cases])
-    for one, output, other in zip(cases, outputs, alone, strict=True):
-        assert output.outputs[0].token_ids == other.outputs[0].token_ids
-        first, *later = reads[output.request_id]
-        assert set(later) == {None}
-        assert first is not None
-        assert differences(first, one.wanted)["logprob"] < CLOSE
-    assert set(engine.leftovers().values()) == {0}
-
-
-def answered(
-    case: Case, settings: dict[str, Any], scored_too: bool = True
-) -> tuple[list[int], Any]:
-    """A request for an answer behind the text, with a guide that changes nothing or without."""
-    prompt, params = case.request()
-    if not scored_too:
-        guide = None if case.guide is None else order("cad", case.guide + case.text, alpha=0)
-        params = SamplingParams(detokenize=False, extra_args=guide)
-    for name, value in settings.items():
-        setattr(params, name, value)
-    return prompt, params
 
 
 def test_scarce_memory(tiny: Path, cases: list[Case]) -> None:

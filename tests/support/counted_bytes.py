@@ -17,7 +17,7 @@ class CountedBytes(TorchDispatchMode):
     """While it is entered: the bytes of the storages of tensors that torch's operations return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[int, int]] = {}
         """By storage: tensors that use it, and its bytes."""
         self.now = 0
