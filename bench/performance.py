@@ -140,6 +140,9 @@ TARGETS = (
         r"\(expert \+ amateur\) / contrastive",
         least=0.9,
     ),
+    Target(
+        "scoring a text ÷ prefill, SmolLM2", False, "score", "smollm2, .*", "score / prefill", 0.8
+    ),
     *(
         Target(
             f"guided with drafts ÷ {other}: {title}",

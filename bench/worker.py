@@ -27,8 +27,8 @@ from rich.table import Table
 from divserve.decoding import STATISTICS, Program
 from divserve.engine.order import GroupOrder, row_order_params
 from divserve.engine.worker import contrast
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.guidance import GuidanceStages
-from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from loadtest import record
 

@@ -47,6 +47,7 @@ async def build_app(client: GuidedClient, args: Namespace) -> FastAPI:
     app.user_middleware.append(Middleware(RefuseDecoding, aliases=aliases))
     instrumentation.install(app, _sinks(args))
     app.state.log_prompts = args.log_prompts
+    app.state.scoring = args.scoring
     # vLLM has built the stack already; without one, Starlette builds it at the first request.
     app.middleware_stack = None
     await openai.init_app_state(client, app.state, args, tasks)

@@ -21,7 +21,7 @@ LAYERS = [
     ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
     ["divserve.models"],
     ["divserve.decoding", "divserve_kernels"],
-    ["divserve.client"],
+    ["divserve.client", "divserve.scores"],
     ["divserve.engine"],
     ["divserve.engine.models"],
     ["divserve.engine.client", "divserve.engine.scheduler", "divserve.engine.worker"],

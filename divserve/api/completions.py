@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
 from divserve.api.cut import beside_loop
+from divserve.api.echo import log_probs_of
 from divserve.api.guide import Twin, checked, completion_prompt, known_ids, not_rendered
 from divserve.api.serving import GuidedServing, answered_as, is_guided, noted, record_of
 from divserve.api.stream import Stream, StreamReport, reported
 from divserve.decoding import Method
+from divserve.engine.client.read import check_engine
 from divserve.http.openai import ErrorResponse, OpenAIServingCompletion, VLLMValidationError
 
 __all__ = ["GuidedCompletions"]
@@ -28,6 +30,9 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
         rendered = await super().render_completion_request(request)
         if is_guided(request) and not isinstance(rendered, ErrorResponse):
             await self._give_guides(request, request, rendered, "prompt")
+            if request.scores_prompt and request.reason is None:
+                check_engine(self.engine_client.vllm_config)
+                request.score_prompts([prompt["prompt_token_ids"] for prompt in rendered])
         return rendered
 
     def request_output_to_completion_response(
@@ -45,6 +50,9 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
             record.answer_id = request_id
             for prompt, result in enumerate(final_res_batch):
                 record.note(prompt, result)
+        if is_guided(request):
+            for result in final_res_batch:
+                self._give_log_probs(request, result)
         name = answered_as(request, model)
         response = super().request_output_to_completion_response(
             final_res_batch, request, request_id, created, name, *args, **kwargs
@@ -78,12 +86,24 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
                 request, engine_inputs, results, request_id, created, name, *args, **kwargs
             )
         report = self._stream_report(request)
-        recorded = _recorded(results, report)
+        give = partial(self._give_log_probs, request)
+        recorded = _recorded(results, report, give)
         name = request.answered_as(model)
         events = generate(
             request, engine_inputs, recorded, request_id, created, name, *args, **kwargs
         )
         return reported(events, recorded, report)
+
+    def _give_log_probs(self, request: Any, result: Any) -> None:
+        """Gives the result the log-probs of its prompt's tokens, if they are asked for.
+
+        Raises:
+            DecodingFailed: the engine has not returned them.
+        """
+        if request.readings:
+            prompt, (first, *_) = result.prompt_token_ids, result.outputs
+            decode = self._decode(request.return_tokens_as_token_ids)
+            result.prompt_logprobs = log_probs_of(prompt, first.read, request.logprobs, decode)
 
     async def _guides_of(
         self, source: Any, method: Method, param: str, primaries: Sequence[Any]
@@ -121,9 +141,21 @@ class GuidedCompletions(GuidedServing, OpenAIServingCompletion):
 
 
 async def _recorded(
-    results: AsyncIterator[tuple[int, Any]], report: StreamReport
+    results: AsyncIterator[tuple[int, Any]],
+    report: StreamReport,
+    give: Callable[[Any], None],
 ) -> AsyncGenerator[tuple[int, Any], None]:
-    """The results with the index of their prompt, recorded one by one."""
+    """The results with the index of their prompt, recorded one by one.
+
+    Args:
+        results: as the engine returns them.
+        report: records them.
+        give: adds the log-probs of the prompt, which the first result of each choice has.
+    """
+    begun: set[tuple[int, int]] = set()
     async for prompt, result in results:
         report.record(prompt, result.outputs)
+        if new := {(prompt, output.index) for output in result.outputs} - begun:
+            begun |= new
+            give(result)
         yield prompt, result

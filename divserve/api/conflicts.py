@@ -7,7 +7,7 @@ from typing import Any
 from divserve.errors import InvalidRequest
 from divserve.http.openai import has_non_text_content
 
-__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_no_prompt"]
+__all__ = ["refuse_beside_small", "refuse_conflicts", "refuse_echo", "refuse_no_prompt"]
 
 CONFLICTS = {
     "use_beam_search": "beam search ranks whole beams instead of sampling token by token",
@@ -50,23 +50,26 @@ def refuse_conflicts(body: Any, moves: bool) -> None:
                 f"entropy_switch cannot be combined with {field}: two models read the prompt.",
                 param=field,
             )
-    _refuse_scores(body)
-
-
-def _refuse_scores(body: Any) -> None:
-    """Raises `InvalidRequest` if log-probs of the prompt are asked for."""
     if _asked(body, "prompt_logprobs"):
-        told, field = "prompt_logprobs", "prompt_logprobs"
-    elif _asked(body, "echo") and _asked(body, "logprobs"):
-        told, field = "echo and logprobs", "echo"
-    else:
-        return
-    raise InvalidRequest(
-        f"decoding cannot be combined with {told}: the log-probs of the prompt would be those of "
-        "the plain model, without the method, and guided scoring of a prompt is not supported. "
-        "Leave one of them out.",
-        param=field,
-    )
+        raise InvalidRequest(
+            "decoding cannot be combined with prompt_logprobs: they would be those of the plain "
+            "model, without the method. On /v1/completions echo with logprobs returns those of the "
+            "method; /v1/decoding/score scores answers behind a prompt or a chat.",
+            param="prompt_logprobs",
+        )
+
+
+def refuse_echo(body: Any) -> None:
+    """Raises `InvalidRequest` for a chat that asks for log-probs and repeats its last message.
+
+    vLLM would add those of the prompt, which are the plain model's.
+    """
+    if _asked(body, "echo") and _asked(body, "logprobs"):
+        raise InvalidRequest(
+            "decoding cannot be combined with echo and logprobs in a chat: /v1/decoding/score "
+            "scores answers behind a chat. Leave one of them out.",
+            param="echo",
+        )
 
 
 def _asked(body: Any, field: str) -> bool:

@@ -8,13 +8,14 @@ order for the engine. Whatever would make vLLM drop or distort that order is rej
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from divserve.api.conflicts import refuse_beside_small, refuse_conflicts, refuse_no_prompt
 from divserve.api.record import Record
-from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Spec, Stack
+from divserve.decoding import Adapter, Decoding, Guide, Method, PresetRef, Reading, Spec, Stack
 from divserve.engine.order import RESERVED_PREFIX, OnSmall, with_spec
 from divserve.errors import InvalidRequest
 
@@ -236,9 +237,17 @@ class Guided(BaseModel):
         """Whether the prompt of this index is compared with two different streams."""
         return cast(Stack, self.stack).two_seconds(self._guides[prompt], self._adapters_of())
 
+    def spec_of(self, prompt: int) -> Spec:
+        """The order for the engine of the prompt of this index, once it has its guides."""
+        return self._order(self._guides[prompt])
+
     def _order(self, guides: Guides) -> Spec:
         stack, adapters = cast(Stack, self.stack), self._adapters_of()
         return stack.spec(self._temperature, guides, self._grounding, adapters)
+
+    def _next_reading(self) -> Reading | None:
+        """What is scored of the next prompt; None: nothing."""
+        return None
 
     def _pack(self, params: Any) -> Any:
         """Adds the order for the next prompt to vLLM's sampling parameters, if guided."""
@@ -249,7 +258,7 @@ class Guided(BaseModel):
         self._temperature = params.temperature
         # vLLM scores the prompt of a chat with `echo` unasked; the numbers would be the plain ones.
         params.prompt_logprobs = None
-        spec = self._order(next(self._unpacked))
+        spec = replace(self._order(next(self._unpacked)), reading=self._next_reading())
         order = OnSmall(spec) if self._small else spec
         with_spec(params, order)
         return params

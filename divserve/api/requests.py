@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
 
+from pydantic import PrivateAttr, model_validator
+
+from divserve.api.conflicts import refuse_echo
+from divserve.api.echo import reading_of
 from divserve.api.guided import Guided
+from divserve.decoding import Reading, Stack
 from divserve.errors import InvalidRequest
 from divserve.http.fields import TEXTS, prompts_in
 from divserve.http.openai import (
@@ -74,6 +79,7 @@ def check_chat(request: Guided, messages: Sequence[Any], include_reasoning: bool
         messages: its messages.
         include_reasoning: whether the answer shows all of its tokens.
     """
+    refuse_echo(request)
     texts = [(request.prompt_field, messages)]
     for param, guide in request.guides():
         if guide.prompt is not None:
@@ -102,6 +108,9 @@ class CompletionsRequest(Guided, CompletionRequest):
     field_names: ClassVar[set[str] | None] = None
     prompt_field: ClassVar[str] = "prompt"
 
+    _readings: Sequence[Reading | None] = PrivateAttr(default=())
+    _unread: Iterator[Reading | None] = PrivateAttr(default=iter(()))
+
     @property
     def prompts(self) -> int:
         """Number of texts, lists of token ids and embeddings."""
@@ -113,6 +122,16 @@ class CompletionsRequest(Guided, CompletionRequest):
         """vLLM's parameters; called once per prompt, in the order of the prompts."""
         return self._pack(super().to_sampling_params(max_tokens, default_sampling_params))
 
+    @model_validator(mode="after")
+    def _refuse_best_of(self) -> CompletionsRequest:
+        """vLLM ignores ``best_of``; as many as ``n`` is what it does anyway."""
+        if getattr(self, "best_of", None) not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of is not supported: send n alone, and choose among its answers.",
+                param="best_of",
+            )
+        return self
+
     def _check_guided(self) -> None:
         for param, guide in self.guides():
             for field in ("messages", "documents", "role", "message"):
@@ -122,7 +141,54 @@ class CompletionsRequest(Guided, CompletionRequest):
                         f"'{field}'.",
                         param=f"{param}.{field}",
                     )
-        if self.max_tokens == 0:
+        if self.scores_prompt:
+            self._check_echo()
+        elif self.max_tokens == 0:
             raise InvalidRequest(
                 "max_tokens is 0: there is no token to decode.", param="max_tokens"
             )
+
+    @property
+    def readings(self) -> Sequence[Reading | None]:
+        """What is scored of each prompt; None: it is a single token; empty: nothing of any."""
+        return self._readings
+
+    def _next_reading(self) -> Reading | None:
+        return next(self._unread, None)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether it asks for the log-probs of the prompt's own tokens."""
+        return bool(self.echo) and self.logprobs is not None
+
+    def _check_echo(self) -> None:
+        stack = Stack(self.methods)
+        if not stack.scores_texts:
+            raise InvalidRequest(
+                f"{stack.name} depends on earlier steps or on a text that is read first: it has no "
+                "log-probs of a prompt. Leave out echo or logprobs.",
+                param="echo",
+            )
+        if cast(int, self.logprobs) < 0:
+            raise InvalidRequest(
+                "With decoding and echo, logprobs is a number of likeliest tokens, not -1.",
+                param="logprobs",
+            )
+
+    def score_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Has the prompts scored, once the request has its guides.
+
+        Args:
+            prompts: token ids.
+
+        Raises:
+            InvalidRequest: nothing of a prompt can be scored.
+        """
+        guided = next((method for method in self.methods if method.guided), None)
+        param = "echo" if guided is None else f"{self.param_of(guided)}.guide"
+        top = cast(int, self.logprobs)
+        self._readings = [
+            reading_of(ids, self.spec_of(place).guides, top, param)
+            for place, ids in enumerate(prompts)
+        ]
+        self._unread = iter(self._readings)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
-from divserve.api import extras, guide_models
+from divserve.api import extras, guide_models, score
 from divserve.api.anthropic import answer_count, answer_message
 from divserve.api.bodies import (
     BatchRequest,
@@ -166,6 +166,7 @@ def install(app: FastAPI) -> None:
         )
     ]
     app.include_router(router)
+    app.include_router(score.router)
     app.openapi_schema = None
 
 

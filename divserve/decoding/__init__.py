@@ -28,18 +28,19 @@ from divserve.decoding.look import Look, LookRow, LookState
 from divserve.decoding.look_back import LookBack
 from divserve.decoding.preset_ref import PresetField, PresetRef
 from divserve.decoding.proxy_tuning import ProxyTuning
+from divserve.decoding.reading import Read, Reading
 from divserve.decoding.spec import BASE, Adapter, Spec
 from divserve.decoding.stack import Stack, share_guide
 from divserve.decoding.switch import SMALL_SUFFIX, ModelSize, Switch, SwitchRule
 from divserve.decoding.uscd import Uscd
 from divserve.decoding.vdgd import Vdgd
-from divserve_contract import STATISTICS, Form, Program
+from divserve_contract import EXCLUDED, FIGURES, STATISTICS, Figures, Form, Program
 
 __all__ = [
-    "BASE", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter", "Decoding",
-    "EntropySwitch", "Form", "Guide", "Instructive", "Look", "LookBack", "LookRow", "LookState",
-    "Method", "ModelSize", "PresetRef", "Program", "Selector", "Spec", "Stack", "Switch",
-    "SwitchRule",
+    "BASE", "EXCLUDED", "FIGURES", "METHODS", "SMALL_SUFFIX", "STATISTICS", "TAGS", "Adapter",
+    "Decoding", "EntropySwitch", "Figures", "Form", "Guide", "Instructive", "Look", "LookBack",
+    "LookRow", "LookState", "Method", "ModelSize", "PresetRef", "Program", "Read", "Reading",
+    "Selector", "Spec", "Stack", "Switch", "SwitchRule",
 ]  # fmt: skip
 
 AnyMethod = Annotated[

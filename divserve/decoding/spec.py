@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from divserve.decoding.look import Look
+from divserve.decoding.reading import Reading
 from divserve.decoding.switch import Switch
 from divserve_contract import Program
 
@@ -42,6 +43,8 @@ class Spec:
     """How the request moves between a small and a large engine; None: it does not move."""
     look: Look | None = None
     """How the request looks back at its own steps; None: it does not look back."""
+    reading: Reading | None = None
+    """The end of all prompts is scored; None: it is not."""
     adapters: tuple[Adapter | None, ...] = ()
     """The adapter of each guide, None where it is the request's own; empty: it is for all."""
 

@@ -99,6 +99,11 @@ class Stack:
         """The method that reads a grounding text, if there is one."""
         return next((m for m in self.methods if isinstance(m, Vdgd)), None)
 
+    @property
+    def scores_texts(self) -> bool:
+        """Whether a given text has log-probs: they need no earlier step and no text read first."""
+        return not (self.look_back or self.switches or self.grounded)
+
     def spec(
         self,
         temperature: float,

@@ -5,7 +5,7 @@ from, to                              object                      carried by vLL
 ====================================  ==========================  =================================
 API process, scheduler                `Order`                     ``SamplingParams.extra_args``
 scheduler, worker (a new row)         `GroupOrder` `TextOrder`    ``SamplingParams.extra_args``
-                                      `ProbeOrder`
+                                      `ProbeOrder` `ReadOrder`
 scheduler, worker (a step)            ids of `set_chosen`         ``SchedulerOutput`` (attribute)
 ====================================  ==========================  =================================
 
@@ -22,12 +22,12 @@ from typing import Any
 
 import msgspec
 
-from divserve.decoding import Look, Program, Spec, Switch
+from divserve.decoding import Look, Program, Reading, Spec, Switch
 
 __all__ = [
-    "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "OnSmall", "Order", "ProbeOrder", "RowOrder",
-    "TextOrder", "chosen_of", "row_order_of", "row_order_params", "set_chosen", "spec_of",
-    "with_spec", "without_orders",
+    "ORDER_KEY", "RESERVED_PREFIX", "GroupOrder", "OnSmall", "Order", "ProbeOrder", "ReadOrder",
+    "RowOrder", "TextOrder", "chosen_of", "row_order_of", "row_order_params", "set_chosen",
+    "spec_of", "with_spec", "without_orders",
 ]  # fmt: skip
 
 ORDER_KEY = "divserve"
@@ -125,6 +125,8 @@ class GroupOrder:
     """Where the part of the prompt that the first guide lacks begins and ends; equal: nowhere."""
     top: int = 0
     """How many of the likeliest tokens of each stream are reported with a token."""
+    reading: Reading | None = None
+    """The end of all its prompts is scored; None: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,16 @@ class ProbeOrder:
     """First position in the KV block that is copied for it."""
 
 
-RowOrder = GroupOrder | TextOrder | ProbeOrder
+@dataclass(frozen=True, slots=True)
+class ReadOrder:
+    """A guide whose end is scored together with that of its primary, for the workers."""
+
+    primary: str
+    column: int
+    """1 for the first guide, 2 for the second."""
+
+
+RowOrder = GroupOrder | TextOrder | ProbeOrder | ReadOrder
 
 
 def row_order_params(order: RowOrder) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def row_order_params(order: RowOrder) -> dict[str, Any]:
 
 
 def row_order_of(params: Any) -> RowOrder | None:
-    """What the workers must know of a row; None for plain rows and guides."""
+    """What the workers must know of a row; None for plain rows and most guides."""
     extra: dict[str, RowOrder] | None = None if params is None else params.extra_args
     return (extra or {}).get(ROW_KEY)
 

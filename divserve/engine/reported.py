@@ -12,12 +12,13 @@ How they are packed is told in `divserve.engine.order`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from divserve.decoding import ModelSize, Switch
+from divserve.decoding import ModelSize, Read, Switch
 from divserve.decoding.spec import Top
 from divserve.engine.order import ORDER_KEY
 
@@ -40,6 +41,8 @@ class Guidance:
     """Primaries whose statistics contain NaN."""
     tops: dict[str, list[Top]] = field(default_factory=dict)
     """Beside the statistics of each position, for the groups that ask for it."""
+    reads: Mapping[str, Read] = field(default_factory=dict)
+    """By primary request id: the figures of the texts that have been read."""
 
 
 NOTHING_GUIDED = Guidance({}, None)
@@ -81,6 +84,8 @@ class Report(msgspec.Struct, omit_defaults=True):
     """How a group lost the lock-step: one of a few words."""
     unguided: int = 0
     """How many of its tokens were taken back."""
+    read: Read | None = None
+    """The figures of its text, beside its only token."""
 
     def put_on(self, output: Any) -> None:
         """Attaches it to vLLM's ``EngineCoreOutput``, which packs it, unless it is empty."""

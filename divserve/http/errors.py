@@ -60,6 +60,8 @@ UNIONS = ("input", "messages", "response_format", "system", "text", "tool_choice
 """Fields of one of several types; pydantic puts the name of the type into the path."""
 CLASS = re.compile(r"[A-Z][A-Za-z]+")
 
+METHOD_FIELDS = frozenset({"decoding", "method"})
+"""Fields at the top of a body that hold methods."""
 LONGEST_NAME = 64
 """Characters of an unknown name that are compared with the known ones."""
 MESSAGES = {
@@ -144,7 +146,7 @@ def _param(error: Mapping[str, Any]) -> str | None:
     loc = list(error["loc"])
     if loc[:1] == ["body"]:
         del loc[0]
-    if loc[:1] == ["decoding"]:
+    if loc[:1] and loc[0] in METHOD_FIELDS:
         loc = _without_tags(loc)
     if suffix := SUFFIXES.get(error["type"]):
         loc.append(suffix)
@@ -159,10 +161,10 @@ def _param(error: Mapping[str, Any]) -> str | None:
 
 def _without_tags(loc: list[Any]) -> list[Any]:
     """The path as in the body: ["decoding", "list", 0, "cad", "alpha"] is decoding.0.alpha."""
-    shape, rest = loc[1:2], loc[2:]
+    field, shape, rest = loc[0], loc[1:2], loc[2:]
     index = rest[:1] if shape == ["list"] else []
     rest = rest[len(index) :]
-    return ["decoding", *index, *(rest[1:] if rest[:1] and rest[0] in METHODS else rest)]
+    return [field, *index, *(rest[1:] if rest[:1] and rest[0] in METHODS else rest)]
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -201,7 +203,7 @@ def _fields_beside(loc: Sequence[Any]) -> Iterable[str]:
 
 def _method_goes_here(loc: Sequence[Any]) -> bool:
     """Whether the path is that of a whole method."""
-    return "decoding" in loc[:2] and "guide" not in loc
+    return not METHOD_FIELDS.isdisjoint(loc[:2]) and "guide" not in loc
 
 
 def _example(given: Any) -> dict[str, Any]:

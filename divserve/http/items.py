@@ -18,7 +18,9 @@ from divserve.http.openai import ResponsesRequest
 __all__ = ["check_input", "check_items"]
 
 CONVERSATIONS = ("messages", "input")
-TOKENS = ("prompt", "prompt_token_ids", "token_ids", "tokens")
+TOKENS = (
+    "prompt", "prompt_token_ids", "token_ids", "tokens", "input", "answer", "logprob_token_ids",
+)  # fmt: skip
 """Fields of token ids, which are cheap and may be as many as a context has."""
 BYTES_PER_VALUE = 2
 """The fewest bytes of a JSON value, with its comma."""
@@ -72,16 +74,22 @@ def check_input(value: Any) -> None:
 def _conversations(body: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     """The lists of messages of a request and of its guides, with their paths in the body."""
     for field in CONVERSATIONS:
-        if isinstance(value := body.get(field), list) and not _is_tokens(value):
+        if isinstance(value := body.get(field), list) and not _are_tokens(value):
             # A batch is a list of conversations.
             yield field, [m for one in value for m in (one if isinstance(one, list) else [one])]
-    decoding = body.get("decoding")
-    methods = decoding if isinstance(decoding, list) else [decoding]
-    for index, method in enumerate(methods):
-        guide = method.get("guide") if isinstance(method, dict) else None
+    for path, guide in _guides(body):
         if isinstance(guide, dict) and isinstance(messages := guide.get("messages"), list):
-            place = f".{index}" if isinstance(decoding, list) else ""
-            yield f"decoding{place}.guide.messages", messages
+            yield f"{path}.messages", messages
+
+
+def _guides(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of all fields ``guide``, with their paths in the body."""
+    yield "guide", body.get("guide")
+    for field in ("decoding", "method"):
+        given = body.get(field)
+        for index, method in enumerate(given if isinstance(given, list) else [given]):
+            place = f".{index}" if isinstance(given, list) else ""
+            yield f"{field}{place}.guide", method.get("guide") if isinstance(method, dict) else None
 
 
 def _tools(value: Any) -> int:

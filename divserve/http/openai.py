@@ -26,6 +26,7 @@
 | `VLLMValidationError` | exceptions.py | ``parameter`` and ``value`` of a refused input |
 | `clean_loc_for_param` | entrypoints/serve/exception_handling/handlers/validation.py | drops pydantic's internal markers from an error's path |
 | `decode_token_ids`, `format_token_id_placeholder` | entrypoints/generate/base/serving.py | the text of single tokens, as logprobs show it |
+| `Logprob` | logprobs.py | log-prob, rank and text of a token; serving looks the log-probs of a prompt up by token id, and shows as many as are asked for in their order |
 | `LogprobsProcessor` | v1/engine/logprobs.py | ``_verify_tokens`` gives the text of tokens that end within a character |
 | `has_non_text_content` | renderers/chat_utils.py | finds images, audio etc. in messages |
 | `ChatCompletionMessageParam` | renderers/chat_utils.py | the type of one message |
@@ -76,6 +77,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
     with_cancellation,
 )
 from vllm.exceptions import VLLMError, VLLMValidationError
+from vllm.logprobs import Logprob
 from vllm.renderers.chat_utils import ChatCompletionMessageParam, has_non_text_content
 from vllm.v1.engine.logprobs import LogprobsProcessor
 
@@ -91,6 +93,7 @@ __all__ = [
     "CompletionRequest",
     "ErrorInfo",
     "ErrorResponse",
+    "Logprob",
     "LogprobsProcessor",
     "OpenAIServingChat",
     "OpenAIServingChatBatch",

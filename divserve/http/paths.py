@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 __all__ = [
     "BODILESS", "CHAT", "CHAT_BATCH", "COMPLETIONS", "COUNT_TOKENS", "FILES", "GUIDED_ROUTES",
-    "MESSAGES", "PLAYGROUND", "PROBES", "RESPONSES", "is_free", "is_playground", "path_of",
+    "MESSAGES", "PLAYGROUND", "PROBES", "RESPONSES", "SCORE", "is_free", "is_playground", "path_of",
     "takes_body",
 ]  # fmt: skip
 
@@ -31,6 +31,9 @@ FILES = "/v1/files"
 
 PLAYGROUND = "/playground"
 """The page and, below it, its files."""
+
+SCORE = "/v1/decoding/score"
+"""The route that scores given texts."""
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 """Methods whose bodies are never read."""

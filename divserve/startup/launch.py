@@ -21,7 +21,17 @@ from divserve.engine.client import watchdog
 from divserve.engine.compat import moved
 from divserve.errors import StartupError
 from divserve.http import log_text
-from divserve.startup import checks, cpu, extras, governor, headless, log_format, ranks, shutdown
+from divserve.startup import (
+    checks,
+    cpu,
+    extras,
+    governor,
+    headless,
+    log_format,
+    ranks,
+    scoring,
+    shutdown,
+)
 from divserve.startup.engines import guided_engine
 from divserve.startup.extras import Extras
 from divserve.startup.processes import serve_many
@@ -97,7 +107,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         metavar="NAME=FILE.json",
         help="A value of 'decoding' to serve under the model alias MODEL@NAME; may be repeated.",
     )
-    for ours in (extras, edge_flags, batch_flags, watchdog, log_format, governor):
+    for ours in (extras, edge_flags, batch_flags, watchdog, log_format, governor, scoring):
         ours.add_flags(parser)
     # vLLM turns a mapping 'presets' in the file of --config into this flag.
     parser.add_argument("--presets", type=json.loads, help=SUPPRESS)
@@ -106,6 +116,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     args.extras = Extras.of(args)
     args.edges = edge_flags.EdgeSettings.of(args)
     args.batches = batch_flags.BatchSettings.of(args)
+    args.scoring = scoring.settings_of(args)
     args.engine_timeout = watchdog.checked(args.engine_timeout)
     if args.extras.small is not None and SMALL_SUFFIX[1:] in args.decodings:
         raise StartupError(

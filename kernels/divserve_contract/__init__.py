@@ -12,7 +12,12 @@ import math
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["PARAMETERS", "STATISTICS", "Form", "Program", "Statistics"]
+__all__ = [
+    "EXCLUDED", "FIGURES", "PARAMETERS", "STATISTICS", "Figures", "Form", "Program", "Statistics",
+]  # fmt: skip
+
+EXCLUDED = -1e4
+"""The log-prob of a token of a given text that the method gives no probability."""
 
 
 class Form(IntEnum):
@@ -94,8 +99,42 @@ class Statistics(NamedTuple):
     """1 if some token is the most likely one in both raw distributions, else 0."""
 
 
+class Figures(NamedTuple):
+    """What is returned for one scored token, in nats; NaN where a stream is missing.
+
+    p is the distribution at the token's position: that of the program if it is applied, else the
+    model's own. q is the guide's, r the first amateur's; comparisons are of raw distributions.
+    """
+
+    logprob: float
+    """log p(token)."""
+    rank: float
+    """1 + the number of tokens that are likelier under p."""
+    entropy: float
+    """H(p)."""
+    varentropy: float
+    """The variance of log p under p."""
+    own_logprob: float
+    """log-prob of the token under the model's raw distribution."""
+    guide_logprob: float
+    """log q(token)."""
+    kl: float
+    """KL(model‖guide)."""
+    jsd: float
+    """JSD(model, guide)."""
+    reference_logprob: float
+    """log r(token)."""
+    cross_entropy: float
+    """−Σ r log(model)."""
+    cross_variance: float
+    """The variance of log(model) under r."""
+
+
 PARAMETERS = Program._fields
 """Names of a program's numbers, in the order of the kernel's table."""
 
 STATISTICS = Statistics._fields
 """Names of the statistics, in the order of the columns that the kernel returns."""
+
+FIGURES = Figures._fields
+"""Names of the figures, in the order of the columns."""

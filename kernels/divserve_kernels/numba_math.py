@@ -19,8 +19,8 @@ from divserve_kernels import layout
 from divserve_kernels.numba_jit import compiled
 
 __all__ = [
-    "INFINITY", "TINY", "F", "as_bits", "as_float", "at_least", "exp", "log", "log_prob", "ordered",
-    "unordered", "vector",
+    "INFINITY", "LOG_ZERO", "TINY", "F", "as_bits", "as_float", "at_least", "exp", "log",
+    "log_prob", "ordered", "unordered", "vector",
 ]  # fmt: skip
 
 F = np.float32

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from divserve_contract import Form, Program
-from divserve_kernels import backends, reference
+from divserve_kernels import backends, reference, text_figures_torch
 from divserve_kernels.layout import FIRST_SIDE
 from divserve_kernels.streams import Programs, Streams
+from divserve_kernels.text_figures import text_figures
 
 if TYPE_CHECKING:
     from divserve_kernels.ahead import Ahead
@@ -41,6 +42,8 @@ EXAMPLES: dict[str, Program] = {
 }
 """One program for each kind that the methods use."""
 
+SHORT = 1271
+"""Entries of a row that are enough for what does not depend on their number."""
 LIMIT = 1e-3
 """Largest error that float32 can explain."""
 
@@ -159,7 +162,18 @@ def check(device: torch.device, vocab: int = 1271, kinds: Sequence[Kind] = KINDS
             found = back_end.run(source, streams, side, mine)
             worst = max(worst, _difference(mine.softmax(-1), expected.softmax(-1)))
             worst = max(worst, _difference(found, statistics))
+    if back_end.name == "numba":
+        worst = max(worst, _error_of_text_figures(logits[:, :SHORT].float()))
     return Check(back_end.name, back_end.why, worst, time.perf_counter() - start)
+
+
+def _error_of_text_figures(logits: Tensor) -> float:
+    """Largest difference of the figures of given tokens from those of plain torch."""
+    tokens = torch.arange(len(logits), device=logits.device) % logits.shape[1]
+    streams = (logits, logits, logits.roll(1, 0), logits.roll(2, 0))
+    with _one_thread():
+        expected, _lse = text_figures_torch.text_figures(tokens, *streams)
+    return _difference(text_figures(tokens, *streams)[0], expected)
 
 
 def example(device: torch.device, vocab: int, nucleus: bool = True) -> tuple[Tensor, Streams]:

@@ -36,6 +36,7 @@ EXAMPLES, FEW, FRESH, SOAK_EXAMPLES = 10, 3, 40, 200
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "smol", "messages": MESSAGES, "decoding": CAD},
     "/v1/completions": {"model": "smol", "prompt": PROMPT, "decoding": CAD},
+    "/v1/decoding/score": {"model": "smol", "prompt": PROMPT, "answer": "Lyon"},
     "/v1/responses": {"model": "smol", "input": PROMPT, "decoding": CAD},
     "/v1/messages": {"model": "smol", "messages": MESSAGES, "max_tokens": 5, "decoding": CAD},
     "/v1/chat/completions/batch": {"model": "smol", "messages": [MESSAGES], "decoding": CAD},

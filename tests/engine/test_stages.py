@@ -17,8 +17,8 @@ from divserve.decoding import Form, Look, Program
 from divserve.engine.order import GroupOrder, ProbeOrder, RowOrder, TextOrder, row_order_params
 from divserve.engine.reported import NOTHING_GUIDED
 from divserve.engine.worker import amateurs, contrast, report, staging
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.guidance import GuidanceStages
-from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Slots
 from divserve.engine.worker.staging import Staging

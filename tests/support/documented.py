@@ -113,6 +113,8 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
         return {"output": printed(place.here(example.request.text))}
     url, body = curl(place.here(example.request.text))
     answer = place.post(url, body)
+    if "data" in answer:
+        return {"answers": scores(answer)}
     account = answer.get("choices", [answer])[0].get("decoding", {})
     trace = ",\n ".join(json.dumps(entry, ensure_ascii=False) for entry in account.pop("trace", []))
     shown = {"decoding": json.dumps(account, ensure_ascii=False) + "\n", "trace": f"[{trace}]\n"}
@@ -125,6 +127,12 @@ def outputs(example: Example, place: Place) -> dict[str, str]:
         }
         shown["answers"] = json.dumps(both, indent=1, ensure_ascii=False) + "\n"
     return shown
+
+
+def scores(answer: dict[str, Any]) -> str:
+    """What an answer of ``/v1/decoding/score`` says of each text."""
+    shown = [{name: one[name] for name in ("index", "tokens", "scores")} for one in answer["data"]]
+    return json.dumps(shown, indent=1) + "\n"
 
 
 def texts(answer: dict[str, Any]) -> str | list[str]:

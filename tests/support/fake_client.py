@@ -12,14 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from divserve.batches.flags import BatchSettings
-from divserve.decoding import STATISTICS, presets
+from divserve.decoding import EXCLUDED, STATISTICS, Figures, Read, presets
 from divserve.decoding.spec import Top
 from divserve.edges.flags import EdgeSettings
 from divserve.engine.compat import moved
 from divserve.engine.order import OnSmall
 from divserve.errors import ApiError
+from divserve.scores import Scoring
 from divserve.startup.extras import Extras
 from tests.support.models import SMOLLM2
 
@@ -55,6 +57,8 @@ class FakeClient:
         """Number of tokens after which it calls `stalled` and goes silent."""
         self.stalled: Callable[[], None] = lambda: None
         self.row: tuple[float, ...] = ROW
+        self.excluded = 0
+        """Tokens at the beginning of scored texts that the method excludes."""
         self.report = True
         """Whether statistics come with the tokens."""
         self.tops = True
@@ -102,7 +106,27 @@ class FakeClient:
                 ids, of_prompt = prompt["prompt_token_ids"], None
                 if params.prompt_logprobs is not None:
                     of_prompt = [None, *self._logprobs(ids[1:])]
+                for output in outputs:
+                    output.read = self._read(order)
                 yield RequestOutput(request_id, None, ids, of_prompt, outputs, finished=last)
+
+    def _read(self, order: Any) -> Read | None:
+        """The figures of a scored text: every one 0.5, its rank 2; its likeliest tokens 5, 6 …"""
+        if order is None or order.reading is None or not self.report:
+            return None
+        asked = order.reading
+        figures = np.full((asked.tokens, len(Figures._fields)), 0.5, np.float32)
+        figures[:, Figures._fields.index("rank")] = 2
+        for name in ("logprob", "own_logprob", "guide_logprob", "reference_logprob"):
+            figures[:, Figures._fields.index(name)] = -0.5
+        if not order.guides:
+            for name in ("guide_logprob", "kl", "jsd"):
+                figures[:, Figures._fields.index(name)] = np.nan
+        longest = max(map(len, asked.ids), default=0)
+        figures[: self.excluded, Figures._fields.index("logprob")] = EXCLUDED
+        ids = np.tile(np.arange(5, 5 + asked.top, dtype=np.int32), (asked.tokens, 1))
+        halves = [np.full((asked.tokens, n), -0.5, np.float32) for n in (asked.top, longest)]
+        return Read(figures.tobytes(), ids.tobytes(), *(half.tobytes() for half in halves))
 
     def _logprobs(self, tokens: list[int]) -> list[Any]:
         from vllm.logprobs import Logprob
@@ -148,4 +172,5 @@ def arguments(batches: BatchSettings | None = None, **edges: Any) -> Namespace:
     args.extras = Extras({"amateur": "drop:4"}, small="tiny")
     args.edges = EdgeSettings(**edges)
     args.batches = batches or BatchSettings()
+    args.scoring = Scoring()
     return args

@@ -248,3 +248,4 @@ def _account_for(output: RequestOutput, account: Account) -> None:
         choice.tops = account.take_tops(choice.index, len(choice.token_ids))
         choice.models = account.take_models(choice.index, len(choice.token_ids))
         choice.drafts = account.take_drafts(choice.index, len(choice.token_ids))
+        choice.read = account.read

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from divserve import metrics
-from divserve.decoding import ModelSize, Spec
+from divserve.decoding import ModelSize, Read, Spec
 from divserve.decoding.spec import Top
 from divserve.engine.client.drafted import Drafted, DraftLog
 from divserve.engine.order import Order
@@ -39,6 +39,8 @@ class Account:
     """The model that made each of these tokens, by choice; empty for requests to one model."""
     drafts: defaultdict[int, DraftLog] = field(default_factory=lambda: defaultdict(DraftLog))
     """The draft tokens behind these tokens, by choice."""
+    read: Read | None = None
+    """The figures of a scored text, once it has been read."""
     error: str | None = None
     refused: bool = False
     """Whether the error means that the scheduler rejected a group that can never run."""
@@ -132,5 +134,7 @@ class Ledger:
         account.drafts[index].add(len(report.statistics), report.drafted)
         if report.model is not None:
             account.models[index].extend([report.model] * len(report.statistics))
+        if report.read is not None:
+            account.read = report.read
         if report.error is not None:
             account.error, account.refused = report.error, report.refused

@@ -32,7 +32,7 @@ class Group:
 
     __slots__ = (
         "arrived", "grounding", "guides", "looks_back", "members", "name", "of_prompt", "primary",
-        "several", "waited",
+        "scored", "several", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -41,8 +41,11 @@ class Group:
         guides: tuple[Request, ...],
         grounding: Request | None,
         looks_back: bool = False,
+        scored: int = 0,
     ) -> None:
         self.looks_back = looks_back
+        self.scored = scored
+        """How many tokens at the end of all prompts are scored."""
         self.primary = primary
         self.name: str = primary.request_id
         self.guides = guides
@@ -68,12 +71,24 @@ class Group:
             max_tokens: length cap of the primary and its guides.
         """
         guides, grounding = made_for(request, order, max_tokens)
-        return cls(request, guides, grounding, order.spec.look is not None)
+        reading = order.spec.reading
+        scored = 0 if reading is None else reading.tokens
+        return cls(request, guides, grounding, order.spec.look is not None, scored)
 
     def drop_grounding(self) -> None:
         """The grounding text has been read."""
         self.grounding = None
         self.members = (self.primary, *self.guides)
+
+    def most_cached(self, member: Request, held: bool) -> int:
+        """How many tokens of a member may come from the prefix cache.
+
+        The logits before the first scored token are needed, and a held token must not be the only
+        one left to compute.
+        """
+        if self.scored and member is not self.grounding:
+            return int(member.num_prompt_tokens) - self.scored - 1
+        return int(member.num_tokens) - (2 if held else 1)
 
     def running(self) -> int:
         """How many members are in the running list."""

@@ -14,6 +14,7 @@ from divserve.engine.order import (
     GroupOrder,
     Order,
     ProbeOrder,
+    ReadOrder,
     TextOrder,
     row_order_params,
     without_orders,
@@ -53,7 +54,13 @@ def made_for(
     )
     names = [f"{primary}{GUIDE_SUFFIX}{i or ''}" for i in range(len(spec.guides))]
     guides = tuple(
-        _twin(request, names[i], ids, guide_params, adapter_of(spec, i, request.lora_request))
+        _twin(
+            request,
+            names[i],
+            ids,
+            _scored(guide_params, primary, i + 1) if spec.reading else guide_params,
+            adapter_of(spec, i, request.lora_request),
+        )
         for i, ids in enumerate(spec.guides)
     )
     grounding = _grounding(request, spec) if spec.grounding else None
@@ -68,6 +75,7 @@ def made_for(
         look=spec.look,
         document=document_of(request.prompt_token_ids or [], spec.guides),
         top=spec.top,
+        reading=spec.reading,
     )
     if spec.look is not None and spec.look.greedy:
         # Steps without an alarm are greedy whatever the request says. Candidates of an alarm are
@@ -82,6 +90,13 @@ def made_for(
     request.sampling_params = params
     request.max_tokens = max_tokens
     return guides, grounding
+
+
+def _scored(params: SamplingParams, primary: str, column: int) -> SamplingParams:
+    """The parameters of a guide whose end is scored."""
+    own = params.clone()
+    own.extra_args = row_order_params(ReadOrder(primary, column))
+    return own
 
 
 def document_of(prompt: list[int], guides: list[list[int]]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from divserve.decoding import STATISTICS, LookRow, LookState
+from divserve.decoding import STATISTICS, LookRow, LookState, Read
 from divserve.decoding.spec import Top
 from divserve.engine.faults import LOST, NOT_NUMBERS
 from divserve.engine.reported import Report, Statistics, guidance_of
@@ -57,6 +57,8 @@ class Reports:
         taken a token."""
         self._tops: Mapping[str, list[Top]] = {}
         """Beside them, the likeliest tokens, of the groups that ask for these."""
+        self._reads: Mapping[str, Read] = {}
+        """Texts that were read to their end before this update, by primary request id."""
         self._drafts: Mapping[str, list[int]] = {}
         """Draft tokens of this update's step, by request id."""
 
@@ -75,6 +77,7 @@ class Reports:
         guidance = guidance_of(runner_output)
         self.statistics, self._figures.kernel_s = guidance.statistics, guidance.seconds
         self._tops = guidance.tops
+        self._reads = guidance.reads
         self._drafts = scheduler_output.scheduled_spec_decode_tokens
         self._of_step = self._groups_of(scheduler_output)
         statistics, broken, alarmed = guidance.statistics, guidance.broken, []
@@ -175,6 +178,7 @@ class Reports:
         if tops := self._tops.get(output.request_id):
             report.tops = tuple(tops[: len(output.new_token_ids)])
         report.drafted = len(self._drafts.get(output.request_id, ()))
+        report.read = self._reads.get(output.request_id)
         return report
 
     def _report(self, output: EngineCoreOutput, group: Group | None) -> Report:

@@ -211,10 +211,11 @@ class LockstepScheduler(Scheduler):
         blocks, cached, boundary, diverged = super()._get_local_prefix_cache_hit(
             request, *args, **kwargs
         )
-        is_held = request.request_id in self.groups.held
-        if is_held and cached and cached >= request.num_tokens - 1:
-            # The held token must not be the only one left to compute.
-            blocks, cached, boundary = self.blocks.cached(request, request.num_tokens - 2)
+        group = self.groups.get(request.request_id) if cached else None
+        if group is not None:
+            most = group.most_cached(request, request.request_id in self.groups.held)
+            if cached > most:
+                blocks, cached, boundary = self.blocks.cached(request, most)
         return blocks, cached, boundary, diverged
 
     def _reserve_prefill_lookahead(

@@ -136,6 +136,6 @@ HTTP_SEAMS: tuple[Seam, ...] = (
     ),
     *seams(
         "vllm.entrypoints.openai.completion.protocol:CompletionRequest", API_REQUESTS, "read",
-        max_tokens="0 decodes nothing",
+        max_tokens="0 decodes nothing", n="as many as best_of",
     ),
 )  # fmt: skip

@@ -17,6 +17,7 @@ MODEL = "vllm.model_executor.models.interfaces_base"
 GUIDANCE = "divserve/engine/worker/guidance.py"
 PIPELINE = "divserve/engine/worker/pipeline.py"
 REPORT = "divserve/engine/worker/report.py"
+READER = "divserve/engine/worker/reader.py"
 RANKS = "divserve/engine/worker/ranks.py"
 RUNNER_V1 = "divserve/engine/worker/runner_v1.py"
 RUNNER_V2 = "divserve/engine/worker/runner_v2.py"
@@ -140,7 +141,7 @@ _V1 = (
     ),
     *seams(
         "vllm.v1.worker.gpu_model_runner:ExecuteModelState", RUNNER_V1, "read",
-        logits="guided", hidden_states="grounding texts", sample_hidden_states="amateurs",
+        logits="guided", hidden_states="texts that are read", sample_hidden_states="amateurs",
     ),
     *seams(
         "vllm.v1.worker.gpu_input_batch:InputBatch", RUNNER_V1, "patched",
@@ -244,6 +245,15 @@ _STEP = (
     *seams(
         "vllm.v1.core.sched.output:NewRequestData", GUIDANCE, "read",
         sampling_params="the order of the scheduler", req_id="who begins",
+    ),
+    *seams(
+        "vllm.v1.core.sched.output:NewRequestData", READER, "read",
+        req_id="who begins", prompt_token_ids="the scored tokens",
+        num_computed_tokens="where its part of the step begins",
+    ),
+    *seams(
+        "vllm.v1.core.sched.output:CachedRequestData", READER, "read",
+        req_ids="the rows", num_computed_tokens="where their part of the step begins",
     ),
     *seams(
         "vllm.v1.core.sched.output:NewRequestData", PIPELINE, "read",

@@ -7,7 +7,6 @@ immediately, to max_j ln q_j(v) or mean_j ln q_j(v): V numbers are kept, however
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from divserve.engine.faults import log_fault
 from divserve.engine.order import GroupOrder, TextOrder
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.slots import SLOTS, Groups, grown
 from divserve_kernels import ABSENT, side_row
@@ -91,14 +91,7 @@ class Groundings:
             streams[place] = side_row(self._vectors[groups.names[place]])
         return streams
 
-    def read(
-        self,
-        req_ids: list[str],
-        starts: np.ndarray,
-        hidden_states: Tensor,
-        compute_logits: Callable[[Tensor], Tensor],
-        ranks: Ranks,
-    ) -> None:
+    def read(self, req_ids: list[str], starts: np.ndarray, forward: Forward, ranks: Ranks) -> None:
         """Reduces the part of each text that was read in this step.
 
         If a text fails, the vector of its request is dropped, and the request is no longer guided.
@@ -107,8 +100,7 @@ class Groundings:
         Args:
             req_ids: request id of each row.
             starts: ``[R + 1] int32``: where each row's tokens begin.
-            hidden_states: ``[T, H]`` of all tokens of the step.
-            compute_logits: the model's head, ``[n, H]`` to ``[n, V]``.
+            forward: the forward pass, with the states of all tokens of the step.
             ranks: compute the logits together.
         """
         if not self._texts:
@@ -116,11 +108,11 @@ class Groundings:
         for row, request_id in enumerate(req_ids):
             if (text := self._texts.get(request_id)) is None:
                 continue
-            states = hidden_states[int(starts[row]) : int(starts[row + 1])]
+            states = forward.hidden_states[int(starts[row]) : int(starts[row + 1])]
             for part in states.split(SLICE):
                 try:
                     with ranks.together():
-                        logits = compute_logits(part)
+                        logits = forward.head(part)
                     self._reduce(text, logits)
                 except Exception as error:
                     log_fault(f"Reading {request_id}", error)

@@ -6,7 +6,6 @@ with the same layout as the step before costs two comparisons and the work of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +15,19 @@ from torch import Tensor
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from divserve.engine.faults import log_fault, logger
-from divserve.engine.order import GroupOrder, ProbeOrder, TextOrder, chosen_of, row_order_of
+from divserve.engine.order import (
+    GroupOrder,
+    ProbeOrder,
+    ReadOrder,
+    RowOrder,
+    TextOrder,
+    chosen_of,
+    row_order_of,
+)
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.look_back import Temperatures
 from divserve.engine.worker.lookup import Lookup
-from divserve.engine.worker.pipeline import Forward, Pipeline
+from divserve.engine.worker.pipeline import Pipeline
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance
 from divserve.engine.worker.sampled_rows import SampledRows
@@ -72,10 +80,13 @@ class GuidanceStages:
             except Exception as error:
                 log_fault(f"Taking up request {new.req_id}", error)
                 # A text is still read: other ranks read it too.
-                self._drop(order.primary if isinstance(order, TextOrder) else new.req_id)
+                self._drop(
+                    order.primary if isinstance(order, TextOrder | ReadOrder) else new.req_id
+                )
             else:
                 if isinstance(order, GroupOrder):
                     taken.append(new.req_id)
+        self._pipeline.reader.observe(scheduler_output)
         try:
             self._pipeline.programs.send()
         except Exception as error:
@@ -83,9 +94,11 @@ class GuidanceStages:
             for request_id in taken:
                 self._drop(request_id)
 
-    def _take_up(self, new: Any, order: GroupOrder | TextOrder | ProbeOrder) -> None:
+    def _take_up(self, new: Any, order: RowOrder) -> None:
         if isinstance(order, TextOrder):
             self._pipeline.groundings.add_text(new.req_id, order)
+        elif isinstance(order, ReadOrder):
+            self._pipeline.reader.add_guide(order, new)
         elif isinstance(order, ProbeOrder):
             slot = self._slots.add_probe(new.req_id, order.primary, order.index)
             self._pipeline.look_back.add_probe(slot, order)
@@ -98,6 +111,7 @@ class GuidanceStages:
     def _drop(self, request_id: str) -> None:
         """A request has ended or could not be added."""
         self._pipeline.groundings.end(request_id)
+        self._pipeline.reader.end(request_id)
         if (slot := self._slots.release(request_id)) is not None:
             self._pipeline.look_back.release(slot)
 
@@ -185,15 +199,10 @@ class GuidanceStages:
 
     # The work of a step.
 
-    def read_texts(
-        self,
-        req_ids: list[str],
-        starts: np.ndarray,
-        hidden_states: Tensor,
-        compute_logits: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Calls `Groundings.read`."""
-        self._pipeline.groundings.read(req_ids, starts, hidden_states, compute_logits, self._ranks)
+    def read_texts(self, req_ids: list[str], starts: np.ndarray, forward: Forward) -> None:
+        """Calls `Groundings.read` and `Reader.read`."""
+        self._pipeline.groundings.read(req_ids, starts, forward, self._ranks)
+        self._pipeline.reader.read(req_ids, starts, forward, self._ranks)
 
     @property
     def temperatures(self) -> Temperatures | None:

@@ -7,23 +7,23 @@ the layout of the batch has changed (`lay_out`); and it works on the device (`ap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from divserve.engine.models.hidden_store import Head
 from divserve.engine.order import GroupOrder
 from divserve.engine.worker.amateurs import AmateurContrast
 from divserve.engine.worker.contrast import Contrast
 from divserve.engine.worker.dropped import DroppedTokens
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.grounding import Groundings
 from divserve.engine.worker.guide_tokens import GuideTokens
 from divserve.engine.worker.look_back import LookBack
 from divserve.engine.worker.lookup import Lookup
 from divserve.engine.worker.programs import GroupPrograms
 from divserve.engine.worker.ranks import Ranks
+from divserve.engine.worker.reader import Reader
 from divserve.engine.worker.report import PendingGuidance, Timer
 from divserve.engine.worker.slots import Groups, Located
 from divserve.engine.worker.staging import Staging
@@ -32,18 +32,7 @@ from divserve.engine.worker.third_streams import ThirdStreamCheck
 from divserve.engine.worker.top_tokens import TopStep, TopTokens
 from divserve.engine.worker.vocabulary import VocabularyCap
 
-__all__ = ["Forward", "Pipeline"]
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What the stages need from a forward pass."""
-
-    model: nn.Module
-    head: Head
-    """The model's ``compute_logits``."""
-    hidden_states: Tensor
-    """``[N, sum of the hidden sizes]`` at the positions of the logits."""
+__all__ = ["Pipeline"]
 
 
 class Pipeline:
@@ -53,6 +42,7 @@ class Pipeline:
         self._device, self._ranks = device, ranks
         self.programs = GroupPrograms(device)
         self.groundings = Groundings(vocab, device)
+        self.reader = Reader(vocab, device, self.programs)
         self._temperature = OwnTemperature(self.programs)
         self._contrast = Contrast(self.programs, self.groundings)
         self._amateurs = AmateurContrast(self.programs)
@@ -93,11 +83,12 @@ class Pipeline:
         prompt = len(new.prompt_token_ids)
         known = len(new.prefill_token_ids or new.prompt_token_ids)
         self.look_back.add(slot, order.look, prompt, known)
+        self.reader.add(slot, order, new)
         self.lookup.add(slot, order, prompt)
 
     def lay_out(self, groups: Groups, located: Located) -> Groups:
         """Gives the stages their rows; returns the groups without those that lack a text."""
-        groups = self.groundings.legible(groups)
+        groups = self.reader.legible(self.groundings.legible(groups))
         staging, among = Staging(self._device), self._amateurs.among(groups)
         alone, compared = groups.select(~among), groups.select(among)
         # Ranks compute the logits of amateurs together, but their slots may differ after a fault.
@@ -148,5 +139,11 @@ class Pipeline:
         if timer is not None:
             timer.stop()
         return guided, PendingGuidance(
-            self.names, statistics, self._temperature.places, comparisons, timer, top=self.top_step
+            self.names,
+            statistics,
+            self._temperature.places,
+            comparisons,
+            timer,
+            top=self.top_step,
+            reads=self.reader.found(self.names),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from divserve.decoding import Read
 from divserve.decoding.spec import Top
 from divserve.engine.reported import Guidance, Statistics, set_guidance
 from divserve.engine.worker.look_step import readable
@@ -91,6 +93,8 @@ class PendingGuidance:
     top_values: Tensor | None = None
     """`TopStep.values`, once it is complete."""
     event: torch.cuda.Event | None = None
+    reads: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """What was found in scored texts, by primary request id: the fields of `Read`."""
 
     def copied(self) -> PendingGuidance:
         """The same with a copy to the host under way; does not wait for the device.
@@ -106,6 +110,7 @@ class PendingGuidance:
             comparisons = replace(comparisons, values=_start_copy(comparisons.values))
         if top is not None:
             top = _start_copy(top)
+        reads = {name: tuple(map(_start_copy, found)) for name, found in self.reads.items()}
         event = torch.cuda.Event()
         event.record()
         return replace(
@@ -115,6 +120,7 @@ class PendingGuidance:
             failures=failures,
             top_values=top,
             event=event,
+            reads=reads,
         )
 
     def collect(self) -> Guidance:
@@ -138,7 +144,9 @@ class PendingGuidance:
             statistics.setdefault(name, []).append(tuple(own))
         # The event of the copy, which has been waited for, comes after the timer's events.
         seconds = None if self.timer is None else self.timer.seconds()
-        return Guidance(statistics, seconds, self._broken(statistics), self._tops())
+        reads = {name: Read(*map(_packed, found)) for name, found in self.reads.items()}
+        broken = self._broken(statistics) | self._unreadable()
+        return Guidance(statistics, seconds, broken, self._tops(), reads)
 
     def _tops(self) -> dict[str, list[Top]]:
         """By primary, at each of its positions: the likeliest tokens, where they are asked for."""
@@ -148,6 +156,10 @@ class PendingGuidance:
                 tops.setdefault(self.names[place], []).append(top)
         return tops
 
+    def _unreadable(self) -> frozenset[str]:
+        """Groups with a text of which a log-prob is NaN."""
+        return frozenset(name for name, found in self.reads.items() if found[0][:, 0].isnan().any())
+
     def _broken(self, statistics: dict[str, list[Statistics]]) -> frozenset[str]:
         """Groups whose statistics contain NaN."""
         compared = () if self.comparisons is None else self.comparisons.places
@@ -156,6 +168,10 @@ class PendingGuidance:
         return frozenset(
             name for name, found in statistics.items() if any(map(math.isnan, chain(*found)))
         )
+
+
+def _packed(values: Tensor) -> bytes:
+    return values.numpy().tobytes()
 
 
 def _start_copy(values: Tensor) -> Tensor:

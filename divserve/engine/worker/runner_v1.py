@@ -16,9 +16,9 @@ from vllm.v1.outputs import SamplerOutput
 
 from divserve.engine.models.hidden_store import store_of
 from divserve.engine.worker.amateur_drafts import AmateurDrafter
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
-from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 from divserve.engine.worker.sampled_rows import SampledRows, metadata_of, of_all_rows, worth_it_v1
@@ -74,11 +74,11 @@ class GuidedRunner:
         if state is None or state.logits is None:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         stages = self.divserve_stages
+        model: Any = self.model  # type: ignore[attr-defined]
         stages.read_texts(
             self.input_batch.req_ids,  # type: ignore[attr-defined]
             self.query_start_loc.np,  # type: ignore[attr-defined]
-            state.hidden_states,
-            self.model.compute_logits,  # type: ignore[attr-defined]
+            Forward(model, model.compute_logits, state.hidden_states),
         )
         pending = self._guide(state) if len(stages) else None
         hidden = self._hide_idle_generators()

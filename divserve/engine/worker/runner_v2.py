@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
+from divserve.engine.worker.forward import Forward
 from divserve.engine.worker.guidance import GuidanceStages
 from divserve.engine.worker.look_back import Temperatures
-from divserve.engine.worker.pipeline import Forward
 from divserve.engine.worker.ranks import Ranks
 from divserve.engine.worker.report import PendingGuidance, attach
 from divserve.engine.worker.runner_v1 import follow_copies
@@ -52,7 +52,7 @@ class GuidedRunnerV2:
         stages, model = self.divserve_stages, self.model  # type: ignore[attr-defined]
         head = model.compute_logits
         req_ids, starts = input_batch.req_ids, input_batch.query_start_loc_np
-        stages.read_texts(req_ids, starts, hidden_states, head)
+        stages.read_texts(req_ids, starts, Forward(model, head, hidden_states))
         drafts = input_batch.num_draft_tokens_per_req
         if not len(stages) or not stages.place(req_ids, _samples(input_batch), drafts):
             return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
