@@ -136,6 +136,7 @@ HTTP_SEAMS: tuple[Seam, ...] = (
     ),
     *seams(
         "vllm.entrypoints.openai.completion.protocol:CompletionRequest", API_REQUESTS, "read",
-        max_tokens="0 decodes nothing", n="as many as best_of",
+        echo="its prompt can be scored", logprobs="likewise", max_tokens="0 decodes nothing",
+        n="as many as best_of",
     ),
 )  # fmt: skip
