@@ -31,9 +31,7 @@ def listening(
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         http = protocol(send_timeout)
-        config = uvicorn.Config(
-            app, http=http, log_level="critical", ws="none", lifespan=lifespan
-        )
+        config = uvicorn.Config(app, http=http, log_level="critical", ws="none", lifespan=lifespan)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
