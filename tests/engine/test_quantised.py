@@ -28,10 +28,12 @@ contrasts double it. With wrong positions of a cache or another guide it is seve
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.title)
 def test_every_answer_is_that_of_the_reference(one: Format, tmp_path: Path) -> None:
     path = make(one, tmp_path)
+    fails = float32_fails(AutoConfig.from_pretrained(path), None, has_amx()) is not None
+    dtype = "bfloat16" if fails else "float32"
     with ExitStack() as opened:
 
         def engine(lockstep: bool, **options: int) -> Engine:
-            made = Engine(path, lockstep=lockstep, dtype=one.dtype, **options)
+            made = Engine(path, lockstep=lockstep, dtype=dtype, **options)
             opened.callback(made.close)
             return made
 
@@ -43,7 +45,7 @@ def test_every_answer_is_that_of_the_reference(one: Format, tmp_path: Path) -> N
             "quantisation",
             one.title,
             "two rounds",
-            f"tiny Llama, {one.dtype}, V1, CPU, prefix cache hits",
+            f"tiny Llama, {dtype}, V1, CPU, prefix cache hits",
             reference.name,
             check.worst,
         )

@@ -59,7 +59,7 @@ def of_next(reference: Reference, before: list[int], temperature: float, top_p: 
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings(r"ignore:\s*Encountered the use of a type")
+@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPendingDeprecationWarning")
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 @pytest.mark.parametrize("drafter", ["ngram", "fixed"])
 def test_frequencies(

@@ -106,25 +106,22 @@ class Format:
     quantise: Callable[[str, Tensor], Tensors]
     config: dict[str, Any]
     """``quantization_config``."""
-    dtype: str
 
 
 FORMATS = (
-    Format("W8A8, int8 (compressed-tensors)", int8, channels("int"), "float32"),
-    Format("FP8 by channel (compressed-tensors)", float8, channels("float"), "bfloat16"),
+    Format("W8A8, int8 (compressed-tensors)", int8, channels("int")),
+    Format("FP8 by channel (compressed-tensors)", float8, channels("float")),
     Format(
         "AWQ, 4 bits",
         awq,
         {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True,
          "version": "gemm"},
-        "bfloat16",
     ),
     Format(
         "GPTQ, 4 bits",
         gptq,
         {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True,
          "lm_head": False},
-        "bfloat16",
     ),
 )  # fmt: skip
 NOT_SERVED = {

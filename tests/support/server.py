@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from tests.support.engine import ENVIRONMENT
@@ -31,6 +33,8 @@ TOGETHER = {
     "OMP_NUM_THREADS": "1",
 }
 """The engine's worker runs inside the engine's process, which saves one start of Python."""
+PORTS: list[IO[str]] = []
+"""Locks of the ports that this process has been given; they end with it."""
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 FLAGS = ("--served-model-name", "smol", "--api-key", API_KEY, "--max-model-len", "1024")
 
@@ -101,10 +105,23 @@ def gauges(url: str) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """A port of this machine that is not in use yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that is not in use yet, and that no other process of tests gets.
+
+    Until a server listens there, others could be given it too: vLLM's would share it, each with
+    some of the connections.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        taken = (Path(tempfile.gettempdir()) / f"divserve-port-{port}").open("w")
+        try:
+            fcntl.flock(taken, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken.close()
+        else:
+            PORTS.append(taken)
+            return port
 
 
 def hang_up(url: str, body: dict[str, Any], after_s: float) -> None:
