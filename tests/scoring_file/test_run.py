@@ -1,0 +1,328 @@
+"""Whole runs against a scripted server: what is asked, what is written, and where a run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from divserve.errors import StartupError
+from divserve.scoring_file import parquet, run, tally
+from divserve.scoring_file.client import Refused
+from divserve.scoring_file.settings import Settings, fields_of
+
+LISTED = {
+    "loss": {"larger_means": "less likely text", "available": True, "needs": []},
+    "pmi": {"larger_means": "leans", "available": True, "needs": ["guide"]},
+    "zlib": {"larger_means": "familiar", "available": False, "needs": [], "membership": True},
+    "binoculars": {"available": False, "needs": ["amateur"], "membership": False},
+}
+
+
+class Scripted:
+    """The loss of a text is its number; answers come in random order."""
+
+    bodies: list[dict[str, Any]]
+    fail_at = 10**6
+    stop_at = 10**6
+    at_once = most_at_once = 0
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.draw = random.Random(1)
+
+    async def close(self) -> None: ...
+
+    async def scores(self) -> dict[str, dict[str, Any]]:
+        return LISTED
+
+    async def model(self) -> str:
+        return "smol"
+
+    async def score(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        if len(Scripted.bodies) == Scripted.stop_at:
+            raise KeyboardInterrupt
+        if len(Scripted.bodies) >= Scripted.fail_at:
+            raise StartupError("the server has left")
+        Scripted.bodies.append(dict(body))
+        Scripted.at_once += 1
+        Scripted.most_at_once = max(Scripted.most_at_once, Scripted.at_once)
+        await asyncio.sleep(self.draw.random() / 500)
+        Scripted.at_once -= 1
+        given = body["input"]
+        if given == "bad":
+            raise Refused({"message": "'input' is bad.", "param": "input", "code": "invalid_value"})
+        texts = [given] if isinstance(given, str) else given
+        data = [
+            {"object": "score", "index": place, "tokens": 3, "larger_means": {},
+             "scores": {"loss": float(text) if text != "none" else None}}
+            for place, text in enumerate(texts)
+        ]  # fmt: skip
+        return {"object": "list", "data": data, "usage": {"prompt_tokens": 4}}
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted.bodies, Scripted.fail_at, Scripted.stop_at = [], 10**6, 10**6
+    Scripted.at_once = Scripted.most_at_once = 0
+    monkeypatch.setattr(run, "Server", Scripted)
+
+
+def written(path: Path, *lines: Any) -> Path:
+    text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("".join(f"{line}\n" for line in text))
+    return path
+
+
+def numbers(folder: Path, count: int = 40) -> Path:
+    return written(
+        folder / "in.jsonl", *({"id": f"t{n}", "input": str(n)} for n in range(1, 1 + count))
+    )
+
+
+def scored(file: Path, out: Path, **options: Any) -> dict[str, Any]:
+    settings = Settings(file, out, "http://x", **{"parallel": 4, **options})
+    return asyncio.run(run.score_file(settings, lambda *_: None))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_records_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.jsonl"
+    told: list[tuple[int, int, int]] = []
+    settings = Settings(
+        numbers(tmp_path), out, "http://x", None, None, {"scores": ["loss"]}, parallel=4
+    )
+    summary = asyncio.run(run.score_file(settings, lambda *given: told.append(given)))
+    found = records(out)
+    assert [record["id"] for record in found] == [f"t{n}" for n in range(1, 41)]
+    assert found[4] == {
+        "line": 5, "id": "t5", "data": [{"index": 0, "tokens": 3, "scores": {"loss": 5}}],
+        "usage": {"prompt_tokens": 4},
+    }  # fmt: skip
+    assert Scripted.bodies[0] == {"model": "smol", "scores": ["loss"], "input": "1"}
+    assert 1 < Scripted.most_at_once <= 4
+    assert (told[0], told[-1]) == ((0, 40, 0), (40, 40, 0))
+    loss = summary["scores"]["loss"]
+    assert (summary["lines"], summary["texts"], summary["tokens"]) == (40, 40, 120)
+    assert (loss["count"], loss["null"], loss["mean"], loss["median"]) == (40, 0, 20.5, 20.5)
+    assert loss["5 %"] == pytest.approx(2.95)
+    assert loss["larger_means"] == "less likely text"
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "out.jsonl", "out.jsonl.lock", "out.jsonl.run.json",
+    ]  # fmt: skip
+
+
+def test_lines_that_fail_are_records_too(tmp_path: Path) -> None:
+    deep = "[" * 200_000
+    file = written(
+        tmp_path / "in.jsonl",
+        {"id": 7, "input": ["1", "none"], "model": "other"}, "", {"input": "bad"}, "{", "[1]",
+        {"id": [1], "input": "1"}, '{"input": NaN}', '{"input": "\\ud800"}', deep,
+        {"id": True, "input": "1"},
+    )  # fmt: skip
+    file.write_bytes(file.read_bytes() + b'{"id": "\xff"}\n{"id": "last", "input": "3"}')
+    summary = scored(file, tmp_path / "out.jsonl")
+    found = records(tmp_path / "out.jsonl")
+    assert [record["line"] for record in found] == [1, *range(3, 13)]
+    assert Scripted.bodies[0]["model"] == "other"
+    assert (found[0]["id"], found[-1]["id"]) == (7, "last")
+    assert found[1]["error"]["param"] == "input"
+    messages = [record["error"]["message"] for record in found[1:-1]]
+    starts = [
+        "'input' is bad.", "the line is not JSON: Expecting", "the line is not a JSON object",
+        "'id' must be a string or an integer", "the line is not JSON: NaN is not a number",
+        "the line is not JSON: 'utf-8' codec can't encode", "the line is nested too deeply",
+        "'id' must be", "the line is not JSON: 'utf-8' codec can't decode",
+    ]  # fmt: skip
+    assert [m.startswith(s) for m, s in zip(messages, starts, strict=True)] == [True] * 9, messages
+    assert (summary["failed"], len(summary["failures"]), summary["texts"]) == (9, 9, 3)
+    assert summary["scores"]["loss"]["null"] == 1
+
+
+def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divserve.scoring_file.lines.MOST_BYTES", 40)
+    monkeypatch.setattr("divserve.scoring_file.lines.CHUNK", 7)
+    file = written(tmp_path / "in.jsonl", {"input": "1" * 100}, {"input": "2"}, {"input": "3" * 50})
+    summary = scored(file, tmp_path / "out.jsonl")
+    assert [record["line"] for record in summary["failures"]] == [1, 3]
+    assert summary["failures"][0]["error"]["message"] == "the line has more than 40 bytes"
+    assert (summary["lines"], summary["texts"]) == (3, 1)
+
+
+@pytest.mark.parametrize("how", ["fail_at", "stop_at"])
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, how: str) -> None:
+    file, out = numbers(tmp_path), tmp_path / "out.jsonl"
+    setattr(Scripted, how, 25)
+    with pytest.raises((StartupError, KeyboardInterrupt)):
+        scored(file, out)
+    assert not out.exists()
+    partial = Path(f"{out}.partial")
+    kept = len(records(partial))
+    assert 0 < kept <= 25
+    with partial.open("a") as torn:
+        torn.write('{"line": 3')
+    first = [body["input"] for body in Scripted.bodies]
+    Scripted.bodies, Scripted.fail_at, Scripted.stop_at = [], 10**6, 10**6
+    summary = scored(file, out, parallel=2)
+    assert Scripted.bodies[0]["input"] == str(kept + 1)
+    assert set(first[:kept]) == {str(n) for n in range(1, kept + 1)} or len(first) > kept
+    assert [record["line"] for record in records(out)] == list(range(1, 41))
+    assert summary["scores"]["loss"]["mean"] == 20.5
+    Scripted.bodies = []
+    assert scored(file, out) == summary
+    assert Scripted.bodies == []
+
+
+def test_a_kill_before_the_output_is_in_place(tmp_path: Path) -> None:
+    file, out = numbers(tmp_path, 5), tmp_path / "out.jsonl"
+    summary = scored(file, out)
+    out.rename(f"{out}.partial")
+    Scripted.bodies = []
+    assert scored(file, out) == summary
+    assert Scripted.bodies == []
+    assert len(records(out)) == 5
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    file, out = numbers(tmp_path, 5), tmp_path / "out.jsonl"
+    scored(file, out, fields={"scores": ["loss"]})
+    told = r'begun with scores = \["loss"\], not scores = \["pmi"\]: give the same file and options'
+    with pytest.raises(StartupError, match=told):
+        scored(file, out, fields={"scores": ["pmi"]})
+    with pytest.raises(StartupError, match='model = "smol", not model = "x"'):
+        scored(file, out, fields={"scores": ["loss"]}, model="x")
+    written(file, {"input": "9"})
+    with pytest.raises(StartupError, match="begun with input = .* --no-resume to start anew"):
+        scored(file, out, fields={"scores": ["loss"]})
+    scored(file, out, resume=False)
+    assert [record["data"][0]["scores"]["loss"] for record in records(out)] == [9]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    file, out = numbers(tmp_path, 2), written(tmp_path / "out.jsonl", "mine")
+    with pytest.raises(StartupError, match="exists and is not of this command"):
+        scored(file, out)
+    assert out.read_text() == "mine\n"
+    (tmp_path / "b.jsonl.run.json").write_text("{")
+    with pytest.raises(StartupError, match="run.json cannot be read: start anew"):
+        scored(file, tmp_path / "b.jsonl")
+    with (
+        FileLock(tmp_path / "c.jsonl.lock"),
+        pytest.raises(StartupError, match="another process writes"),
+    ):
+        scored(file, tmp_path / "c.jsonl")
+    with pytest.raises(StartupError, match="cannot write .*in.jsonl/out.jsonl"):
+        scored(file, file / "out.jsonl")
+    assert Scripted.bodies == []
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stops, and goes on when there is room again."""
+    from divserve.scoring_file import record
+
+    file, out = numbers(tmp_path), tmp_path / "out.jsonl"
+    real, written_so_far = json.dumps, 0
+
+    def full(value: Any, **options: Any) -> str:
+        nonlocal written_so_far
+        written_so_far += 1
+        if written_so_far > 10:
+            raise OSError(28, "No space left on device")
+        return real(value, **options)
+
+    monkeypatch.setattr(record.json, "dumps", full)
+    with pytest.raises(StartupError, match="cannot write .*: No space left on device"):
+        scored(file, out)
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "Server", Scripted)
+    assert scored(file, out)["lines"] == 40
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["nope"], "there is no score 'nope': the scores are loss, pmi, zlib, binoculars"),
+        (["loss", "zlib"], "zlib is not offered by this server; it needs --scores membership"),
+        (["binoculars"], "binoculars is not offered by this server; it needs amateur"),
+    ],
+)
+def test_scores_that_no_line_can_have(tmp_path: Path, names: list[str], told: str) -> None:
+    with pytest.raises(StartupError) as error:
+        scored(numbers(tmp_path), tmp_path / "out.jsonl", fields={"scores": names})
+    assert str(error.value) == told
+    assert Scripted.bodies == []
+
+
+def test_mistakes_in_options(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"must end in \.jsonl or \.parquet"):
+        Settings(tmp_path / "a.jsonl", tmp_path / "b.csv", "")
+    with pytest.raises(StartupError, match="is the input"):
+        Settings(tmp_path / "a.jsonl", tmp_path / "a.jsonl", "")
+    with pytest.raises(StartupError, match="cannot read .*a.jsonl: No such file"):
+        scored(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    with pytest.raises(StartupError, match="--guide: nope is not JSON"):
+        fields_of((), None, "nope")
+    with pytest.raises(StartupError, match="--method: cannot read no.json: No such file"):
+        fields_of((), "no.json", None)
+    assert fields_of((), None, None, k=None) == {}
+    file = written(tmp_path / "m.json", {"method": "cad"})
+    assert fields_of(["loss, pmi", "loss"], str(file), '{"without": "x"}', k=0.1) == {
+        "scores": ["loss", "pmi"], "method": {"method": "cad"}, "guide": {"without": "x"}, "k": 0.1,
+    }  # fmt: skip
+    assert fields_of((), "cad", None) == {"method": "cad"}
+    assert fields_of((), '[{"method": "cad"}]', None) == {"method": [{"method": "cad"}]}
+
+
+def test_quantiles_of_very_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "KEPT", 2000)
+    found = tally.Tally()
+    for number in range(20_000):
+        found.add({"data": [{"tokens": 1, "scores": {"loss": number, "none": None}}]})
+    scores = found.summary({})["scores"]
+    assert len(found.values["loss"].kept) == 2000
+    assert (scores["loss"]["mean"], scores["loss"]["sampled"]) == (9999.5, True)
+    assert scores["loss"]["median"] == pytest.approx(10_000, rel=0.1)
+    assert scores["loss"]["95 %"] == pytest.approx(19_000, rel=0.05)
+    assert scores["none"] == {"larger_means": "", "count": 0, "null": 20_000}
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(StartupError, match=r"needs pyarrow \(pip install 'divserve\[parquet\]'\)"):
+        scored(numbers(tmp_path), tmp_path / "out.parquet")
+    assert Scripted.bodies == []
+
+
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several row groups, several texts in a line, failed lines."""
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow comes with the extra 'parquet'")
+    monkeypatch.setattr(parquet, "ROWS", 2)
+    file = written(
+        tmp_path / "in.jsonl", {"id": 7, "input": ["1", "none"]}, {"input": "bad"},
+        {"id": "c", "input": "3"}, {"input": "4"},
+    )  # fmt: skip
+    out = tmp_path / "out.parquet"
+    summary = scored(file, out)
+    table = pq.read_table(out)
+    assert pq.ParquetFile(out).num_row_groups == 3
+    assert table.column_names == [
+        "line", "id", "index", "tokens", "loss", "excluded", "trace", "error",
+    ]  # fmt: skip
+    columns = table.to_pydict()
+    assert columns["line"] == [1, 1, 2, 3, 4]
+    assert columns["id"] == ["7", "7", None, "c", None]
+    assert columns["index"] == [0, 1, None, 0, 0]
+    assert columns["loss"] == [1, None, None, 3, 4]
+    assert columns["error"] == [None, None, "'input' is bad.", None, None]
+    assert not Path(f"{out}.partial").exists()
+    Scripted.bodies = []
+    assert scored(file, out) == summary
+    assert Scripted.bodies == []
