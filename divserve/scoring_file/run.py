@@ -110,12 +110,11 @@ def _check_names(names: list[str], listed: Mapping[str, Mapping[str, Any]]) -> N
     for name in names:
         if name not in listed:
             raise StartupError(f"there is no score '{name}': the scores are {', '.join(listed)}")
-        if not listed[name].get("available", True):
-            raise StartupError(
-                f"{name} is not offered by this server; it needs "
-                f"{', '.join(listed[name]['needs']) or 'nothing'}"
-                f"{' and --scores membership' if listed[name].get('membership') else ''}"
-            )
+        entry = listed[name]
+        if not entry.get("available", True):
+            more = ["--scores membership"] if entry.get("membership") else []
+            needs = ", ".join([*entry["needs"], *more])
+            raise StartupError(f"{name} is not offered by this server: it needs {needs}")
 
 
 def _first(errors: BaseExceptionGroup[StartupError]) -> StartupError:
