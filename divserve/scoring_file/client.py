@@ -70,10 +70,19 @@ class Server:
             return {entry["score"]: entry for entry in found["data"]}
         except openai.APIError as error:
             raise StartupError(f"{self.url} does not list scores: {_told(error)}") from None
+        except (KeyError, TypeError):
+            raise StartupError(f"{self.url} does not list scores: is it divserve?") from None
 
     async def model(self) -> str:
-        """The name of the first served model."""
-        return (await self._client.models.list()).data[0].id
+        """The name of the first served model.
+
+        Raises:
+            StartupError: the server does not tell it.
+        """
+        try:
+            return (await self._client.models.list()).data[0].id
+        except openai.APIError as error:
+            raise StartupError(f"{self.url} does not list models: {_told(error)}") from None
 
     async def score(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request; waits while the server has no room.

@@ -129,6 +129,11 @@ def test_what_it_asks_first(url: str, script: Script) -> None:
     script.answers = [(404, {"detail": "Not Found"}, {})]
     with pytest.raises(StartupError, match="does not list scores"):
         asked(url, "scores")
+    with pytest.raises(StartupError, match="does not list models"):
+        asked(url, "model")
+    script.answers = [(200, ["other"], {})]
+    with pytest.raises(StartupError, match=r"does not list scores: is it divserve\?"):
+        asked(url, "scores")
     with pytest.raises(StartupError, match="does not list scores: Connection error"):
         asked("http://127.0.0.1:9", "scores")
     with pytest.raises(StartupError, match="Connection error"):

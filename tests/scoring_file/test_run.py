@@ -123,6 +123,30 @@ def test_records_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_few_lines_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an answer that does not come, others go on only so far."""
+    released = asyncio.Event()
+
+    class Held(Scripted):
+        async def score(self, body: Mapping[str, Any]) -> dict[str, Any]:
+            if body["input"] == "1":
+                await released.wait()
+            elif len(Scripted.bodies) == run.AHEAD * 4 - 2:
+                asyncio.get_running_loop().call_later(0.2, look)
+            return await super().score(body)
+
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(len(Scripted.bodies))
+        released.set()
+
+    monkeypatch.setattr(run, "Server", Held)
+    scored(numbers(tmp_path), tmp_path / "out.jsonl")
+    assert seen == [run.AHEAD * 4 - 1]
+    assert [record["line"] for record in records(tmp_path / "out.jsonl")] == list(range(1, 41))
+
+
 def test_lines_that_fail_are_records_too(tmp_path: Path) -> None:
     deep = "[" * 200_000
     file = written(
