@@ -195,7 +195,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, how: str) -> None:
     kept = len(records(partial))
     assert 0 < kept <= 25
     with partial.open("a") as torn:
-        torn.write('{"line": 3')
+        torn.write('{"line": 3' if how == "fail_at" else '{"line": 3\n{}\n')
     first = [body["input"] for body in Scripted.bodies]
     Scripted.bodies, Scripted.fail_at, Scripted.stop_at = [], 10**6, 10**6
     summary = scored(file, out, parallel=2)
@@ -269,6 +269,25 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(run, "Server", Scripted)
     assert scored(file, out)["lines"] == 40
+
+
+def test_an_output_that_cannot_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = numbers(tmp_path, 3), tmp_path / "out.jsonl"
+
+    class InTheWay(Scripted):
+        async def score(self, body: Mapping[str, Any]) -> dict[str, Any]:
+            out.mkdir(exist_ok=True)
+            return await super().score(body)
+
+    monkeypatch.setattr(run, "Server", InTheWay)
+    with pytest.raises(StartupError, match=r"cannot write .*: Is a directory"):
+        scored(file, out)
+    out.rmdir()
+    Scripted.bodies = []
+    assert scored(file, out)["lines"] == 3
+    assert Scripted.bodies == []
 
 
 @pytest.mark.parametrize(
