@@ -21,6 +21,7 @@ from divserve import __version__, models
 from divserve.distill.command import distill
 from divserve.errors import DivserveError, StartupError
 from divserve.evaluation.command import evaluate
+from divserve.scoring_file.command import score
 from divserve.startup.checks import VLLM_VERSION
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def doctor() -> int:
 
 app.command()(distill)
 app.command("eval")(evaluate)
+app.command()(score)
 
 
 @app.callback(invoke_without_command=True)

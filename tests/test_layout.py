@@ -28,7 +28,7 @@ LAYERS = [
     ["divserve.http"],
     ["divserve.api", "divserve.batches", "divserve.edges", "divserve.playground"],
     ["divserve.server"],
-    ["divserve.startup", "divserve.distill", "divserve.evaluation"],
+    ["divserve.startup", "divserve.distill", "divserve.evaluation", "divserve.scoring_file"],
     ["divserve.cli"],
     ["divserve.__main__"],
 ]
@@ -56,6 +56,10 @@ FORBIDDEN = {
     ],
     "divserve.http": ["divserve.engine", "torch", "transformers"],
     "divserve.playground": ["divserve.api", "divserve.engine", "torch", "transformers"],
+    "divserve.scoring_file": [
+        "divserve.decoding", "divserve.engine", "divserve.http", "divserve.models",
+        "divserve_kernels", "fastapi", "torch",
+    ],
     "divserve_contract": ["divserve", "fastapi", "numpy", "torch"],
     "divserve_kernels": ["divserve", "fastapi", "transformers"],
 }  # fmt: skip
