@@ -63,7 +63,7 @@ def chat_twin(
         found = _without(selector, messages, documents, path)
         if not found.read.messages:
             raise InvalidRequest(
-                "Nothing but documents: the messages need a part that is none.",
+                "Nothing is left for the guide: the messages need a part besides the one that it lacks.",
                 param="messages",
             )
         return found

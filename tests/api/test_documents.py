@@ -50,7 +50,7 @@ def test_there_must_be_a_document_and_a_question() -> None:
     )
     assert nothing.value.param == "messages"
     assert nothing.value.message == (
-        "Nothing but documents: the messages need a part that is none."
+        "Nothing is left for the guide: the messages need a part besides the one that it lacks."
     )
 
 

@@ -178,7 +178,7 @@ def test_what_is_not_there(guide: dict[str, Any], param: str, told: str) -> None
 @pytest.mark.parametrize("guide", [{"role": "user"}, {"first_of": [{"message": 0}]}])
 def test_something_must_be_left(guide: dict[str, Any]) -> None:
     """Nor is the next selector tried: what the client meant is there."""
-    with pytest.raises(InvalidRequest, match="Nothing but documents") as refused:
+    with pytest.raises(InvalidRequest, match="Nothing is left for the guide") as refused:
         left([user("a")], **guide)
     assert not isinstance(refused.value, NoDocument)
 
