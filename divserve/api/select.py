@@ -63,7 +63,8 @@ def chat_twin(
         found = _without(selector, messages, documents, path)
         if not found.read.messages:
             raise InvalidRequest(
-                "Nothing is left for the guide: the messages need a part besides the one that it lacks.",
+                "Nothing is left for the guide: the messages need a part besides the one "
+                "that it lacks.",
                 param="messages",
             )
         return found
