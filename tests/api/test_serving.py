@@ -95,7 +95,7 @@ def test_tools_that_need_a_parser(http: TestClient) -> None:
     """The rendering of the request's own prompt rejects them."""
     tools = [{"type": "function", "function": {"name": "f"}}]
     response = ask(http, CHAT, tools=tools, tool_choice="required")
-    assert error_of(response) == (400, None, "invalid_value")
+    assert error_of(response) == (400, "tool_choice", "invalid_value")
     assert "--tool-call-parser" in response.json()["error"]["message"]
 
 
