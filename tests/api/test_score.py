@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from divserve.decoding import Form
+from divserve.errors import ApiError
 from divserve.scores import SCORES, Scoring, log_frequencies
 from tests.support.chat import DOCUMENT, MESSAGES, PROMPT
 from tests.support.fake_client import MAX_GUIDE_TOKENS, FakeClient, arguments
@@ -306,7 +307,7 @@ def test_an_engine_that_returns_nothing(http: TestClient, engine: FakeClient) ->
 
 
 def test_the_first_error_ends_the_others(http: TestClient, engine: FakeClient) -> None:
-    engine.fail_at = 0
+    engine.fail_at, engine.error = 0, ApiError("broken")
     response = http.post(PATH, json={"input": ["a b", "c d"]})
     assert (response.status_code, response.json()["error"]["message"]) == (500, "broken")
 
