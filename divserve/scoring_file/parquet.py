@@ -24,7 +24,7 @@ def check(out: Path) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise StartupError(
-            f"--out {out}: Parquet needs pyarrow (pip install 'divserve[parquet]'); or give a name "
+            f"--out {out}: Parquet needs pyarrow (pip install pyarrow); or give a name "
             "that ends in .jsonl"
         ) from None
 
