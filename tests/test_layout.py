@@ -19,7 +19,7 @@ KERNELS = ROOT / "kernels"
 LAYERS = [
     ["divserve"],
     ["divserve.errors", "divserve.metrics", "divserve.plots", "divserve_contract"],
-    ["divserve.models"],
+    ["divserve.models", "divserve.remote"],
     ["divserve.decoding", "divserve_kernels"],
     ["divserve.client", "divserve.scores"],
     ["divserve.engine"],

@@ -15,6 +15,7 @@ from divserve.evaluation.arms import Arm, Listed
 from divserve.evaluation.items import Item
 from divserve.evaluation.statistics import entropy
 from divserve.evaluation.traces import TRACE, divergences, swapped
+from divserve.remote import Remote
 
 __all__ = ["LIKELIEST", "Server"]
 
@@ -24,25 +25,11 @@ RETRIES = 20
 """Of requests that the server has no room for; the client waits as long as the server says."""
 
 
-class Server:
-    """A server of divserve, by its address.
-
-    Args:
-        url: without ``/v1``.
-        key: None if it asks for none.
-        timeout_s: of one request.
-    """
+class Server(Remote):
+    """A server whose methods are compared: see `Remote`."""
 
     def __init__(self, url: str, key: str | None, timeout_s: float = 600) -> None:
-        self.url = url
-        self._client = openai.AsyncOpenAI(
-            base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=RETRIES,
-            timeout=timeout_s,
-        )  # fmt: skip
-
-    async def close(self) -> None:
-        """Closes its connections."""
-        await self._client.close()
+        super().__init__(url, key, RETRIES, timeout_s)
 
     async def methods(self) -> dict[str, Listed]:
         """The decoding methods of the server by name.
@@ -50,15 +37,8 @@ class Server:
         Raises:
             StartupError: nothing that is divserve answers there.
         """
-        try:
-            found = await self._client.get("/decoding/methods", cast_to=object)
-            return {entry["method"]: Listed.of(entry) for entry in found["data"]}  # type: ignore[index]
-        except openai.APIError as error:
-            raise StartupError(f"{self.url} does not list decoding methods: {error}") from None
-
-    async def model(self) -> str:
-        """The name of the first served model."""
-        return (await self._client.models.list()).data[0].id
+        listed = await self.listed("/decoding/methods", "decoding methods", "method")
+        return {name: Listed.of(entry) for name, entry in listed.items()}
 
     async def ask(
         self, task: str, item: Item, arm: Arm, model: str, seed: int, listed: Mapping[str, Listed]

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 
 from divserve.errors import StartupError
+from divserve.remote import Remote, told
 
 __all__ = ["Refused", "Server"]
 
@@ -39,25 +40,11 @@ class Refused(Exception):
         self.error = dict(error)
 
 
-class Server:
-    """A server of divserve, by its address.
-
-    Args:
-        url: without ``/v1``.
-        key: None if it asks for none.
-        timeout_s: of one request.
-    """
+class Server(Remote):
+    """A server that scores texts: see `Remote`."""
 
     def __init__(self, url: str, key: str | None, timeout_s: float = 600) -> None:
-        self.url = url
-        self._client = openai.AsyncOpenAI(
-            base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=RETRIES,
-            timeout=timeout_s,
-        )  # fmt: skip
-
-    async def close(self) -> None:
-        """Closes its connections."""
-        await self._client.close()
+        super().__init__(url, key, RETRIES, timeout_s)
 
     async def scores(self) -> dict[str, dict[str, Any]]:
         """What ``GET /v1/decoding/scores`` tells of each score, by name.
@@ -65,24 +52,7 @@ class Server:
         Raises:
             StartupError: nothing that is divserve answers there.
         """
-        try:
-            found: Any = await self._client.get("/decoding/scores", cast_to=object)
-            return {entry["score"]: entry for entry in found["data"]}
-        except openai.APIError as error:
-            raise StartupError(f"{self.url} does not list scores: {_told(error)}") from None
-        except (KeyError, TypeError):
-            raise StartupError(f"{self.url} does not list scores: is it divserve?") from None
-
-    async def model(self) -> str:
-        """The name of the first served model.
-
-        Raises:
-            StartupError: the server does not tell it.
-        """
-        try:
-            return (await self._client.models.list()).data[0].id
-        except openai.APIError as error:
-            raise StartupError(f"{self.url} does not list models: {_told(error)}") from None
+        return await self.listed("/decoding/scores", "scores", "score")
 
     async def score(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request; waits while the server has no room.
@@ -109,10 +79,10 @@ class Server:
             return self._gone(error)
         body = error.body if isinstance(error.body, Mapping) else {}
         known = {name: body[name] for name in ("param", "code") if body.get(name) is not None}
-        return Refused({"message": _told(error), **known})
+        return Refused({"message": told(error), **known})
 
     def _gone(self, error: openai.APIError) -> StartupError:
-        return StartupError(f"{self.url}: {_told(error)} The same command goes on from here.")
+        return StartupError(f"{self.url}: {told(error)} The same command goes on from here.")
 
 
 def _wait(error: openai.APIStatusError) -> float | None:
@@ -124,9 +94,3 @@ def _wait(error: openai.APIStatusError) -> float | None:
     except ValueError:
         return None
     return max(wait, 0.1) if math.isfinite(wait) else None
-
-
-def _told(error: openai.APIError) -> str:
-    body = error.body
-    message = body.get("message") if isinstance(body, Mapping) else None
-    return " ".join(str(message or error.message).split())
