@@ -81,18 +81,19 @@ def log_probs_of(prompt: Sequence[int], read: Read | None, top: int, decode: Dec
     start = len(prompt) - len(own)
     found: LogProbs = [None] * start
     for place, (logprob, rank) in enumerate(own):
+        here = start + place
         # Its own number comes first, also if it is among the likeliest: there it may be rounded
         # differently, and clients compare the two.
-        entries = {prompt[start + place]: (logprob, int(rank))}
+        entries = {prompt[here]: (logprob, int(rank))}
         for k, (token, value) in enumerate(zip(ids[place], values[place], strict=True), 1):
             entries.setdefault(token, (value, k))
-        found.append(_with_texts(entries, prompt[: start + place], decode))
+        found.append(_with_texts(entries, prompt[max(0, here - CONTEXT) : here], decode))
     return found
 
 
 def _with_texts(
     entries: dict[int, tuple[float, int]], before: Sequence[int], decode: Decode
 ) -> dict[int, Any]:
-    texts = decode([*entries], [before[-CONTEXT:]] * len(entries))
+    texts = decode([*entries], [before] * len(entries))
     pairs = zip(entries.items(), texts, strict=True)
     return {token: Logprob(value, rank, text.text) for (token, (value, rank)), text in pairs}

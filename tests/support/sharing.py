@@ -14,6 +14,7 @@ SERVERS: dict[str, tuple[str, ...]] = {
         "refusals",
         "routes",
         "metrics",
+        "scores",
         "disconnect",
         "playground",
         "killed",
